@@ -1,0 +1,5 @@
+//! cli
+
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}

@@ -1,0 +1,5 @@
+//! frontend
+
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}

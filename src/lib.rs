@@ -1,0 +1,37 @@
+//! Portcullis: may this request go through?
+//!
+//! A sidecar that answers that question with signed WebAssembly policies, each decision in a fresh instance, under a
+//! strict deadline, in a process without privilege. This page is the map; each room tells its own story.
+//!
+//! ```text
+//!              systemd / init / shell
+//!                      | listening sockets
+//!             +--------v--------+
+//!             |   supervisor    |  SETUID SETGID SETPCAP KILL; one thread; reads the config, nothing else
+//!             +---+---------+---+
+//!      fork+exec  |         |  fork+exec
+//!     +-----------v--+   +--v----------------+
+//!     |   frontend   |   |  worker @ class   |  one live generation per trust class
+//!     |  accept, who +--->  no caps, no fs,  |
+//!     |  is it, hand |fd |  no net, no exec  |
+//!     |  over the fd <---+  fresh instances  |
+//!     +--------------+   +-------------------+
+//! ```
+//!
+//! One decision, top to bottom: [`frontend`] accepts and greets, [`wire::handover`] carries the connection to a
+//! [`worker`], whose connection, admission, schedule and evaluate steps end in [`engine`], and the reply leaves by
+//! [`wire::client`].
+
+pub mod artifact;
+#[cfg(feature = "compiler")]
+pub mod builder;
+#[cfg(feature = "compiler")]
+pub mod cli;
+pub mod client;
+pub mod decision;
+pub mod engine;
+pub mod frontend;
+pub mod sandbox;
+pub mod supervisor;
+pub mod wire;
+pub mod worker;

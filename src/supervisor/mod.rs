@@ -1,0 +1,5 @@
+//! supervisor
+
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}

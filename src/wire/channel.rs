@@ -1,0 +1,197 @@
+//! A typed channel between two of our own processes: SOCK_SEQPACKET, one postcard message a packet, at most one
+//! descriptor with it. The type says which side may send what: `Channel<ToWorker, FromWorker>` is the frontend's end.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
+    sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::frame::{self, DecodeError, EncodeError};
+
+/// One end; sends `Tx`, receives `Rx`. Never blocks.
+#[derive(Debug)]
+pub struct Channel<Tx, Rx> {
+    socket: OwnedFd,
+    max: usize,
+    direction: PhantomData<fn(Tx) -> Rx>,
+}
+
+/// What arrived.
+#[derive(Debug)]
+pub enum Received<Rx> {
+    Message(Rx, Option<OwnedFd>),
+    /// Nothing now; wait until the descriptor is readable.
+    Nothing,
+    /// The other end is gone.
+    End,
+}
+
+/// Why a message could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The other side does not keep up (EAGAIN), or too many descriptors are under way (ETOOMANYREFS): keep the
+    /// message and the descriptor, try again when writable.
+    #[error("channel is full")]
+    Full,
+    #[error("channel is closed")]
+    Closed,
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error("send on channel: {0}")]
+    Io(#[source] io::Error),
+}
+
+/// Why a message could not be received. All but `Io` are the other process's doing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    #[error("message on channel: {0}")]
+    Decode(#[from] DecodeError),
+    #[error("message on channel was longer than {0} bytes, or came with more than one descriptor")]
+    Truncated(usize),
+    #[error("receive on channel: {0}")]
+    Io(#[source] io::Error),
+}
+
+impl<Tx, Rx> Channel<Tx, Rx> {
+    /// Both ends, close-on-exec and non-blocking; messages of at most `max` bytes.
+    pub fn pair(max: usize) -> io::Result<(Self, Channel<Rx, Tx>)> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        Ok((Self::new(ours, max), Channel::new(theirs, max)))
+    }
+
+    /// An end made elsewhere: inherited, or received over another channel. It must be non-blocking.
+    #[must_use]
+    pub fn new(socket: OwnedFd, max: usize) -> Self {
+        Self { socket, max, direction: PhantomData }
+    }
+}
+
+impl<Tx: Serialize, Rx> Channel<Tx, Rx> {
+    /// Sends one message whole, with a copy of `descriptor` if there is one.
+    pub fn send(&self, message: &Tx, descriptor: Option<BorrowedFd<'_>>) -> Result<(), SendError> {
+        let bytes = frame::encode(message, self.max)?;
+        let raw: [RawFd; 1];
+        let rights;
+        let control: &[ControlMessage<'_>] = match descriptor {
+            Some(fd) => {
+                raw = [fd.as_raw_fd()];
+                rights = [ControlMessage::ScmRights(&raw)];
+                &rights
+            }
+            None => &[],
+        };
+        loop {
+            let sent = sendmsg::<UnixAddr>(
+                self.socket.as_raw_fd(),
+                &[IoSlice::new(&bytes)],
+                control,
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+                None,
+            );
+            return match sent {
+                Ok(_) => Ok(()),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS) => Err(SendError::Full),
+                Err(Errno::EPIPE | Errno::ECONNRESET) => Err(SendError::Closed),
+                Err(errno) => Err(SendError::Io(errno.into())),
+            };
+        }
+    }
+}
+
+impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
+    /// Receives one message. A descriptor that comes with one that does not decode is closed.
+    pub fn receive(&self, buffer: &mut Vec<u8>) -> Result<Received<Rx>, ReceiveError> {
+        buffer.resize(self.max, 0);
+        let mut space = cmsg_space!([RawFd; 1]);
+        let (length, flags, descriptor) = loop {
+            let mut slices = [IoSliceMut::new(buffer)];
+            let received = recvmsg::<UnixAddr>(
+                self.socket.as_raw_fd(),
+                &mut slices,
+                Some(&mut space),
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
+            );
+            match received {
+                Ok(message) => {
+                    let mut descriptor = None;
+                    if let Ok(controls) = message.cmsgs() {
+                        for control in controls {
+                            if let ControlMessageOwned::ScmRights(fds) = control {
+                                for fd in fds {
+                                    // Dropping what `replace` gives back closes any but the last.
+                                    descriptor.replace(adopt(fd));
+                                }
+                            }
+                        }
+                    }
+                    break (message.bytes, message.flags, descriptor);
+                }
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Ok(Received::Nothing),
+                Err(Errno::ECONNRESET) => return Ok(Received::End),
+                Err(errno) => return Err(ReceiveError::Io(errno.into())),
+            }
+        };
+        if length == 0 {
+            return Ok(Received::End);
+        }
+        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+            return Err(ReceiveError::Truncated(self.max));
+        }
+        let bytes = buffer.get(..length).ok_or(ReceiveError::Truncated(self.max))?;
+        Ok(Received::Message(frame::decode(bytes)?, descriptor))
+    }
+}
+
+impl<Tx, Rx> AsFd for Channel<Tx, Rx> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl<Tx, Rx> From<Channel<Tx, Rx>> for OwnedFd {
+    fn from(channel: Channel<Tx, Rx>) -> Self {
+        channel.socket
+    }
+}
+
+/// JUSTIFICATION: the kernel hands descriptors over as numbers; only this turns one into a value that closes itself.
+#[expect(unsafe_code, reason = "a descriptor received with SCM_RIGHTS arrives as a number")]
+fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just installed this descriptor for this recvmsg call; nobody else knows its number.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Takes a descriptor that the supervisor placed at a fixed number before exec (see [`super::control::fd`]).
+///
+/// Returns an error if the number is not open or has been taken before in this process. Marks it close-on-exec.
+///
+/// JUSTIFICATION: an inherited descriptor is a number by agreement between two programs; std has no safe way to own it.
+#[expect(unsafe_code, reason = "an inherited descriptor arrives as a number")]
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+    let bit = u32::try_from(number).ok().and_then(|n| 1_u64.checked_shl(n)).unwrap_or(0);
+    if bit == 0 || TAKEN.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
+        return Err(io::Error::other(format!(
+            "descriptor {number} was taken before, or is not one to inherit"
+        )));
+    }
+    // SAFETY: only borrowed for this call, which fails with EBADF if it is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    nix::fcntl::fcntl(borrowed, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+        .map_err(|errno| io::Error::other(format!("inherited descriptor {number}: {errno}")))?;
+    // SAFETY: it is open (just checked), and TAKEN makes sure that this process owns it once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

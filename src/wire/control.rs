@@ -1,0 +1,185 @@
+//! Supervisor <-> each child. The supervisor decodes the small enums here and nothing else that a child wrote.
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::{PolicyName, Tenant, TrustClass};
+
+/// Largest control message, bytes.
+pub const CONTROL_MAX: usize = 64 * 1024;
+/// Largest assignment, bytes: 10,000 tenants with their policies.
+pub const ASSIGNMENT_MAX: usize = 64 << 20;
+
+/// The descriptors every child is started with, besides 0 (/dev/null), 1 and 2 (the log).
+pub mod fd {
+    /// SOCK_SEQPACKET to the supervisor.
+    pub const CONTROL: i32 = 3;
+    /// Sealed memfd with the postcard of the role's assignment.
+    pub const ASSIGNMENT: i32 = 4;
+    /// Frontend: the socket clients connect to. Worker: SOCK_SEQPACKET to the frontend.
+    pub const FIRST: i32 = 5;
+    /// Frontend: the socket operators connect to.
+    pub const SECOND: i32 = 6;
+}
+
+/// What the supervisor tells a child.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToChild {
+    /// The witness is satisfied: serve.
+    Serve,
+    /// Answer with [`FromChild::Pong`], if those who do the work still do it.
+    Ping { nonce: u64 },
+    /// Finish what was begun, take nothing new, exit 0.
+    Drain,
+    /// Frontend only, with the descriptor of a channel to the worker: from now on this generation serves the class.
+    /// An older generation of the same class is to be drained, in order.
+    Route { class: TrustClass, generation: u64 },
+    /// Frontend only: the process table and the configuration's state as `status` shows them.
+    Processes(ProcessTable),
+    /// Frontend only: who may ask for whom, after a reload. Descriptor: a sealed memfd with a [`FrontendAssignment`].
+    Reassign,
+}
+
+/// What a child tells the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromChild {
+    /// Sealed; waits for [`ToChild::Serve`].
+    Ready(Ready),
+    Pong {
+        nonce: u64,
+    },
+    /// Worker: this process has lived or decided as much as its class allows; start another.
+    Renew,
+    /// Cannot start, and why. The child exits after it.
+    Failed {
+        why: String,
+    },
+}
+
+/// What a sealed child says of itself; all of it is also looked at from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Policies it loaded and policies it refused (workers).
+    pub loaded: u32,
+    pub refused: u32,
+    /// Whether fresh instances are reset by PAGEMAP_SCAN (workers).
+    pub pagemap_scan: bool,
+    /// Landlock ABI of the kernel, and whether each thread's `open` failed under it.
+    pub landlock_abi: u32,
+    pub landlock_proven_threads: u32,
+}
+
+/// What a frontend needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontendAssignment {
+    pub uid: u32,
+    pub gid: u32,
+    pub tenants: Vec<TenantGrant>,
+    /// UIDs besides 0 and the service's own that may ask for the status.
+    pub operators: Vec<u32>,
+    /// From accept to a complete Hello, milliseconds.
+    pub hello_timeout_ms: u32,
+    pub max_connections: u32,
+    pub max_connections_per_uid: u32,
+}
+
+/// Who may ask for one tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantGrant {
+    pub tenant: Tenant,
+    pub class: TrustClass,
+    pub uids: Vec<u32>,
+    pub gids: Vec<u32>,
+}
+
+/// What a worker needs to know. Fixed for its life: another set means another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerAssignment {
+    pub class: TrustClass,
+    pub generation: u64,
+    pub uid: u32,
+    pub gid: u32,
+    /// Directory with `<tenant>/<policy>.cwasm` and `<tenant>/<policy>.statement.json`.
+    pub store: String,
+    /// The class's own directory, mode 0700.
+    pub cache: String,
+    /// PEM (SubjectPublicKeyInfo) of each trusted signer.
+    pub trusted_keys: Vec<String>,
+    pub tenants: Vec<TenantAssignment>,
+    pub limits: ClassLimits,
+}
+
+/// One tenant of a worker's class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantAssignment {
+    pub tenant: Tenant,
+    pub policies: Vec<PolicyName>,
+    /// Share of the processor when others want it too, 1 to 1000.
+    pub weight: u32,
+    /// Longest deadline, microseconds.
+    pub max_deadline_us: u32,
+    /// Where the client sets none, microseconds.
+    pub default_deadline_us: u32,
+}
+
+/// What one class may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassLimits {
+    /// Threads that run guests; at least 1, no more than the machine has cores.
+    pub threads: u32,
+    /// Largest linear memory of one instance, bytes.
+    pub memory: u32,
+    /// Instances at the same time.
+    pub instances: u32,
+    /// Requests that wait or run, in all and of one connection.
+    pub queue: u32,
+    pub pipeline: u32,
+    pub connections: u32,
+    /// Zero each fiber stack before it is used again (about 1 us a decision).
+    pub stack_zeroing: bool,
+    /// Ask for a successor after this many decisions or milliseconds; 0 means never.
+    pub renew_after_decisions: u64,
+    pub renew_after_ms: u64,
+}
+
+/// The processes as the supervisor sees them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessTable {
+    pub isolation: Isolation,
+    /// How the last reload ended: counted from 0 (the start), with the error if it was refused.
+    pub reloads: u64,
+    pub last_reload_error: Option<String>,
+    pub processes: Vec<Process>,
+}
+
+/// How far apart the roles are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Isolation {
+    /// Each role and class has its own UID.
+    DistinctUids,
+    /// Started without the privilege to change UIDs: all share the caller's.
+    #[default]
+    SharedUid,
+}
+
+/// One process of the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub role: String,
+    pub class: Option<TrustClass>,
+    pub generation: u64,
+    pub pid: i32,
+    pub uid: u32,
+    pub state: ProcessState,
+    /// What the witness read of it: how many threads, all of them sealed.
+    pub threads: u32,
+    pub restarts: u32,
+    pub ready: Option<Ready>,
+}
+
+/// Where a process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProcessState {
+    Starting,
+    Serving,
+    Draining,
+}

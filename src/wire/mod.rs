@@ -1,0 +1,12 @@
+//! The walls: every byte that crosses between two processes is defined here, one file per boundary, both directions.
+//!
+//! To add a message: add a variant at the end of its enum (postcard numbers them in order), a row and a vector in
+//! `docs/protocol.md`, and let the compiler show every `match` that has to learn it. Decoding is total: it returns an
+//! error for anything it does not know, never panics, and takes no trailing bytes.
+
+pub mod channel;
+pub mod client;
+pub mod control;
+pub mod frame;
+pub mod handover;
+pub mod operator;

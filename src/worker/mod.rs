@@ -1,0 +1,5 @@
+//! worker
+
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}
