@@ -1,5 +1,20 @@
 //! What a policy runs in. The same code in the worker, the builder and the command line, so that limits cannot differ.
+//!
+//! [`settings`] has the one configuration; [`load`] turns a verified artifact into a [`Policy`]; [`evaluate`] is one
+//! decision: a fresh instance, the request in, the decision out, checked.
 
+mod bindings;
+mod evaluate;
+mod host;
+mod load;
+mod outcome;
 mod settings;
+mod slice;
 
-pub use settings::{WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
+pub use evaluate::{Call, Evaluated, Residue, evaluate};
+pub use host::Importable;
+pub use load::{LoadError, Policy, load};
+#[cfg(feature = "compiler")]
+pub use settings::compiling_engine;
+pub use settings::{PoolLimits, Serving, WASMTIME_VERSION, WORLD, serving_engine, settings_digest};
+pub use slice::{Slice, monotonic_ns, realtime_ns};

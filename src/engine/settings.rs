@@ -1,7 +1,9 @@
 //! The one `wasmtime::Config`. Every setting that changes machine code or the language is set here, explicitly, and
 //! hashed, so that builder and worker agree and a worker can refuse what was compiled for another engine.
 
-use wasmtime::{Config, Engine, WasmBacktraceDetails, WasmFeatures};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails, WasmFeatures,
+};
 
 use crate::artifact::Digest;
 
@@ -71,6 +73,66 @@ pub(super) fn shared_config() -> Config {
     config.native_unwind_info(false);
     config.debug_info(false);
     config
+}
+
+/// What the pool of a serving engine holds.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolLimits {
+    /// Components instantiated at the same time.
+    pub instances: u32,
+    /// Linear memory of each, bytes.
+    pub memory: u32,
+    /// Zero each fiber stack before it is used again.
+    pub stack_zeroing: bool,
+}
+
+/// An engine that runs what others compiled.
+pub struct Serving {
+    pub engine: Engine,
+    /// Whether memories are reset by PAGEMAP_SCAN (Linux 6.7 and newer): five times cheaper than without.
+    pub pagemap_scan: bool,
+}
+
+/// Linear memory and table that are cleared by writing zeroes; what lies above is given back to the kernel.
+const MEMORY_KEEP_RESIDENT: usize = 64 << 10;
+const TABLE_KEEP_RESIDENT: usize = 16 << 10;
+const STACK_KEEP_RESIDENT: usize = 16 << 10;
+/// Largest table, elements; a policy's own limit is at most that.
+const TABLE_ELEMENTS: usize = 10_000;
+/// Parts of one component: its module, the shims around it, what it was composed of.
+const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
+const MEMORIES_PER_COMPONENT: u32 = 2;
+const TABLES_PER_COMPONENT: u32 = 4;
+
+/// The engine a worker runs policies with. Must be called while `/proc/self/pagemap` can be opened: before the process
+/// is made non-dumpable, and before Landlock.
+pub fn serving_engine(limits: &PoolLimits) -> wasmtime::Result<Serving> {
+    let engine = |pagemap_scan| {
+        let mut pool = PoolingAllocationConfig::new();
+        pool.total_component_instances(limits.instances);
+        pool.total_core_instances(limits.instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT));
+        pool.total_memories(limits.instances.saturating_mul(MEMORIES_PER_COMPONENT));
+        pool.total_tables(limits.instances.saturating_mul(TABLES_PER_COMPONENT));
+        pool.total_stacks(limits.instances);
+        pool.max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT);
+        pool.max_memories_per_component(MEMORIES_PER_COMPONENT);
+        pool.max_tables_per_component(TABLES_PER_COMPONENT);
+        pool.max_memory_size(limits.memory as usize);
+        pool.table_elements(TABLE_ELEMENTS);
+        pool.linear_memory_keep_resident(MEMORY_KEEP_RESIDENT);
+        pool.table_keep_resident(TABLE_KEEP_RESIDENT);
+        pool.async_stack_keep_resident(STACK_KEEP_RESIDENT);
+        pool.max_unused_warm_slots(limits.instances);
+        pool.pagemap_scan(pagemap_scan);
+        let mut config = shared_config();
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+        config.async_stack_zeroing(limits.stack_zeroing);
+        Engine::new(&config)
+    };
+    match engine(Enabled::Yes) {
+        Ok(engine) => Ok(Serving { engine, pagemap_scan: true }),
+        Err(_) => engine(Enabled::No).map(|engine| Serving { engine, pagemap_scan: false }),
+    }
 }
 
 /// The engine the builder compiles with.

@@ -1,0 +1,11 @@
+//! The host's side of `policies/wit/policy.wit`, generated.
+
+#![allow(unreachable_pub, reason = "generated")]
+#![allow(missing_docs, reason = "generated; the documentation is in policy.wit")]
+
+wasmtime::component::bindgen!({
+    path: "policies/wit",
+    world: "policy",
+    exports: { default: async },
+    ownership: Borrowing { duplicate_if_necessary: true },
+});

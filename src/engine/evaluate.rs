@@ -1,0 +1,150 @@
+//! One decision: a fresh instance, the request in, the decision out.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use wasmtime::{Store, UpdateDeadline};
+
+use super::bindings::portcullis::policy::types;
+use super::host::Host;
+use super::load::Policy;
+use super::outcome;
+use super::slice::{Slice, monotonic_ns};
+use crate::decision::{Address, Decision, Header, HttpRequest, Input, Outcome, Peer, Refusal, Timing};
+use crate::wire::frame;
+
+/// What one evaluation needs to know besides its policy.
+#[derive(Debug)]
+pub struct Call {
+    /// A postcard-encoded [`Input`].
+    pub input: Bytes,
+    /// Time of receipt, nanoseconds since 1970: the guest's clock, which stands still.
+    pub clock_ns: u64,
+    /// Seed of the guest's random numbers.
+    pub seed: [u8; 32],
+}
+
+/// How an evaluation ended.
+#[derive(Debug)]
+pub struct Evaluated {
+    pub decision: Decision,
+    /// The input did not decode: the client broke the protocol, no guest was run.
+    pub malformed: bool,
+    /// Drop it when the reply is on its way: resetting a large memory takes longer than a small decision.
+    pub residue: Residue,
+}
+
+/// What is left of the instance.
+#[derive(Debug)]
+pub struct Residue(#[expect(dead_code, reason = "held to be dropped later")] Option<Store<Host>>);
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// Decides one request in a fresh instance of `policy`.
+///
+/// The future yields whenever `slice` is over and an epoch has passed; it knows no deadline: who polls it stops doing
+/// so, and drops it, which frees the instance. It must be polled on the thread that `slice` belongs to.
+pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Evaluated {
+    let digest = Some(policy.digest());
+    let ended = |result: Result<_, Refusal>, timing, malformed, residue| {
+        let (outcome, obligations, cache) = result
+            .unwrap_or_else(|refusal| (Outcome::Refused(refusal), Default::default(), Default::default()));
+        Evaluated { decision: Decision { outcome, obligations, cache, digest, timing }, malformed, residue }
+    };
+    let input: Input<'_> = match frame::decode(&call.input) {
+        Ok(input) => input,
+        Err(error) => {
+            let refusal = Refusal::BadRequest(format!("input: {error}"));
+            return ended(Err(refusal), Timing::default(), true, Residue(None));
+        }
+    };
+
+    let started = monotonic_ns();
+    let mut timing = Timing::default();
+    let mut store = fresh_store(&policy, &call, slice);
+    let instance = policy.pre.instantiate_async(&mut store).await;
+    let instantiated = monotonic_ns();
+    timing.instantiate_ns = instantiated.saturating_sub(started);
+    let result = match instance {
+        // Out of slots: admission counts them too, so this is a pool limit that one policy alone exceeds.
+        Err(error) if error.is::<wasmtime::PoolConcurrencyLimitError>() => Err(Refusal::Overloaded),
+        Err(error) => Err(outcome::from_error(&error, store.data().growth_refused)),
+        Ok(instance) => {
+            let returned = with_request(&input, async |request| instance.call_decide(&mut store, request).await).await;
+            timing.run_ns = monotonic_ns().saturating_sub(instantiated);
+            match returned {
+                Ok(decision) => outcome::from_guest(decision),
+                Err(error) => Err(outcome::from_error(&error, store.data().growth_refused)),
+            }
+        }
+    };
+    timing.host_ns = store.data().host_ns;
+    ended(result, timing, false, Residue(Some(store)))
+}
+
+fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
+    let limits = policy.limits();
+    let host = Host {
+        identity: Arc::clone(&policy.identity),
+        slice,
+        clock_ns: call.clock_ns,
+        seed: call.seed,
+        generator: None,
+        log_lines: 0,
+        memory: limits.memory as usize,
+        table_elements: limits.table_elements as usize,
+        growth_refused: false,
+        host_ns: 0,
+    };
+    let mut store = Store::new(policy.pre.engine(), host);
+    store.limiter(|host| host);
+    // What a guest may make the host copy or allocate in one go: strings and lists on their way out.
+    store.set_hostcall_fuel(limits.output as usize);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(|context| {
+        Ok(if context.data().slice.is_over() { UpdateDeadline::Yield(1) } else { UpdateDeadline::Continue(1) })
+    });
+    store
+}
+
+/// Lends the request to `call` in the shape the bindings want.
+async fn with_request<T>(input: &Input<'_>, call: impl AsyncFnOnce(types::Request<'_>) -> T) -> T {
+    match input {
+        Input::Opaque { content_type, bytes } => {
+            call(types::Request::Opaque(types::Opaque { content_type, bytes })).await
+        }
+        Input::Http(http) => {
+            let HttpRequest { method, scheme, host, path, query, headers, body, source, destination } = http;
+            let headers: Vec<_> =
+                headers.iter().map(|Header { name, value }| types::HeaderParam { name, value }).collect();
+            call(types::Request::Http(types::HttpRequest {
+                method,
+                scheme,
+                host,
+                path,
+                query: *query,
+                headers: &headers,
+                body: *body,
+                source: peer(source),
+                destination: peer(destination),
+            }))
+            .await
+        }
+    }
+}
+
+fn peer<'a>(peer: &Peer<'a>) -> types::Peer<'a> {
+    let address = match peer.address {
+        Address::Unknown => types::Address::Unknown,
+        Address::Ipv4([a, b, c, d]) => types::Address::Ipv4((a, b, c, d)),
+        Address::Ipv6(bytes) => {
+            let [a, b, c, d, e, f, g, h] = std::net::Ipv6Addr::from(bytes).segments();
+            types::Address::Ipv6((a, b, c, d, e, f, g, h))
+        }
+    };
+    types::Peer { address, port: peer.port, principal: peer.principal }
+}

@@ -1,0 +1,39 @@
+//! The questions of one executor that are waiting or running.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::tickets::TicketKey;
+use crate::engine::{Call, Evaluated, Policy};
+
+pub(super) type Tasks = Slab<Task>;
+
+/// One question.
+pub(super) struct Task {
+    pub(super) ticket: TicketKey,
+    /// Which question of the ticket's batch.
+    pub(super) index: usize,
+    /// Where it came from.
+    pub(super) connection: ConnectionKey,
+    pub(super) flow: usize,
+    pub(super) received_ns: u64,
+    pub(super) deadline_ns: u64,
+    pub(super) state: State,
+}
+
+/// A connection's slot, and the serial that tells it from its successor there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ConnectionKey {
+    pub(super) slot: usize,
+    pub(super) serial: u64,
+}
+
+pub(super) enum State {
+    Waiting { policy: Arc<Policy>, call: Call },
+    Running { started_ns: u64, evaluation: Pin<Box<dyn Future<Output = Evaluated>>> },
+    /// Answered already; its slot is freed when the schedule comes by.
+    Done,
+}

@@ -1,0 +1,183 @@
+//! Exactly one answer for each request: who takes its ticket away answers it. Normally that is the executor; when it
+//! is stuck past a deadline, the watchdog.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use slab::Slab;
+
+use super::outbound::Outbound;
+use crate::decision::{Decision, Refusal, Stage};
+use crate::wire::client::ServerFrame;
+
+/// The requests of one executor that are not answered yet.
+#[derive(Debug, Default)]
+pub(super) struct Tickets {
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    slots: Slab<Ticket>,
+    issued: u64,
+}
+
+/// One request, or one batch.
+#[derive(Debug)]
+struct Ticket {
+    serial: u64,
+    connection: Arc<Outbound>,
+    id: u64,
+    deadline_ns: u64,
+    answers: Answers,
+}
+
+#[derive(Debug)]
+enum Answers {
+    One,
+    Batch { decisions: Vec<Option<Decision>>, missing: usize },
+}
+
+/// Refers to a ticket; stays harmless when somebody else has answered it and its slot is in use again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TicketKey {
+    slot: usize,
+    serial: u64,
+}
+
+/// A complete answer and where it goes.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) connection: Arc<Outbound>,
+    pub(super) frame: ServerFrame,
+}
+
+impl Tickets {
+    /// For one request; `batch` is its number of questions if it is a batch.
+    pub(super) fn open(
+        &self,
+        connection: &Arc<Outbound>,
+        id: u64,
+        deadline_ns: u64,
+        batch: Option<usize>,
+    ) -> TicketKey {
+        let answers = match batch {
+            None => Answers::One,
+            Some(size) => Answers::Batch { decisions: vec![None; size], missing: size },
+        };
+        let mut open = self.lock();
+        open.issued += 1;
+        let serial = open.issued;
+        let ticket = Ticket { serial, connection: Arc::clone(connection), id, deadline_ns, answers };
+        TicketKey { slot: open.slots.insert(ticket), serial }
+    }
+
+    /// Whether it still waits for an answer.
+    pub(super) fn is_open(&self, key: TicketKey) -> bool {
+        self.lock().slots.get(key.slot).is_some_and(|ticket| ticket.serial == key.serial)
+    }
+
+    /// Answers question `index` (0 if it is no batch). Returns the reply once it is complete; `None` as well if
+    /// somebody else was faster.
+    pub(super) fn answer(&self, key: TicketKey, index: usize, decision: Decision) -> Option<Reply> {
+        let mut open = self.lock();
+        let ticket = open.slots.get_mut(key.slot).filter(|ticket| ticket.serial == key.serial)?;
+        match &mut ticket.answers {
+            Answers::One => {
+                let Ticket { connection, id, .. } = open.slots.remove(key.slot);
+                Some(Reply { connection, frame: ServerFrame::Decision { id, decision } })
+            }
+            Answers::Batch { decisions, missing } => {
+                if let Some(place @ None) = decisions.get_mut(index) {
+                    *place = Some(decision);
+                    *missing -= 1;
+                }
+                if *missing > 0 { None } else { Some(open.slots.remove(key.slot).late(Stage::Reply)) }
+            }
+        }
+    }
+
+    /// Takes away every ticket whose deadline was before `now_ns`, answered with what there is.
+    pub(super) fn expire(&self, now_ns: u64) -> Vec<Reply> {
+        let mut open = self.lock();
+        let late: Vec<usize> =
+            open.slots.iter().filter(|(_, ticket)| ticket.deadline_ns < now_ns).map(|(slot, _)| slot).collect();
+        late.into_iter().map(|slot| open.slots.remove(slot).late(Stage::Run)).collect()
+    }
+
+    /// A thread that panics aborts the process, so a poisoned lock cannot be met.
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket {
+    /// The answer as it stands; what is missing is refused.
+    fn late(self, stage: Stage) -> Reply {
+        let refused = || Decision::refused(Refusal::Deadline(stage));
+        let id = self.id;
+        let frame = match self.answers {
+            Answers::One => ServerFrame::Decision { id, decision: refused() },
+            Answers::Batch { decisions, .. } => {
+                let decisions = decisions.into_iter().map(|one| one.unwrap_or_else(refused)).collect();
+                ServerFrame::Decisions { id, decisions }
+            }
+        };
+        Reply { connection: self.connection, frame }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn connection() -> Arc<Outbound> {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        Arc::new(Outbound::new(OwnedFd::from(ours)))
+    }
+
+    fn decision() -> Decision {
+        Decision::refused(Refusal::Overloaded)
+    }
+
+    #[test]
+    fn a_ticket_is_answered_once() {
+        let tickets = Tickets::default();
+        let key = tickets.open(&connection(), 7, 100, None);
+        assert!(tickets.answer(key, 0, decision()).is_some());
+        assert!(tickets.answer(key, 0, decision()).is_none());
+        assert!(!tickets.is_open(key));
+    }
+
+    #[test]
+    fn an_old_key_does_not_answer_the_slots_next_ticket() {
+        let tickets = Tickets::default();
+        let old = tickets.open(&connection(), 1, 100, None);
+        assert_eq!(tickets.expire(101).len(), 1);
+        let new = tickets.open(&connection(), 2, 200, None);
+        assert!(tickets.answer(old, 0, decision()).is_none());
+        assert!(tickets.is_open(new));
+    }
+
+    #[test]
+    fn a_batch_is_complete_when_all_are_in_or_time_is_up() {
+        let tickets = Tickets::default();
+        let key = tickets.open(&connection(), 1, 100, Some(2));
+        assert!(tickets.answer(key, 1, decision()).is_none());
+        assert!(tickets.answer(key, 1, decision()).is_none(), "the same answer again does not complete it");
+        let reply = tickets.answer(key, 0, decision()).unwrap();
+        assert!(matches!(reply.frame, ServerFrame::Decisions { id: 1, decisions } if decisions.len() == 2));
+
+        let key = tickets.open(&connection(), 2, 100, Some(3));
+        assert!(tickets.answer(key, 2, decision()).is_none());
+        assert!(tickets.expire(100).is_empty(), "at the deadline it is not late yet");
+        let replies = tickets.expire(101);
+        let [Reply { frame: ServerFrame::Decisions { decisions, .. }, .. }] = &replies[..] else {
+            panic!("{replies:?}")
+        };
+        let late = Decision::refused(Refusal::Deadline(Stage::Run));
+        assert_eq!(decisions[..], [late.clone(), late, decision()]);
+    }
+}
