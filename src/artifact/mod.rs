@@ -1,8 +1,20 @@
 //! What is signed, and how it is checked: the statement, digests, keys and signatures, and the sealed memory that
 //! verified bytes live in.
+//!
+//! The one way from bytes on a disk to code in a process: [`SealedBytes::read`] them once, [`verify`] those bytes
+//! against a signed statement, and load the [`Artifact`] that comes out. A changed `.cwasm` is not something the
+//! engine would notice by itself, so nothing else may ever be loaded.
 
 mod digest;
+pub mod envelope;
+mod keys;
+mod sealed;
 mod statement;
+pub mod store;
+mod verify;
 
 pub use digest::{Digest, InvalidDigest};
+pub use keys::{Algorithm, BadSignature, KeyError, KeyId, PublicKey, SigningKey};
+pub use sealed::{ARTIFACT_MAX, SealError, SealedBytes};
 pub use statement::{Architecture, Limits, SIGNED_STATEMENT_MAX, Statement, StatementError};
+pub use verify::{Artifact, Expected, SignError, VerifyError, sign, verify};

@@ -32,6 +32,19 @@ pub struct Statement {
     pub limits: Limits,
 }
 
+impl Statement {
+    /// Reads a payload whose signature has been checked; never call it before that.
+    ///
+    /// # Errors
+    /// When it is too long or not a statement.
+    pub(super) fn from_payload(payload: &[u8]) -> Result<Self, StatementError> {
+        if payload.len() > SIGNED_STATEMENT_MAX {
+            return Err(StatementError::TooLong(payload.len()));
+        }
+        Ok(serde_json::from_slice(payload)?)
+    }
+}
+
 /// What a policy asks for. The class and the tenant may grant less, never more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
