@@ -1,0 +1,246 @@
+//! The profiles in `sandbox/<arch>/<role>.json`, compiled and applied to every thread at once.
+
+use seccompiler::{BpfProgram, TargetArch};
+
+use super::{Role, SealError};
+
+#[cfg(target_arch = "x86_64")]
+mod profiles {
+    pub(super) const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
+    pub(super) const SUPERVISOR: &str = include_str!("../../sandbox/x86_64/supervisor.json");
+    pub(super) const FRONTEND: &str = include_str!("../../sandbox/x86_64/frontend.json");
+    pub(super) const WORKER: &str = include_str!("../../sandbox/x86_64/worker.json");
+}
+
+#[cfg(target_arch = "aarch64")]
+mod profiles {
+    pub(super) const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
+    pub(super) const SUPERVISOR: &str = include_str!("../../sandbox/aarch64/supervisor.json");
+    pub(super) const FRONTEND: &str = include_str!("../../sandbox/aarch64/frontend.json");
+    pub(super) const WORKER: &str = include_str!("../../sandbox/aarch64/worker.json");
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("there are no seccomp profiles for this architecture: write sandbox/<arch>/<role>.json first");
+
+pub(super) const fn profile(role: Role) -> &'static str {
+    match role {
+        Role::Supervisor => profiles::SUPERVISOR,
+        Role::Frontend => profiles::FRONTEND,
+        Role::Worker => profiles::WORKER,
+    }
+}
+
+/// Puts the role's profile on every thread of this process. It cannot be taken off again.
+pub(super) fn apply(role: Role) -> Result<(), SealError> {
+    let program = compile(role, profile(role), profiles::ARCH)?;
+    seccompiler::apply_filter_all_threads(&program).map_err(|error| match error {
+        seccompiler::Error::ThreadSync(thread) => SealError::ThreadSync { role, thread },
+        source => SealError::Seccomp { role, source },
+    })
+}
+
+/// Every program begins by killing calls of another architecture; x32 has numbers of its own, which match no rule.
+fn compile(role: Role, profile: &str, arch: TargetArch) -> Result<BpfProgram, SealError> {
+    let refused = |why| SealError::Profile { role, why };
+    let mut programs = seccompiler::compile_from_json(profile.as_bytes(), arch)
+        .map_err(|error| refused(error.to_string()))?;
+    let program = programs
+        .remove(role.name())
+        .ok_or_else(|| refused(format!("the file has no filter named \"{role}\"")))?;
+    if programs.is_empty() {
+        Ok(program)
+    } else {
+        Err(refused("the file has more than one filter".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Distinct system calls, the limits of the project: a worker and a frontend hold what a client or a policy wrote.
+    /// The supervisor's includes all that its children need, since a filter is inherited (`sandbox/README.md`).
+    const AT_MOST: [(Role, usize); 3] = [(Role::Worker, 25), (Role::Frontend, 35), (Role::Supervisor, 112)];
+
+    const FILES: [(TargetArch, Role, &str); 6] = [
+        (TargetArch::x86_64, Role::Supervisor, include_str!("../../sandbox/x86_64/supervisor.json")),
+        (TargetArch::x86_64, Role::Frontend, include_str!("../../sandbox/x86_64/frontend.json")),
+        (TargetArch::x86_64, Role::Worker, include_str!("../../sandbox/x86_64/worker.json")),
+        (TargetArch::aarch64, Role::Supervisor, include_str!("../../sandbox/aarch64/supervisor.json")),
+        (TargetArch::aarch64, Role::Frontend, include_str!("../../sandbox/aarch64/frontend.json")),
+        (TargetArch::aarch64, Role::Worker, include_str!("../../sandbox/aarch64/worker.json")),
+    ];
+
+    fn rules(role: Role, text: &str) -> Vec<Value> {
+        let file: Value = serde_json::from_str(text).expect("JSON");
+        file[role.name()]["filter"].as_array().expect("filter").clone()
+    }
+
+    fn calls(role: Role, text: &str) -> BTreeSet<String> {
+        rules(role, text).iter().map(|rule| rule["syscall"].as_str().expect("name").to_owned()).collect()
+    }
+
+    #[test]
+    fn every_profile_compiles_on_any_machine() {
+        for (arch, role, text) in FILES {
+            assert!(compile(role, text, arch).expect("compile").len() > 10, "{arch:?} {role}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_listed_kills_the_process() {
+        for (arch, role, text) in FILES {
+            let file: Value = serde_json::from_str(text).expect("JSON");
+            assert_eq!(file[role.name()]["mismatch_action"], "kill_process", "{arch:?} {role}");
+            assert_eq!(file[role.name()]["match_action"], "allow", "{arch:?} {role}");
+        }
+    }
+
+    #[test]
+    fn every_rule_has_a_reason() {
+        for (arch, role, text) in FILES {
+            let rules = rules(role, text);
+            assert!(!rules.is_empty());
+            for rule in rules {
+                let reason = rule["comment"].as_str().unwrap_or_default();
+                let reason = match role {
+                    // Whose need it is, since the children live under this filter too.
+                    Role::Supervisor => ["own: ", "children: ", "both: "]
+                        .iter()
+                        .find_map(|whose| reason.strip_prefix(whose))
+                        .unwrap_or_default(),
+                    Role::Frontend | Role::Worker => reason,
+                };
+                assert!(reason.len() > 5, "{arch:?} {role}: no reason at {rule}");
+                for condition in rule["args"].as_array().into_iter().flatten() {
+                    assert!(
+                        condition["comment"].is_string(),
+                        "{arch:?} {role}: no reason in {condition} of {rule}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// seccompiler drops a rule without conditions silently if the same call has one with conditions, and keeps two
+    /// equal ones: neither is what the reader of the file sees.
+    #[test]
+    fn no_rule_is_shadowed_or_said_twice() {
+        for (arch, role, text) in FILES {
+            let mut seen: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+            for rule in rules(role, text) {
+                let call = rule["syscall"].as_str().expect("name").to_owned();
+                let others = seen.entry(call.clone()).or_default();
+                assert!(!others.contains(&rule["args"]), "{arch:?} {role}: {call} said twice");
+                others.push(rule["args"].clone());
+                let open = others.iter().filter(|args| args.is_null()).count();
+                assert!(
+                    open == 0 || others.len() == 1,
+                    "{arch:?} {role}: {call} with and without conditions"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rules_are_in_alphabetical_order() {
+        for (arch, role, text) in FILES {
+            let names: Vec<_> = rules(role, text).iter().map(|rule| rule["syscall"].to_string()).collect();
+            assert!(names.is_sorted(), "{arch:?} {role}");
+        }
+    }
+
+    #[test]
+    fn roles_stay_within_their_number_of_system_calls() {
+        for (arch, role, text) in FILES {
+            let (_, most) = AT_MOST.iter().find(|(of, _)| *of == role).expect("limit");
+            let calls = calls(role, text);
+            assert!(calls.len() <= *most, "{arch:?} {role}: {} calls", calls.len());
+        }
+    }
+
+    /// A sealed process can make no executable page, no process, no descriptor from a path, no new privilege.
+    #[test]
+    fn children_have_no_way_to_files_processes_or_code() {
+        let forbidden = [
+            "open",
+            "openat",
+            "openat2",
+            "open_by_handle_at",
+            "creat",
+            "socket",
+            "connect",
+            "bind",
+            "clone",
+            "clone3",
+            "fork",
+            "vfork",
+            "execve",
+            "execveat",
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "memfd_create",
+            "kill",
+            "prctl",
+            "seccomp",
+            "io_uring_setup",
+            "bpf",
+            "userfaultfd",
+            "perf_event_open",
+            "unshare",
+            "setns",
+            "mount",
+            "keyctl",
+            "pkey_mprotect",
+            "shmat",
+            "remap_file_pages",
+            "personality",
+            "setuid",
+            "setresuid",
+        ];
+        for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| *role != Role::Supervisor) {
+            let calls = calls(role, text);
+            for call in forbidden {
+                assert!(!calls.contains(call), "{arch:?} {role} allows {call}");
+            }
+            for rule in rules(role, text) {
+                if ["mmap", "mprotect"].contains(&rule["syscall"].as_str().expect("name")) {
+                    let no_exec = rule["args"].as_array().expect("conditions").iter().any(|condition| {
+                        condition["index"] == 2 && condition["op"]["masked_eq"] == 4 && condition["val"] == 0
+                    });
+                    assert!(no_exec, "{arch:?} {role}: {rule} does not forbid PROT_EXEC");
+                }
+            }
+        }
+    }
+
+    /// The supervisor's filter is inherited, so whatever it lacks its children cannot do either.
+    #[test]
+    fn the_supervisor_allows_every_call_of_its_children() {
+        for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| *role != Role::Supervisor) {
+            let (_, _, above) = FILES
+                .iter()
+                .find(|(of, role, _)| (*of as u8, *role) == (arch as u8, Role::Supervisor))
+                .expect("file");
+            let missing: Vec<_> =
+                calls(role, text).difference(&calls(Role::Supervisor, above)).cloned().collect();
+            assert!(missing.is_empty(), "{arch:?}: supervisor lacks {missing:?} of {role}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_the_roles_filter_is_refused() {
+        let error = compile(Role::Worker, profile(Role::Frontend), profiles::ARCH).expect_err("refused");
+        assert_eq!(
+            error.to_string(),
+            "compile seccomp profile of worker: the file has no filter named \"worker\""
+        );
+        assert!(matches!(compile(Role::Worker, "{}", profiles::ARCH), Err(SealError::Profile { .. })));
+    }
+}
