@@ -7,7 +7,7 @@ use std::borrow::Borrow;
 use std::fmt;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::artifact::Digest;
 
@@ -113,7 +113,11 @@ pub enum Input<'a> {
     #[serde(borrow)]
     Http(HttpRequest<'a>),
     /// Bytes that only the policy understands, and what they claim to be (a media type, or empty).
-    Opaque { content_type: &'a str, bytes: &'a [u8] },
+    Opaque {
+        content_type: &'a str,
+        #[serde(serialize_with = "in_one_piece")]
+        bytes: &'a [u8],
+    },
 }
 
 /// One HTTP request as the proxy saw it.
@@ -128,6 +132,7 @@ pub struct HttpRequest<'a> {
     pub query: Option<&'a str>,
     #[serde(borrow)]
     pub headers: Vec<Header<'a>>,
+    #[serde(serialize_with = "in_one_piece_if_any")]
     pub body: Option<&'a [u8]>,
     #[serde(borrow)]
     pub source: Peer<'a>,
@@ -139,6 +144,7 @@ pub struct HttpRequest<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header<'a> {
     pub name: &'a str,
+    #[serde(serialize_with = "in_one_piece")]
     pub value: &'a [u8],
 }
 
@@ -160,6 +166,24 @@ pub enum Address {
     Unknown,
     Ipv4([u8; 4]),
     Ipv6([u8; 16]),
+}
+
+/// Serde takes a `&[u8]` for a list and writes it number by number. This way the bytes on the wire are the same, and
+/// get there in one copy.
+pub(crate) struct InOnePiece<'a>(pub(crate) &'a [u8]);
+
+impl Serialize for InOnePiece<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+pub(crate) fn in_one_piece<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
+}
+
+fn in_one_piece_if_any<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+    bytes.map(InOnePiece).serialize(serializer)
 }
 
 /// The answer to one request: the outcome and what goes with it.

@@ -1,8 +1,8 @@
 //! Client <-> frontend (Hello only) and client <-> worker (everything after it).
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::decision::{Decision, Quota, TrustClass};
+use crate::decision::{Decision, InOnePiece, Quota, TrustClass, in_one_piece};
 
 /// What this build speaks. A Hello with another version is answered with [`Farewell::Version`].
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -30,6 +30,7 @@ pub enum ClientFrame<'a> {
         policy: &'a str,
         deadline: Deadline,
         /// A postcard-encoded [`crate::decision::Input`].
+        #[serde(serialize_with = "in_one_piece")]
         input: &'a [u8],
     },
     /// Several questions to one policy under one deadline, answered together in the same order.
@@ -38,7 +39,7 @@ pub enum ClientFrame<'a> {
         tenant: &'a str,
         policy: &'a str,
         deadline: Deadline,
-        #[serde(borrow)]
+        #[serde(borrow, serialize_with = "each_in_one_piece")]
         inputs: Vec<&'a [u8]>,
     },
     /// Asks to give up request `id`. It is answered either way, once.
@@ -48,6 +49,10 @@ pub enum ClientFrame<'a> {
     Ping {
         nonce: u64,
     },
+}
+
+fn each_in_one_piece<S: Serializer>(inputs: &[&[u8]], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(inputs.iter().map(|input| InOnePiece(input)))
 }
 
 /// When a decision is no longer of use.
