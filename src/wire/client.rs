@@ -67,6 +67,10 @@ pub enum Deadline {
 }
 
 /// What a client receives.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are decisions; a box would be one more allocation each"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServerFrame {
     /// The answer to Hello: the connection is with its worker.

@@ -1,0 +1,296 @@
+//! One greeted connection that many tasks ask over.
+//!
+//! Whoever asks writes at once, if nothing waits to be written before it. A task of its own writes what the socket did
+//! not take and hands out the answers.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::timeout_at;
+
+use crate::client::exchange::{Answer, Exchange};
+use crate::client::{ClientError, Ending, Settings, greeting};
+use crate::decision::{Tenant, TrustClass};
+use crate::wire::client::SERVER_FRAME_MAX;
+use crate::wire::frame;
+
+/// Room made for each read.
+const READ: usize = 64 * 1024;
+
+/// A connection and the task that drives it; both end when this is dropped.
+#[derive(Debug)]
+pub(super) struct Connection {
+    link: Arc<Link>,
+    driver: AbortHandle,
+    class: TrustClass,
+    patience: Duration,
+}
+
+/// Why there is no answer, and whether the service can have seen the question.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No byte of the question was written: it may be asked elsewhere.
+    NotWritten(ClientError),
+    Final(ClientError),
+}
+
+/// Who waits for an answer, and its place among the questions under way.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    answer: oneshot::Sender<Result<Answer, Failure>>,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Link {
+    stream: UnixStream,
+    state: Mutex<State>,
+    /// The driver has something to write, or to end.
+    work: Notify,
+    places: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct State {
+    exchange: Exchange<Waiter>,
+    /// The socket takes no more; the driver looks for the reason among what is still to be read.
+    broken: Option<ClientError>,
+    over: Option<ClientError>,
+}
+
+impl Failure {
+    pub(super) fn into_error(self) -> ClientError {
+        match self {
+            Self::NotWritten(error) | Self::Final(error) => error,
+        }
+    }
+}
+
+impl Connection {
+    /// Connects and greets for a tenant. To be called within a time limit.
+    pub(super) async fn open(path: &Path, tenant: &Tenant, settings: &Settings) -> Result<Self, ClientError> {
+        let hello = greeting::hello(tenant)?;
+        let mut stream = UnixStream::connect(path)
+            .await
+            .map_err(|cause| ClientError::Connect { socket: path.to_owned(), cause: Arc::new(cause) })?;
+        let greeted = stream.write_all(&hello).await;
+        let mut incoming = BytesMut::with_capacity(READ);
+        let welcome = loop {
+            // Even if it took no Hello, what it said before may say why.
+            match greeting::welcome(&mut incoming)? {
+                Some(welcome) => break welcome,
+                None => match stream.read_buf(&mut incoming).await {
+                    Ok(0) => return Err(greeted.err().map_or(Ending::Peer, ending).into()),
+                    Ok(_) => {}
+                    Err(error) => return Err(ending(error).into()),
+                },
+            }
+        };
+        let link = Arc::new(Link {
+            stream,
+            state: Mutex::new(State { exchange: Exchange::new(), broken: None, over: None }),
+            work: Notify::new(),
+            places: Arc::new(Semaphore::new(settings.pipeline.clamp(1, Semaphore::MAX_PERMITS))),
+        });
+        let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), incoming)).abort_handle();
+        Ok(Self { link, driver, class: welcome.class, patience: settings.patience })
+    }
+
+    pub(super) fn class(&self) -> &TrustClass {
+        &self.class
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        let state = self.link.state();
+        state.over.is_none() && state.broken.is_none()
+    }
+
+    /// Puts a question, waits for its answer. Gives the question up when the time is over or this future is dropped.
+    pub(super) async fn ask(
+        &self,
+        until: Instant,
+        question: impl Fn(&mut Exchange<Waiter>, Waiter) -> Result<u64, ClientError>,
+    ) -> Result<Answer, Failure> {
+        let places = Arc::clone(&self.link.places);
+        let place = match timeout_at(until.into(), places.acquire_owned()).await {
+            Ok(Ok(place)) => place,
+            // Closed by `State::end`.
+            Ok(Err(_)) => return Err(Failure::NotWritten(self.link.why())),
+            Err(_) => {
+                self.end_if_silent();
+                return Err(Failure::Final(ClientError::Deadline));
+            }
+        };
+        let (answer, answered) = oneshot::channel();
+        let id = self.link.put(|exchange| question(exchange, Waiter { answer, _place: place }))?;
+        let _given_up = GiveUp { link: &self.link, id };
+        match timeout_at(until.into(), answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Failure::Final(self.link.why())),
+            Err(_) => Err(Failure::Final(ClientError::Deadline)),
+        }
+    }
+
+    /// All places are taken. If by questions that nobody waits for any more, the service has stopped answering.
+    fn end_if_silent(&self) {
+        let mut state = self.link.state();
+        if state.exchange.longest_given_up().is_some_and(|since| since.elapsed() > self.patience) {
+            state.end(ClientError::Closed(Ending::Silent), &self.link.places);
+            self.link.work.notify_one();
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Cancels on drop what was not answered; the exchange knows whether it was.
+struct GiveUp<'a> {
+    link: &'a Link,
+    id: u64,
+}
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        // An error here is the connection's, and shows to those who wait.
+        let _ = self.link.put(|exchange| exchange.cancel(self.id));
+    }
+}
+
+impl Link {
+    /// Changes what is to be written, and writes it if nothing waited before it.
+    fn put<T>(
+        &self,
+        change: impl FnOnce(&mut Exchange<Waiter>) -> Result<T, ClientError>,
+    ) -> Result<T, Failure> {
+        let mut state = self.state();
+        if let Some(error) = state.over.as_ref().or(state.broken.as_ref()) {
+            return Err(Failure::NotWritten(error.clone()));
+        }
+        let first = state.exchange.outgoing().is_empty();
+        let changed = change(&mut state.exchange).map_err(Failure::Final)?;
+        if first {
+            self.write(&mut state);
+        }
+        if state.broken.is_some() || !state.exchange.outgoing().is_empty() {
+            self.work.notify_one();
+        }
+        Ok(changed)
+    }
+
+    /// Writes what the socket takes now.
+    fn write(&self, state: &mut State) {
+        while state.broken.is_none() && !state.exchange.outgoing().is_empty() {
+            match self.stream.try_write(state.exchange.outgoing()) {
+                Ok(written) => state.exchange.wrote(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => state.broken = Some(ending(error).into()),
+            }
+        }
+    }
+
+    /// Reads what there is now and hands out the answers.
+    fn read(&self, incoming: &mut BytesMut) -> Result<(), ClientError> {
+        loop {
+            incoming.reserve(READ);
+            match self.stream.try_read_buf(incoming) {
+                Ok(0) => return Err(Ending::Peer.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ending(error).into()),
+            }
+            while let Some(bytes) = frame::next_frame(incoming, SERVER_FRAME_MAX)? {
+                let (_, waiter, answer) = self.state().exchange.answered(frame::decode(&bytes)?)?;
+                // Nobody there any more: the question was given up.
+                let _ = waiter.answer.send(Ok(answer));
+            }
+        }
+    }
+
+    fn why(&self) -> ClientError {
+        let state = self.state();
+        state.over.clone().or_else(|| state.broken.clone()).unwrap_or(Ending::Local.into())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The connection is over: tells everybody who waits. The first reason stands.
+    fn end(&mut self, error: ClientError, places: &Semaphore) {
+        if self.over.is_some() {
+            return;
+        }
+        places.close();
+        for (waiter, written) in self.exchange.end() {
+            let error = error.clone();
+            let failure = if written { Failure::Final(error) } else { Failure::NotWritten(error) };
+            let _ = waiter.answer.send(Err(failure));
+        }
+        self.over = Some(error);
+    }
+}
+
+/// Ends the link even if the driver is aborted, or goes with its runtime.
+struct EndOnDrop(Arc<Link>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.state().end(Ending::Local.into(), &self.0.places);
+    }
+}
+
+/// Writes what waits and hands out answers, until the connection ends.
+async fn drive(ends: EndOnDrop, mut incoming: BytesMut) {
+    let link = &ends.0;
+    let error = loop {
+        let unwritten = {
+            let state = link.state();
+            if state.over.is_some() {
+                return;
+            }
+            !state.exchange.outgoing().is_empty()
+        };
+        tokio::select! {
+            ready = link.stream.readable() => {
+                if let Err(error) = ready.map_err(|error| ending(error).into()).and_then(|()| link.read(&mut incoming)) {
+                    break error;
+                }
+            }
+            ready = link.stream.writable(), if unwritten => {
+                if let Err(error) = ready {
+                    break ending(error).into();
+                }
+                link.write(&mut link.state());
+            }
+            () = link.work.notified() => {}
+        }
+        let broken = link.state().broken.clone();
+        if let Some(broken) = broken {
+            break link.read(&mut incoming).err().unwrap_or(broken);
+        }
+    };
+    link.state().end(error, &link.places);
+}
+
+/// A socket's error; a reset or a broken pipe is the other side's closing.
+fn ending(error: io::Error) -> Ending {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ending::Peer,
+        _ => Ending::from(error),
+    }
+}

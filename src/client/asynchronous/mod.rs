@@ -1,0 +1,206 @@
+//! The client for tokio: any number of tasks ask over one connection per trust class.
+
+mod connection;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep_until, timeout_at};
+
+use self::connection::{Connection, Failure, Waiter};
+use super::backoff::Backoff;
+use super::deadline::local_limit;
+use super::exchange::{Answer, Exchange, Subject};
+use super::{Breach, ClientError, Deadline, Settings};
+use crate::decision::{Decision, Input, PolicyName, Tenant, TrustClass};
+
+/// Most tenants whose failed attempts are remembered; past it those that may be tried again are forgotten.
+const REMEMBERED_FAILURES: usize = 1024;
+
+/// Asks from any number of tasks; clones share the connections. See the [module above](super) for what it keeps.
+#[derive(Debug, Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: PathBuf,
+    settings: Settings,
+    routes: Mutex<Routes>,
+}
+
+/// How a tenant is reached.
+#[derive(Debug, Default)]
+struct Routes {
+    class_of: HashMap<Tenant, TrustClass>,
+    connections: HashMap<TrustClass, Arc<Connection>>,
+    /// Held by the one task that connects for the tenant; the others wait for it.
+    attempts: HashMap<Tenant, Arc<tokio::sync::Mutex<Backoff>>>,
+}
+
+impl Client {
+    /// A client of the service that listens at `socket`. Nothing is connected yet.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self::with_settings(socket, Settings::default())
+    }
+
+    #[must_use]
+    pub fn with_settings(socket: impl Into<PathBuf>, settings: Settings) -> Self {
+        let routes = Mutex::new(Routes::default());
+        Self { shared: Arc::new(Shared { socket: socket.into(), settings, routes }) }
+    }
+
+    /// Asks one question. Any error means that the gate stays down.
+    ///
+    /// Dropping the future tells the service to give the question up, as far as the socket takes it.
+    pub async fn decide(
+        &self,
+        tenant: &Tenant,
+        policy: &PolicyName,
+        deadline: Deadline,
+        input: &Input<'_>,
+    ) -> Result<Decision, ClientError> {
+        let subject = Subject { tenant, policy, deadline };
+        let until = local_limit(deadline, &self.shared.settings);
+        match self
+            .ask(tenant, until, |exchange: &mut Exchange<Waiter>, waiter| {
+                exchange.decide(subject, input, waiter)
+            })
+            .await?
+        {
+            Answer::Decision(decision) => Ok(decision),
+            Answer::Decisions(_) | Answer::Pong => Err(ClientError::Protocol(Breach::Mismatch)),
+        }
+    }
+
+    /// Asks 1 to [`BATCH_MAX`](super::BATCH_MAX) questions to one policy under one deadline; the decisions come in the
+    /// order of the inputs, as many. Any error means that the gate stays down for all of them.
+    pub async fn decide_batch(
+        &self,
+        tenant: &Tenant,
+        policy: &PolicyName,
+        deadline: Deadline,
+        inputs: &[Input<'_>],
+    ) -> Result<Vec<Decision>, ClientError> {
+        let subject = Subject { tenant, policy, deadline };
+        let until = local_limit(deadline, &self.shared.settings);
+        match self
+            .ask(tenant, until, |exchange: &mut Exchange<Waiter>, waiter| {
+                exchange.decide_batch(subject, inputs, waiter)
+            })
+            .await?
+        {
+            Answer::Decisions(decisions) => Ok(decisions),
+            Answer::Decision(_) | Answer::Pong => Err(ClientError::Protocol(Breach::Mismatch)),
+        }
+    }
+
+    /// Asks the worker of the tenant's class for a sign of life, and gives the time it took.
+    pub async fn ping(&self, tenant: &Tenant, within: Duration) -> Result<Duration, ClientError> {
+        let start = Instant::now();
+        let until = start.checked_add(within).unwrap_or(start);
+        match self.ask(tenant, until, Exchange::ping).await? {
+            Answer::Pong => Ok(start.elapsed()),
+            Answer::Decision(_) | Answer::Decisions(_) => Err(ClientError::Protocol(Breach::Mismatch)),
+        }
+    }
+
+    /// Asks on the class's connection; once more on a new one if the first died before a byte was written.
+    async fn ask(
+        &self,
+        tenant: &Tenant,
+        until: Instant,
+        question: impl Fn(&mut Exchange<Waiter>, Waiter) -> Result<u64, ClientError>,
+    ) -> Result<Answer, ClientError> {
+        let first = self.connection(tenant, until).await?;
+        match first.ask(until, &question).await {
+            Ok(answer) => return Ok(answer),
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::NotWritten(_)) => {}
+        }
+        let second = self.connection(tenant, until).await?;
+        second.ask(until, &question).await.map_err(Failure::into_error)
+    }
+
+    /// The live connection of the tenant's class, opened if there is none.
+    async fn connection(&self, tenant: &Tenant, until: Instant) -> Result<Arc<Connection>, ClientError> {
+        if let Some(connection) = self.shared.live(tenant) {
+            return Ok(connection);
+        }
+        let attempts = self.shared.attempts(tenant);
+        let mut backoff =
+            timeout_at(until.into(), attempts.lock()).await.map_err(|_| ClientError::Deadline)?;
+        loop {
+            // The task that held the lock before may have connected.
+            if let Some(connection) = self.shared.live(tenant) {
+                return Ok(connection);
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Err(backoff.error().cloned().unwrap_or(ClientError::Deadline));
+            }
+            if let Some(next) = backoff.not_before(now) {
+                match backoff.error() {
+                    Some(error) if next >= until || !error.may_pass() => return Err(error.clone()),
+                    None if next >= until => return Err(ClientError::Deadline),
+                    _ => sleep_until(next.into()).await,
+                }
+            }
+            backoff.attempt(Instant::now(), &self.shared.settings);
+            let opening = Connection::open(&self.shared.socket, tenant, &self.shared.settings);
+            let opened = match timeout_at(until.into(), opening).await {
+                Ok(opened) => opened,
+                Err(_) => Err(ClientError::Deadline),
+            };
+            backoff.ended(opened.as_ref().err().cloned());
+            match opened {
+                Ok(connection) => return Ok(self.shared.keep(tenant, connection)),
+                Err(error) if error.may_pass() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn live(&self, tenant: &Tenant) -> Option<Arc<Connection>> {
+        let routes = self.routes();
+        let connection = routes.connections.get(routes.class_of.get(tenant)?)?;
+        connection.is_alive().then(|| Arc::clone(connection))
+    }
+
+    /// Remembers a new connection, or drops it for an older one of its class, whose grant holds this tenant too.
+    fn keep(&self, tenant: &Tenant, connection: Connection) -> Arc<Connection> {
+        let mut routes = self.routes();
+        let class = connection.class().clone();
+        routes.class_of.insert(tenant.clone(), class.clone());
+        if let Some(older) = routes.connections.get(&class)
+            && older.is_alive()
+        {
+            return Arc::clone(older);
+        }
+        let connection = Arc::new(connection);
+        routes.connections.insert(class, Arc::clone(&connection));
+        connection
+    }
+
+    fn attempts(&self, tenant: &Tenant) -> Arc<tokio::sync::Mutex<Backoff>> {
+        let mut routes = self.routes();
+        if routes.attempts.len() >= REMEMBERED_FAILURES {
+            let now = Instant::now();
+            routes.attempts.retain(|_, attempts| {
+                attempts.try_lock().map_or(true, |backoff| backoff.not_before(now).is_some())
+            });
+        }
+        Arc::clone(routes.attempts.entry(tenant.clone()).or_default())
+    }
+
+    /// What is behind the lock is whole at every point where a panic could leave it.
+    fn routes(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
