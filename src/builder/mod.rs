@@ -1,1 +1,5 @@
 //! builder
+
+mod componentize;
+
+pub use componentize::{ComponentizeError, componentize};

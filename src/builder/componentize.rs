@@ -1,0 +1,129 @@
+//! From what a compiler leaves behind, a core module, to the component that a policy is.
+//!
+//! Adds no authority: the component imports what the module imports, and what the world does not name is an error here.
+
+use wasmparser::{Parser, Payload};
+use wit_component::{ComponentEncoder, StringEncoding};
+use wit_parser::Resolve;
+
+use crate::engine::WORLD;
+
+/// The world as it was published; it is also what a module without a type of its own is taken to implement.
+const WIT: &str = include_str!("../../policies/wit/policy.wit");
+
+/// Why there is no component.
+#[derive(Debug, thiserror::Error)]
+pub enum ComponentizeError {
+    #[error("read policy: neither WebAssembly nor its text form: {0}")]
+    NotWasm(String),
+    #[error("read the world \"{WORLD}\": {0}")]
+    World(String),
+    #[error(
+        "make a component of world \"{WORLD}\": {0}; check the module's imports and exports against policy.wit"
+    )]
+    Encode(String),
+}
+
+/// Makes a component of `policy`, which is a core module in binary or in text form.
+///
+/// The module's `component-type` section, which wit-bindgen writes, says which world it implements. A module that has
+/// none, from a toolchain that knows nothing of components, is taken to implement [`WORLD`]. A component comes back
+/// unchanged (a text component as its binary form). The same input always gives the same bytes.
+pub fn componentize(policy: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
+    let binary = wat::parse_bytes(policy).map_err(|error| ComponentizeError::NotWasm(error.to_string()))?;
+    if Parser::is_component(&binary) {
+        return Ok(binary.into_owned());
+    }
+    if !Parser::is_core_wasm(&binary) {
+        return Err(ComponentizeError::NotWasm("wrong magic number or version".into()));
+    }
+    let mut module = binary.into_owned();
+    if !has_world(&module)? {
+        add_world(&mut module)?;
+    }
+    ComponentEncoder::default()
+        .validate(true)
+        .module(&module)
+        .and_then(|mut encoder| encoder.encode())
+        .map_err(|error| ComponentizeError::Encode(format!("{error:#}")))
+}
+
+/// True if the module says itself which world it implements.
+fn has_world(module: &[u8]) -> Result<bool, ComponentizeError> {
+    for payload in Parser::new(0).parse_all(module) {
+        match payload {
+            Ok(Payload::CustomSection(section)) if section.name().starts_with("component-type") => {
+                return Ok(true);
+            }
+            Ok(_) => {}
+            Err(error) => return Err(ComponentizeError::NotWasm(error.to_string())),
+        }
+    }
+    Ok(false)
+}
+
+/// Adds the type of [`WORLD`] to a module.
+fn add_world(module: &mut Vec<u8>) -> Result<(), ComponentizeError> {
+    let mut resolve = Resolve::default();
+    let package = resolve.push_str("policy.wit", WIT).map_err(|error| world_error(&error))?;
+    let world = resolve.select_world(&[package], Some("policy")).map_err(|error| world_error(&error))?;
+    wit_component::embed_component_metadata(module, &resolve, world, StringEncoding::UTF8)
+        .map_err(|error| world_error(&error))
+}
+
+fn world_error(error: &dyn std::fmt::Display) -> ComponentizeError {
+    ComponentizeError::World(format!("{error:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Allows everything: a decision is 68 bytes, of which all may be zero.
+    const ALLOW: &str = r#"(module
+        (memory (export "memory") 1)
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+        (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
+
+    #[test]
+    fn a_module_without_a_type_becomes_a_component_of_the_world() {
+        let component = componentize(ALLOW.as_bytes()).expect("component");
+        assert!(Parser::is_component(&component));
+        assert_eq!(
+            componentize(&wat::parse_str(ALLOW).unwrap()).unwrap(),
+            component,
+            "text and binary differ"
+        );
+    }
+
+    #[test]
+    fn a_component_stays_as_it_is() {
+        let component = componentize(ALLOW.as_bytes()).unwrap();
+        assert_eq!(componentize(&component).unwrap(), component);
+    }
+
+    #[test]
+    fn what_the_world_does_not_have_is_refused() {
+        let refused = |module: &str| match componentize(module.as_bytes()) {
+            Err(ComponentizeError::Encode(why)) => why,
+            other => panic!("{module}: {other:?}"),
+        };
+        let import = |import: &str| ALLOW.replacen("(module", &format!("(module {import}"), 1);
+        let clock = r#"(import "portcullis:policy/clock@0.1.0" "now" (func (result i64)))"#;
+        componentize(import(clock).as_bytes()).expect("the clock is in the world");
+
+        let files =
+            r#"(import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))"#;
+        assert!(refused(&import(files)).contains("wasi_snapshot_preview1"));
+        assert!(refused(&import(&clock.replace("i64", "i32"))).contains("now"));
+        assert!(refused(&ALLOW.replace("\"decide\"", "\"decided\"")).contains("decide"));
+    }
+
+    #[test]
+    fn what_is_no_wasm_is_refused() {
+        for bytes in [&b""[..], b"\0asm", b"\0asm\x01\0\0\0\x01", b"ELF", b"(module", b"(component (core"] {
+            let outcome = componentize(bytes);
+            assert!(outcome.is_err(), "{bytes:?} became a component");
+        }
+    }
+}
