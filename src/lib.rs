@@ -31,6 +31,7 @@ pub mod client;
 pub mod decision;
 pub mod engine;
 pub mod frontend;
+pub mod journal;
 pub mod sandbox;
 pub mod supervisor;
 pub mod wire;

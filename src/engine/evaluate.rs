@@ -74,7 +74,8 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
         Err(error) if error.is::<wasmtime::PoolConcurrencyLimitError>() => Err(Refusal::Overloaded),
         Err(error) => Err(outcome::from_error(&error, store.data().growth_refused)),
         Ok(instance) => {
-            let returned = with_request(&input, async |request| instance.call_decide(&mut store, request).await).await;
+            let returned =
+                with_request(&input, async |request| instance.call_decide(&mut store, request).await).await;
             timing.run_ns = monotonic_ns().saturating_sub(instantiated);
             match returned {
                 Ok(decision) => outcome::from_guest(decision),
@@ -106,7 +107,11 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
     store.set_hostcall_fuel(limits.output as usize);
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|context| {
-        Ok(if context.data().slice.is_over() { UpdateDeadline::Yield(1) } else { UpdateDeadline::Continue(1) })
+        Ok(if context.data().slice.is_over() {
+            UpdateDeadline::Yield(1)
+        } else {
+            UpdateDeadline::Continue(1)
+        })
     });
     store
 }

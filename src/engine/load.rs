@@ -66,7 +66,8 @@ pub fn load(engine: &Engine, artifact: Artifact, memory_ceiling: u32) -> Result<
     let name = || statement.policy.clone();
     let limits = Limits { memory: statement.limits.memory.min(memory_ceiling), ..statement.limits };
 
-    let component = deserialize(engine, &artifact).map_err(|error| LoadError::Deserialize(name(), format!("{error:#}")))?;
+    let component = deserialize(engine, &artifact)
+        .map_err(|error| LoadError::Deserialize(name(), format!("{error:#}")))?;
     let initial = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
     if initial > u64::from(limits.memory) {
         return Err(LoadError::Memory { policy: name(), initial, limit: limits.memory });
@@ -83,7 +84,11 @@ pub fn load(engine: &Engine, artifact: Artifact, memory_ceiling: u32) -> Result<
         .and_then(PolicyPre::new)
         .map_err(|error| LoadError::Link(name(), format!("{error:#}")))?;
 
-    let identity = Identity { tenant: statement.tenant.clone(), policy: statement.policy.clone(), digest: statement.cwasm };
+    let identity = Identity {
+        tenant: statement.tenant.clone(),
+        policy: statement.policy.clone(),
+        digest: statement.cwasm,
+    };
     Ok(Policy { pre, identity: Arc::new(identity), limits, _artifact: artifact })
 }
 

@@ -14,8 +14,16 @@ const REASON_BYTES: usize = 1024;
 const ENTRIES: usize = 128;
 /// Headers that belong to a connection or to a message's framing: setting one would desynchronise a proxy.
 const NOT_A_POLICYS: [&str; 10] = [
-    "connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
-    "upgrade", "http2-settings",
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
 ];
 
 /// Checks what a guest returned. It is believed only as a whole: one bad header makes the answer invalid.
@@ -66,7 +74,9 @@ fn trap_kind(trap: Trap) -> Option<TrapKind> {
         }
         Trap::StackOverflow => TrapKind::Stack,
         Trap::AllocationTooLarge => TrapKind::Memory,
-        Trap::IntegerOverflow | Trap::IntegerDivisionByZero | Trap::BadConversionToInteger => TrapKind::Arithmetic,
+        Trap::IntegerOverflow | Trap::IntegerDivisionByZero | Trap::BadConversionToInteger => {
+            TrapKind::Arithmetic
+        }
         Trap::IndirectCallToNull | Trap::BadSignature | Trap::NullReference | Trap::CastFailure => {
             TrapKind::IndirectCall
         }
@@ -86,7 +96,9 @@ fn invalid(what: String) -> Refusal {
 
 fn status(status: Option<u16>) -> Result<Option<u16>, Refusal> {
     match status {
-        Some(code) if !(100..=599).contains(&code) => Err(invalid(format!("status {code} is not 100 to 599"))),
+        Some(code) if !(100..=599).contains(&code) => {
+            Err(invalid(format!("status {code} is not 100 to 599")))
+        }
         other => Ok(other),
     }
 }
@@ -118,7 +130,11 @@ fn metadata(metadata: Vec<types::Metadatum>) -> Result<Vec<Metadatum>, Refusal> 
 }
 
 fn bounded(list: &str, length: usize) -> Result<(), Refusal> {
-    if length > ENTRIES { Err(invalid(format!("{list} has {length} entries, at most {ENTRIES} are taken"))) } else { Ok(()) }
+    if length > ENTRIES {
+        Err(invalid(format!("{list} has {length} entries, at most {ENTRIES} are taken")))
+    } else {
+        Ok(())
+    }
 }
 
 /// A token as RFC 9110 has it, and not one that frames the message.

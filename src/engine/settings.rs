@@ -2,7 +2,8 @@
 //! hashed, so that builder and worker agree and a worker can refuse what was compiled for another engine.
 
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails, WasmFeatures,
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
+    WasmFeatures,
 };
 
 use crate::artifact::Digest;

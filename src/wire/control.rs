@@ -73,6 +73,7 @@ pub struct Ready {
 pub struct FrontendAssignment {
     pub uid: u32,
     pub gid: u32,
+    pub isolation: Isolation,
     pub tenants: Vec<TenantGrant>,
     /// UIDs besides 0 and the service's own that may ask for the status.
     pub operators: Vec<u32>,
@@ -98,6 +99,7 @@ pub struct WorkerAssignment {
     pub generation: u64,
     pub uid: u32,
     pub gid: u32,
+    pub isolation: Isolation,
     /// Directory with `<tenant>/<policy>.cwasm` and `<tenant>/<policy>.statement.json`.
     pub store: String,
     /// The class's own directory, mode 0700.

@@ -79,8 +79,11 @@ impl Connection {
     }
 }
 
-/// The first whole frame of `bytes` and what follows it; `None` if it is not all there.
-pub(super) fn split_frame(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, Violation> {
+/// A frame, without its prefix, and the bytes after it.
+pub(super) type Split<'a> = (&'a [u8], &'a [u8]);
+
+/// The first whole frame of `bytes`; `None` if it is not all there.
+pub(super) fn split_frame(bytes: &[u8]) -> Result<Option<Split<'_>>, Violation> {
     let length = match frame_length(bytes, CLIENT_FRAME_MAX) {
         Ok(Some(length)) => length,
         Ok(None) => return Ok(None),

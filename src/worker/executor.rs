@@ -3,7 +3,6 @@
 //! Guests are never tasks of an I/O runtime: here one slice is polled, then I/O is polled, so a guest that spins
 //! cannot keep a short request waiting for longer than its slice.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -52,7 +51,9 @@ pub(super) enum ToExecutor {
     /// The watchdog wrote to it and the socket was full.
     Blocked(Arc<Outbound>),
     /// Give connections back (`true`) or close them (`false`) as soon as what is in progress is answered.
-    Drain { give_back: bool },
+    Drain {
+        give_back: bool,
+    },
 }
 
 /// A connection and what goes with it.
@@ -67,8 +68,14 @@ pub(super) struct Adopted {
 /// What an executor tells the steward.
 #[derive(Debug)]
 pub(super) enum FromExecutor {
-    Return { outbound: Arc<Outbound>, cookie: Cookie, unread: Vec<u8> },
-    Closed { cookie: Cookie },
+    Return {
+        outbound: Arc<Outbound>,
+        cookie: Cookie,
+        unread: Vec<u8>,
+    },
+    Closed {
+        cookie: Cookie,
+    },
     /// After [`ToExecutor::Drain`]: no connection is left.
     Drained,
 }
@@ -182,7 +189,8 @@ impl Executor {
     /// before the thread is sealed.
     pub(super) fn warm_up(&mut self) {
         let Some(policy) = self.set.any() else { return };
-        let call = crate::engine::Call { input: bytes::Bytes::from_static(&[1, 0, 0]), clock_ns: 0, seed: [0; 32] };
+        let call =
+            crate::engine::Call { input: bytes::Bytes::from_static(&[1, 0, 0]), clock_ns: 0, seed: [0; 32] };
         self.slice.set_end(monotonic_ns().saturating_add(SLICE_NS));
         let _ = self.ticker.set_pace(Pace::Fine);
         // A guest that does not end within a slice is dropped: by then it has been everywhere it can be.
@@ -292,7 +300,8 @@ impl Executor {
                 decision.timing.queue_ns = queue_ns;
                 if after > task.deadline_ns {
                     let Decision { digest, timing, .. } = decision;
-                    decision = Decision { digest, timing, ..Decision::refused(Refusal::Deadline(Stage::Reply)) };
+                    decision =
+                        Decision { digest, timing, ..Decision::refused(Refusal::Deadline(Stage::Reply)) };
                 }
                 let connection = task.connection;
                 self.finish(pick.task, Ok(decision));

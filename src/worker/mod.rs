@@ -1,5 +1,177 @@
-//! worker
+//! One trust class's decisions: load, seal, serve. Consider it hostile from the first guest it runs.
+//!
+//! A worker's policies never change: another set means another process. Before it is sealed it reads, verifies and
+//! loads; from then on it can open, connect, execute and map code no more, and all it has is the connections it is
+//! handed.
 
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+mod admission;
+mod cache;
+mod connection;
+mod counters;
+mod executor;
+mod load;
+mod mailbox;
+mod outbound;
+mod policies;
+mod schedule;
+mod steward;
+mod store;
+mod tasks;
+mod threads;
+mod ticker;
+mod tickets;
+mod watchdog;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::engine::{self, PoolLimits, monotonic_ns};
+use crate::sandbox::{self, Given, Role, SealError};
+use crate::wire::channel::{Channel, SendError, take_inherited};
+use crate::wire::control::{
+    ASSIGNMENT_MAX, CONTROL_MAX, ClassLimits, FromChild, Ready, ToChild, WorkerAssignment, fd,
+};
+use crate::wire::frame::{self, DecodeError};
+use crate::wire::handover::HANDOVER_MAX;
+use crate::wire::operator::{WorkerCounters, WorkerStatus};
+
+use executor::Capacity;
+use mailbox::Mailbox;
+use steward::{Renewal, Steward};
+
+/// Why a worker does not serve.
+#[derive(Debug, thiserror::Error)]
+enum WorkerError {
+    #[error("take what the supervisor left: {0}")]
+    Inherited(#[source] io::Error),
+    #[error("read assignment: {0}")]
+    Assignment(#[from] DecodeError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error("make engine: {0}")]
+    Engine(String),
+    #[error(transparent)]
+    Load(#[from] load::LoadError),
+    #[error("start threads: {0}")]
+    Threads(#[from] threads::ThreadsError),
+    #[error("set up: {0}")]
+    Kernel(#[from] nix::Error),
+    #[error("tell supervisor: {0}")]
+    Tell(#[from] SendError),
+    #[error(transparent)]
+    Steward(#[from] steward::StewardError),
+}
+
+/// The program `portcullis-worker`. Started by the supervisor, never by hand.
+#[must_use]
+pub fn main() -> ExitCode {
+    sandbox::settle_allocator();
+    sandbox::install_panic_hook(Role::Worker);
+    crate::journal::start(Role::Worker.name());
+    let control = match take_inherited(fd::CONTROL) {
+        Ok(control) => Arc::new(Channel::new(control, CONTROL_MAX)),
+        Err(error) => {
+            tracing::error!(%error, "not started by a supervisor");
+            return ExitCode::from(64);
+        }
+    };
+    match run(&control) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!(%error, "worker ends");
+            let _ = control.send(&FromChild::Failed { why: error.to_string() }, None);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<ExitCode, WorkerError> {
+    let assignment = read_assignment()?;
+    let handover = take_inherited(fd::FIRST).map_err(WorkerError::Inherited)?;
+    let given = Given::check(Role::Worker, assignment.uid, assignment.gid, assignment.isolation)?;
+
+    let limits = &assignment.limits;
+    let pool = PoolLimits {
+        instances: limits.instances,
+        memory: limits.memory,
+        stack_zeroing: limits.stack_zeroing,
+    };
+    // While /proc/self/pagemap can still be opened.
+    let serving = engine::serving_engine(&pool).map_err(|error| WorkerError::Engine(format!("{error:#}")))?;
+    let loaded = load::load(&serving.engine, &assignment)?;
+    let set = Arc::new(loaded.set);
+
+    let confined = given.confine(&[])?;
+    sandbox::prove_landlock()?;
+    let landlock_abi = confined.landlock_abi();
+    let steward_mailbox = Arc::new(Mailbox::new()?);
+    let count = limits.threads.max(1) as usize;
+    let capacity = capacity(limits, count);
+    let threads = threads::start(&serving.engine, &set, count, capacity, &steward_mailbox)?;
+    let refused = loaded.statuses.iter().filter(|status| status.serving.is_none()).count();
+    let ready = Ready {
+        loaded: number(loaded.statuses.len() - refused),
+        refused: number(refused),
+        pagemap_scan: serving.pagemap_scan,
+        landlock_abi,
+        landlock_proven_threads: number(threads.proven + 1),
+    };
+    let steward = Steward::new(steward::Parts {
+        class: assignment.class.clone(),
+        generation: assignment.generation,
+        control: Arc::clone(control),
+        handover: Channel::new(handover, HANDOVER_MAX),
+        mailbox: steward_mailbox,
+        executors: threads.executors,
+        release: Some(threads.release),
+        set,
+        status: WorkerStatus {
+            class: assignment.class.clone(),
+            generation: assignment.generation,
+            pagemap_scan: serving.pagemap_scan,
+            stack_zeroing: limits.stack_zeroing,
+            counters: WorkerCounters::default(),
+            policies: Vec::new(),
+        },
+        policies: loaded.statuses,
+        renewal: renewal(limits),
+    })?;
+
+    let sealed = confined.seal()?;
+    control.send(&FromChild::Ready(ready), None)?;
+    Ok(steward.serve(sealed)?)
+}
+
+fn read_assignment() -> Result<WorkerAssignment, WorkerError> {
+    let memfd = take_inherited(fd::ASSIGNMENT).map_err(WorkerError::Inherited)?;
+    let mut bytes = Vec::new();
+    let limit = ASSIGNMENT_MAX as u64;
+    File::from(memfd).take(limit).read_to_end(&mut bytes).map_err(WorkerError::Inherited)?;
+    Ok(frame::decode(&bytes)?)
+}
+
+/// Each executor's part of what the class may use.
+fn capacity(limits: &ClassLimits, executors: usize) -> Capacity {
+    let share = |all: u32| (all as usize).div_ceil(executors).max(1);
+    let instances = (limits.instances as usize / executors).max(1);
+    Capacity {
+        instances,
+        instances_per_tenant: (instances / 4).clamp(1, 16),
+        queue: share(limits.queue),
+        pipeline: (limits.pipeline as usize).max(1),
+    }
+}
+
+fn renewal(limits: &ClassLimits) -> Renewal {
+    let at_ns = match limits.renew_after_ms {
+        0 => 0,
+        after => monotonic_ns().saturating_add(after.saturating_mul(1_000_000)),
+    };
+    Renewal { after_decisions: limits.renew_after_decisions, at_ns }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }

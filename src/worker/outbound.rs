@@ -61,9 +61,10 @@ impl Outbound {
             let too_large = || Decision::refused(Refusal::InvalidOutput("larger than a frame may be".into()));
             let instead = match message {
                 ServerFrame::Decision { id, .. } => ServerFrame::Decision { id: *id, decision: too_large() },
-                ServerFrame::Decisions { id, decisions } => {
-                    ServerFrame::Decisions { id: *id, decisions: decisions.iter().map(|_| too_large()).collect() }
-                }
+                ServerFrame::Decisions { id, decisions } => ServerFrame::Decisions {
+                    id: *id,
+                    decisions: decisions.iter().map(|_| too_large()).collect(),
+                },
                 _ => return,
             };
             state.broken = frame::encode_frame(&instead, &mut state.buffer, SERVER_FRAME_MAX).is_err();
@@ -74,7 +75,11 @@ impl Outbound {
     pub(super) fn flush(&self) -> Flushed {
         let mut state = self.state();
         while !state.broken && !state.buffer.is_empty() {
-            match send(self.socket.as_raw_fd(), &state.buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            match send(
+                self.socket.as_raw_fd(),
+                &state.buffer,
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            ) {
                 Ok(written) => state.buffer.advance(written),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN | Errno::ENOBUFS) => return Flushed::Blocked,

@@ -32,8 +32,14 @@ pub(super) struct ConnectionKey {
 }
 
 pub(super) enum State {
-    Waiting { policy: Arc<Policy>, call: Call },
-    Running { started_ns: u64, evaluation: Pin<Box<dyn Future<Output = Evaluated>>> },
+    Waiting {
+        policy: Arc<Policy>,
+        call: Call,
+    },
+    Running {
+        started_ns: u64,
+        evaluation: Pin<Box<dyn Future<Output = Evaluated>>>,
+    },
     /// Answered already; its slot is freed when the schedule comes by.
     Done,
 }

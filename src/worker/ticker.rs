@@ -46,7 +46,8 @@ impl Ticker {
     pub(super) fn new(engine: &Engine) -> nix::Result<Self> {
         ENGINE.get_or_init(|| engine.clone());
         install_handler()?;
-        let notify = SigevNotify::SigevThreadId { signal: Signal::SIGALRM, thread_id: gettid().as_raw(), si_value: 0 };
+        let notify =
+            SigevNotify::SigevThreadId { signal: Signal::SIGALRM, thread_id: gettid().as_raw(), si_value: 0 };
         Ok(Self { timer: Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))?, pace: Pace::Off })
     }
 

@@ -52,7 +52,9 @@ impl Executor {
             self.flush(slot);
         }
         // EPOLLHUP means that the client has closed: nobody will read a reply.
-        if flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) && !flags.contains(EpollFlags::EPOLLIN) {
+        if flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
+            && !flags.contains(EpollFlags::EPOLLIN)
+        {
             return self.close(slot);
         }
         if flags.contains(EpollFlags::EPOLLIN) {
@@ -117,7 +119,8 @@ impl Executor {
     fn read(&mut self, slot: usize, now: u64) {
         let mut scratch = std::mem::take(&mut self.scratch);
         for _ in 0..READS_IN_A_ROW {
-            let Some(connection) = self.connections.get_mut(slot).filter(|one| one.phase == Phase::Open) else {
+            let Some(connection) = self.connections.get_mut(slot).filter(|one| one.phase == Phase::Open)
+            else {
                 break;
             };
             match connection.read(&mut scratch) {
@@ -134,7 +137,9 @@ impl Executor {
                     let bytes = scratch.get(..length).unwrap_or_default();
                     if connection.partial.is_empty() {
                         let used = self.take_frames(slot, bytes, now);
-                        if let (Some(connection), Some(rest)) = (self.connections.get_mut(slot), bytes.get(used..)) {
+                        if let (Some(connection), Some(rest)) =
+                            (self.connections.get_mut(slot), bytes.get(used..))
+                        {
                             connection.partial.extend_from_slice(rest);
                         }
                     } else {
@@ -188,14 +193,16 @@ impl Executor {
         match frame::decode(frame).map_err(|_| Violation::Malformed)? {
             ClientFrame::Hello { .. } => Err(Violation::HelloTwice),
             ClientFrame::Decide { id, tenant, policy, deadline, input } => {
-                let question = Question { id, names: (tenant, policy), deadline, inputs: &[input], batch: false };
+                let question =
+                    Question { id, names: (tenant, policy), deadline, inputs: &[input], batch: false };
                 self.on_question(slot, &question, receipt)
             }
             ClientFrame::DecideBatch { id, tenant, policy, deadline, inputs } => {
                 if inputs.is_empty() || inputs.len() > BATCH_MAX {
                     return Err(Violation::BatchSize);
                 }
-                let question = Question { id, names: (tenant, policy), deadline, inputs: &inputs, batch: true };
+                let question =
+                    Question { id, names: (tenant, policy), deadline, inputs: &inputs, batch: true };
                 self.on_question(slot, &question, receipt)
             }
             ClientFrame::Cancel { id } => {
@@ -212,7 +219,12 @@ impl Executor {
         }
     }
 
-    fn on_question(&mut self, slot: usize, question: &Question<'_>, receipt: Receipt) -> Result<(), Violation> {
+    fn on_question(
+        &mut self,
+        slot: usize,
+        question: &Question<'_>,
+        receipt: Receipt,
+    ) -> Result<(), Violation> {
         let Some(connection) = self.connections.get_mut(slot) else { return Ok(()) };
         let Question { id, names, deadline, inputs, batch } = *question;
         if connection.requests.iter().any(|request| request.id == id) {
@@ -279,11 +291,14 @@ impl Executor {
 
     /// One question of a request has been done with.
     pub(super) fn settle_request(&mut self, key: ConnectionKey, ticket: TicketKey) {
-        let Some(connection) = self.connections.get_mut(key.slot).filter(|one| one.serial == key.serial) else {
+        let Some(connection) = self.connections.get_mut(key.slot).filter(|one| one.serial == key.serial)
+        else {
             return;
         };
         let place = connection.requests.iter().position(|request| request.ticket == ticket);
-        if let Some((place, request)) = place.and_then(|at| connection.requests.get_mut(at).map(|one| (at, one))) {
+        if let Some((place, request)) =
+            place.and_then(|at| connection.requests.get_mut(at).map(|one| (at, one)))
+        {
             request.left = request.left.saturating_sub(1);
             if request.left == 0 {
                 connection.requests.swap_remove(place);
@@ -306,7 +321,9 @@ impl Executor {
 
     /// The client broke the protocol: what is in progress ends, it is told why, and the connection is closed.
     fn break_off(&mut self, slot: usize, violation: Violation) {
-        let Some(connection) = self.connections.get(slot).filter(|one| one.phase != Phase::Closing) else { return };
+        let Some(connection) = self.connections.get(slot).filter(|one| one.phase != Phase::Closing) else {
+            return;
+        };
         let tickets: Vec<TicketKey> = connection.requests.iter().map(|request| request.ticket).collect();
         tickets.into_iter().for_each(|ticket| self.give_up(ticket));
         if let Some(connection) = self.connections.get(slot) {
@@ -316,7 +333,8 @@ impl Executor {
     }
 
     fn stop_reading(&mut self, slot: usize, phase: Phase) {
-        let Some(connection) = self.connections.get_mut(slot).filter(|one| one.phase != Phase::Closing) else {
+        let Some(connection) = self.connections.get_mut(slot).filter(|one| one.phase != Phase::Closing)
+        else {
             return;
         };
         connection.phase = phase;
@@ -336,7 +354,8 @@ impl Executor {
 
     /// Closes a connection that is to be closed and has nothing left to say.
     pub(super) fn close_if_finished(&mut self, slot: usize) {
-        let finished = |one: &Connection| one.phase == Phase::Closing && one.requests.is_empty() && !one.blocked;
+        let finished =
+            |one: &Connection| one.phase == Phase::Closing && one.requests.is_empty() && !one.blocked;
         if self.connections.get(slot).is_some_and(finished) {
             self.forget(slot);
         }
@@ -360,7 +379,8 @@ impl Executor {
 
     /// Gives back what has nothing in progress; says so when nothing is left.
     pub(super) fn let_go(&mut self) {
-        let returnable = |one: &Connection| one.phase == Phase::Returning && one.requests.is_empty() && !one.blocked;
+        let returnable =
+            |one: &Connection| one.phase == Phase::Returning && one.requests.is_empty() && !one.blocked;
         let idle: Vec<usize> =
             self.connections.iter().filter(|(_, one)| returnable(one)).map(|(slot, _)| slot).collect();
         for slot in idle {

@@ -1,0 +1,367 @@
+//! The worker's main thread once it serves: it takes connections from the frontend, gives them to executors, gives
+//! them back when the process retires, and answers the supervisor. It runs no guests and reads no client.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::executor::{Adopted, FromExecutor, Shared, ToExecutor};
+use super::mailbox::Mailbox;
+use super::outbound::Outbound;
+use super::policies::PolicySet;
+use super::threads::Release;
+use crate::decision::{Tenant, TrustClass};
+use crate::engine::monotonic_ns;
+use crate::sandbox::Sealed;
+use crate::wire::channel::{Channel, ReceiveError, Received, SendError};
+use crate::wire::client::{CLIENT_FRAME_MAX, PROTOCOL_VERSION, ServerFrame};
+use crate::wire::control::{FromChild, ToChild};
+use crate::wire::handover::{Cookie, FromWorker, ToWorker, UNREAD_CHUNK};
+use crate::wire::operator::{PolicyStatus, WorkerCounters, WorkerStatus};
+
+/// Most unread bytes that come with a connection: a frame that is not whole yet, and one read.
+const UNREAD_MAX: usize = CLIENT_FRAME_MAX + (128 << 10);
+/// Policies in one part of a status.
+const POLICIES_A_PART: usize = 64;
+/// An executor that has been in one step for that long does not count as answering.
+const UNRESPONSIVE_NS: u64 = 50_000_000;
+
+/// Which descriptor has something.
+const CONTROL: u64 = 0;
+const HANDOVER: u64 = 1;
+const MAILBOX: u64 = 2;
+
+/// What the steward looks after.
+pub(super) struct Parts {
+    pub(super) class: TrustClass,
+    pub(super) generation: u64,
+    pub(super) control: Arc<Channel<FromChild, ToChild>>,
+    pub(super) handover: Channel<FromWorker, ToWorker>,
+    pub(super) mailbox: Arc<Mailbox<FromExecutor>>,
+    pub(super) executors: Vec<Arc<Shared>>,
+    /// Holds the executors back until the witness is satisfied.
+    pub(super) release: Option<Release>,
+    pub(super) set: Arc<PolicySet>,
+    pub(super) status: WorkerStatus,
+    pub(super) policies: Vec<PolicyStatus>,
+    pub(super) renewal: Renewal,
+}
+
+/// When this process asks for a successor; 0 means never.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Renewal {
+    pub(super) after_decisions: u64,
+    pub(super) at_ns: u64,
+}
+
+pub(super) struct Steward {
+    parts: Parts,
+    epoll: Epoll,
+    buffer: Vec<u8>,
+    /// The connection whose unread bytes are still on their way.
+    arriving: Option<(Adopted, usize, bool)>,
+    /// What the frontend has not taken yet, in order.
+    outbox: VecDeque<(FromWorker, Option<Arc<Outbound>>)>,
+    next_executor: usize,
+    retiring: Option<Retiring>,
+    asked_for_renewal: bool,
+}
+
+/// On the way out.
+#[derive(Debug, Clone, Copy)]
+struct Retiring {
+    executors_left: usize,
+    /// The frontend is there to take connections back.
+    give_back: bool,
+}
+
+/// Why the process ends before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StewardError {
+    #[error("frontend misbehaved: {0}")]
+    FrontendMisbehaved(&'static str),
+    #[error("handover channel: {0}")]
+    Handover(#[source] ReceiveError),
+    #[error("control channel: {0}")]
+    Control(#[source] ReceiveError),
+    #[error("send: {0}")]
+    Send(#[from] SendError),
+    #[error("wait for events: {0}")]
+    Wait(#[from] Errno),
+}
+
+impl Steward {
+    /// Before sealing: makes an epoll descriptor.
+    pub(super) fn new(parts: Parts) -> nix::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(parts.control.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, CONTROL))?;
+        epoll.add(parts.handover.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, HANDOVER))?;
+        epoll.add(parts.mailbox.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX))?;
+        Ok(Self {
+            parts,
+            epoll,
+            buffer: Vec::new(),
+            arriving: None,
+            outbox: VecDeque::new(),
+            next_executor: 0,
+            retiring: None,
+            asked_for_renewal: false,
+        })
+    }
+
+    /// Serves until the process is to end. Takes the proof that the sandbox is in force.
+    pub(super) fn serve(mut self, _sealed: Sealed) -> Result<ExitCode, StewardError> {
+        let mut events = [EpollEvent::empty(); 4];
+        loop {
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(ready) => ready,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(errno.into()),
+            };
+            for event in events.iter().take(ready) {
+                match event.data() {
+                    CONTROL => {
+                        if self.on_control()? == Flow::Exit {
+                            return Ok(ExitCode::SUCCESS);
+                        }
+                    }
+                    HANDOVER => self.on_handover()?,
+                    _ => self.on_mail(),
+                }
+            }
+            self.send_outbox()?;
+            if self.retiring.is_some_and(|retiring| retiring.executors_left == 0) && self.outbox.is_empty() {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+
+    fn on_control(&mut self) -> Result<Flow, StewardError> {
+        loop {
+            match self.parts.control.receive(&mut self.buffer).map_err(StewardError::Control)? {
+                Received::Nothing => return Ok(Flow::Continue),
+                // Without the supervisor nobody witnesses, restarts or stops this process.
+                Received::End => return Ok(Flow::Exit),
+                Received::Message(ToChild::Ping { nonce }, _) => self.answer_ping(nonce)?,
+                Received::Message(ToChild::Drain, _) => self.retire(true),
+                Received::Message(ToChild::Serve, _) => {
+                    if let Some(release) = self.parts.release.take() {
+                        release.release();
+                    }
+                }
+                // For a frontend; nothing to do here.
+                Received::Message(ToChild::Route { .. } | ToChild::Processes(_) | ToChild::Reassign, _) => {}
+            }
+        }
+    }
+
+    fn answer_ping(&mut self, nonce: u64) -> Result<(), StewardError> {
+        let now = monotonic_ns();
+        let stuck = |executor: &Arc<Shared>| {
+            let began = executor.step_began_ns.load(Ordering::Relaxed);
+            began != 0 && now.saturating_sub(began) > UNRESPONSIVE_NS
+        };
+        // Silence is the answer: the supervisor replaces a process that does not serve.
+        if !self.parts.executors.iter().any(stuck) {
+            self.parts.control.send(&FromChild::Pong { nonce }, None)?;
+        }
+        let Renewal { after_decisions, at_ns } = self.parts.renewal;
+        let old = at_ns != 0 && now >= at_ns;
+        let busy = || {
+            let counters = self.counters();
+            after_decisions != 0 && counters.allowed + counters.denied >= after_decisions
+        };
+        if !self.asked_for_renewal && self.retiring.is_none() && (old || busy()) {
+            self.parts.control.send(&FromChild::Renew, None)?;
+            self.asked_for_renewal = true;
+        }
+        Ok(())
+    }
+
+    fn on_handover(&mut self) -> Result<(), StewardError> {
+        loop {
+            match self.parts.handover.receive(&mut self.buffer).map_err(StewardError::Handover)? {
+                Received::Nothing => return Ok(()),
+                Received::End => {
+                    // The frontend is gone: nobody takes connections back, and the supervisor starts over.
+                    let _ = self.epoll.delete(self.parts.handover.as_fd());
+                    self.outbox.clear();
+                    self.retire(false);
+                    return Ok(());
+                }
+                Received::Message(ToWorker::Adopt { cookie, uid: _, tenants, resumed, unread }, Some(fd)) => {
+                    self.adopt(fd, cookie, &tenants, resumed, unread)?;
+                }
+                Received::Message(ToWorker::Unread(bytes), None) => self.unread(&bytes)?,
+                Received::Message(ToWorker::Drain, None) => self.retire(true),
+                Received::Message(ToWorker::Status { nonce }, None) => self.report(nonce),
+                Received::Message(ToWorker::Adopt { .. }, None) => {
+                    return Err(StewardError::FrontendMisbehaved("a connection without its descriptor"));
+                }
+                Received::Message(_, Some(_)) => {
+                    return Err(StewardError::FrontendMisbehaved(
+                        "a descriptor that belongs to no connection",
+                    ));
+                }
+            }
+        }
+    }
+
+    fn adopt(
+        &mut self,
+        socket: OwnedFd,
+        cookie: Cookie,
+        tenants: &[Tenant],
+        resumed: bool,
+        unread: u32,
+    ) -> Result<(), StewardError> {
+        if self.arriving.is_some() {
+            return Err(StewardError::FrontendMisbehaved("a connection before the last one's bytes"));
+        }
+        let unread = unread as usize;
+        if unread > UNREAD_MAX {
+            return Err(StewardError::FrontendMisbehaved("more unread bytes than a connection can have"));
+        }
+        let outbound = Arc::new(Outbound::new(socket));
+        let adopted = Adopted {
+            outbound,
+            cookie,
+            grant: self.parts.set.grant(tenants),
+            unread: Vec::with_capacity(unread),
+        };
+        self.arriving = Some((adopted, unread, resumed));
+        self.pass_on_if_complete();
+        Ok(())
+    }
+
+    fn unread(&mut self, bytes: &[u8]) -> Result<(), StewardError> {
+        let Some((adopted, expected, _)) = self.arriving.as_mut() else {
+            return Err(StewardError::FrontendMisbehaved("unread bytes of no connection"));
+        };
+        if bytes.is_empty() || adopted.unread.len() + bytes.len() > *expected {
+            return Err(StewardError::FrontendMisbehaved("not the unread bytes it announced"));
+        }
+        adopted.unread.extend_from_slice(bytes);
+        self.pass_on_if_complete();
+        Ok(())
+    }
+
+    /// Gives a connection that has arrived whole to the next executor in turn.
+    fn pass_on_if_complete(&mut self) {
+        let Some((adopted, _, resumed)) =
+            self.arriving.take_if(|(adopted, expected, _)| adopted.unread.len() >= *expected)
+        else {
+            return;
+        };
+        if !resumed {
+            adopted.outbound.push(&ServerFrame::Welcome {
+                version: PROTOCOL_VERSION,
+                class: self.parts.class.clone(),
+                generation: self.parts.generation,
+            });
+        }
+        let count = self.parts.executors.len().max(1);
+        let least = |executor: &&Arc<Shared>| executor.counters.connections.get();
+        // By number of connections; counts lag behind a burst of adoptions, so ties and near ties go round.
+        let start = self.next_executor % count;
+        let executor = self.parts.executors.iter().cycle().skip(start).take(count).min_by_key(least);
+        self.next_executor = start + 1;
+        if let Some(executor) = executor {
+            executor.mailbox.put(ToExecutor::Adopt(adopted));
+        }
+    }
+
+    /// Stops taking work: every executor lets go of its connections as soon as they are quiet.
+    fn retire(&mut self, give_back: bool) {
+        match &mut self.retiring {
+            Some(retiring) if retiring.give_back && !give_back => retiring.give_back = false,
+            Some(_) => return,
+            None => {
+                self.retiring = Some(Retiring { executors_left: self.parts.executors.len(), give_back });
+            }
+        }
+        for executor in &self.parts.executors {
+            executor.mailbox.put(ToExecutor::Drain { give_back });
+        }
+    }
+
+    fn on_mail(&mut self) {
+        let frontend_is_there = self.retiring.is_none_or(|retiring| retiring.give_back);
+        for message in self.parts.mailbox.take() {
+            match message {
+                FromExecutor::Return { outbound, cookie, unread } if frontend_is_there => {
+                    let length = u32::try_from(unread.len()).unwrap_or(u32::MAX);
+                    self.outbox.push_back((FromWorker::Return { cookie, unread: length }, Some(outbound)));
+                    for chunk in unread.chunks(UNREAD_CHUNK) {
+                        self.outbox.push_back((FromWorker::Unread(chunk.to_vec()), None));
+                    }
+                }
+                FromExecutor::Closed { cookie } if frontend_is_there => {
+                    self.outbox.push_back((FromWorker::Closed { cookie }, None));
+                }
+                FromExecutor::Return { .. } | FromExecutor::Closed { .. } => {}
+                FromExecutor::Drained => {
+                    if let Some(retiring) = &mut self.retiring {
+                        retiring.executors_left = retiring.executors_left.saturating_sub(1);
+                        if retiring.executors_left == 0 && retiring.give_back {
+                            self.outbox.push_back((FromWorker::Drained, None));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what the frontend takes now. A connection is ours until it is sent; then our copy is closed.
+    fn send_outbox(&mut self) -> Result<(), StewardError> {
+        let before = self.outbox.is_empty();
+        while let Some((message, outbound)) = self.outbox.front() {
+            match self.parts.handover.send(message, outbound.as_ref().map(|outbound| outbound.as_fd())) {
+                Ok(()) => drop(self.outbox.pop_front()),
+                Err(SendError::Full) => break,
+                Err(SendError::Closed) => {
+                    self.outbox.clear();
+                    self.retire(false);
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !before {
+            let mut flags = EpollFlags::EPOLLIN;
+            flags.set(EpollFlags::EPOLLOUT, !self.outbox.is_empty());
+            self.epoll.modify(self.parts.handover.as_fd(), &mut EpollEvent::new(flags, HANDOVER))?;
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> WorkerCounters {
+        let mut total = WorkerCounters::default();
+        self.parts.executors.iter().for_each(|executor| executor.counters.add_to(&mut total));
+        total
+    }
+
+    fn report(&mut self, nonce: u64) {
+        let status = WorkerStatus { counters: self.counters(), ..self.parts.status.clone() };
+        let mut parts: Vec<_> = self.parts.policies.chunks(POLICIES_A_PART).map(<[_]>::to_vec).collect();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        let count = parts.len();
+        for (number, policies) in parts.into_iter().enumerate() {
+            let part = WorkerStatus { policies, ..status.clone() };
+            self.outbox.push_back((FromWorker::Status { nonce, part, last: number + 1 == count }, None));
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Flow {
+    Continue,
+    Exit,
+}
