@@ -45,9 +45,10 @@
 //! tenant of the class that this process may ask for. From then on the client knows the tenant's class, and all its
 //! questions go over that one connection, many at a time, answered in any order.
 //!
-//! When a connection ends, what was asked on it fails with [`ClientError::Closed`]. It is **not** asked again: the
-//! service may have decided it. Only a question of which no byte had been written is asked once more on a new
-//! connection, within its deadline. Attempts to connect are spaced, from 10 ms up to 1 s ([`Settings`]).
+//! When a connection ends, what was asked on it fails with [`ClientError::Closed`], or with the reason the service gave
+//! ([`ClientError::Farewell`]). It is **not** asked again: the service may have decided it. Only a question of which
+//! no byte had been written is asked once more on a new connection, within its deadline. Attempts to connect are
+//! spaced, from 10 ms up to 1 s ([`Settings`]).
 //!
 //! A grant is bearer: whoever holds the connection's descriptor asks with this process's rights. The sockets here are
 //! close-on-exec.

@@ -4,11 +4,13 @@
 //! not take and hands out the answers.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
@@ -151,6 +153,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
+        self.link.close();
     }
 }
 
@@ -219,6 +222,12 @@ impl Link {
         }
     }
 
+    /// Tells the service now: the descriptor may stay open until the last task that asked has looked.
+    fn close(&self) {
+        // Fails only where the other side was faster.
+        let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Both);
+    }
+
     fn why(&self) -> ClientError {
         let state = self.state();
         state.over.clone().or_else(|| state.broken.clone()).unwrap_or(Ending::Local.into())
@@ -251,6 +260,7 @@ struct EndOnDrop(Arc<Link>);
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
         self.0.state().end(Ending::Local.into(), &self.0.places);
+        self.0.close();
     }
 }
 
