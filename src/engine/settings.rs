@@ -20,7 +20,7 @@ const MEMORY_RESERVATION: u64 = 4 << 30;
 const MEMORY_GUARD: u64 = 32 << 20;
 
 /// The language a policy may use: what today's toolchains emit, without threads, GC, exceptions or 64-bit memories.
-const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
+pub(crate) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
     .union(WasmFeatures::SATURATING_FLOAT_TO_INT)
     .union(WasmFeatures::SIGN_EXTENSION)
     .union(WasmFeatures::REFERENCE_TYPES)
@@ -99,11 +99,11 @@ const MEMORY_KEEP_RESIDENT: usize = 64 << 10;
 const TABLE_KEEP_RESIDENT: usize = 16 << 10;
 const STACK_KEEP_RESIDENT: usize = 16 << 10;
 /// Largest table, elements; a policy's own limit is at most that.
-const TABLE_ELEMENTS: usize = 10_000;
+pub(crate) const TABLE_ELEMENTS: usize = 10_000;
 /// Parts of one component: its module, the shims around it, what it was composed of.
-const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
+pub(crate) const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
 const MEMORIES_PER_COMPONENT: u32 = 2;
-const TABLES_PER_COMPONENT: u32 = 4;
+pub(crate) const TABLES_PER_COMPONENT: u32 = 4;
 
 /// The engine a worker runs policies with. Must be called while `/proc/self/pagemap` can be opened: before the process
 /// is made non-dumpable, and before Landlock.

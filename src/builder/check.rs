@@ -1,0 +1,379 @@
+//! Is it a policy? Structure first, then the language, then the types of the world.
+
+use std::collections::BTreeSet;
+
+use wasmparser::{
+    ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind, ComponentTypeRef, Instance, Parser,
+    Payload, TypeBounds, Validator,
+};
+use wit_parser::Resolve;
+
+use crate::engine::{FEATURES, WORLD};
+
+/// Largest policy that is read, in bytes.
+pub const SOURCE_MAX: usize = 32 << 20;
+
+/// The world as it was published.
+const WIT: &str = include_str!("../../policies/wit/policy.wit");
+/// Longest section of component types, bytes. Types nest, and reading them recurses; this bounds how deep. The world
+/// takes 3 KiB.
+const TYPES_MAX: usize = 32 << 10;
+/// Components within components: tools wrap exported interfaces in one.
+const NESTING_MAX: usize = 4;
+const PAGE: u64 = 64 << 10;
+
+/// What the check found out on its way.
+pub(super) struct Found {
+    pub(super) imports: Vec<String>,
+    pub(super) memory: u64,
+    pub(super) table_elements: u64,
+}
+
+/// Why something is not a policy. Offsets are bytes from the start of the component.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error("it is not a WebAssembly component")]
+    NotComponent,
+    #[error("{0}; policies may use today's WebAssembly without threads, GC, exceptions and 64-bit memories")]
+    Invalid(wasmparser::Error),
+    #[error("types at {at:#x} take more than {TYPES_MAX} bytes")]
+    Types { at: usize },
+    #[error("component at {at:#x} is nested more than {NESTING_MAX} deep")]
+    Nesting { at: usize },
+    #[error("component nested at {at:#x} runs code of its own; link everything into one module")]
+    NestedCode { at: usize },
+    #[error("start function of a component at {at:#x}: a policy starts when it is asked")]
+    Start { at: usize },
+    #[error("alias of a core module at {at:#x}: instantiate modules where they are defined")]
+    ModuleAlias { at: usize },
+    #[error("it has {0} linear memories, at most 1 is given")]
+    Memories(usize),
+    #[error(
+        "it imports {0:?}, which world {WORLD:?} does not have; policies get log, clock and random, nothing else"
+    )]
+    Import(String),
+    #[error("it does not export \"decide\", the one function of world {WORLD:?}")]
+    NoDecide,
+    #[error("its types are not those of world {WORLD:?}: {0}")]
+    World(String),
+}
+
+impl From<wasmparser::Error> for CheckError {
+    fn from(error: wasmparser::Error) -> Self {
+        Self::Invalid(error)
+    }
+}
+
+/// Memory and tables that a core module defines.
+#[derive(Default, Clone, Copy)]
+struct Needs {
+    memories: usize,
+    memory: u64,
+    table_elements: u64,
+}
+
+/// Checks everything that can be said without compiling.
+pub(super) fn check(component: &[u8]) -> Result<Found, CheckError> {
+    if !Parser::is_component(component) {
+        return Err(CheckError::NotComponent);
+    }
+    check_nesting(component)?;
+    Validator::new_with_features(FEATURES).validate_all(component)?;
+    let (imports, needs) = check_structure(component)?;
+    check_types(component)?;
+    Ok(Found { imports, memory: needs.memory, table_elements: needs.table_elements })
+}
+
+/// What has to be known before a recursive reader may see it. Reads section headers only.
+fn check_nesting(component: &[u8]) -> Result<(), CheckError> {
+    let mut depth = 0_usize;
+    for payload in Parser::new(0).parse_all(component) {
+        match payload? {
+            Payload::ComponentSection { unchecked_range, .. } => {
+                depth += 1;
+                if depth > NESTING_MAX {
+                    return Err(CheckError::Nesting { at: unchecked_range.start });
+                }
+            }
+            Payload::ModuleSection { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentTypeSection(section) => check_types_len(section.range())?,
+            Payload::CoreTypeSection(section) => check_types_len(section.range())?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_types_len(range: std::ops::Range<usize>) -> Result<(), CheckError> {
+    if range.len() > TYPES_MAX { Err(CheckError::Types { at: range.start }) } else { Ok(()) }
+}
+
+/// Walks a component that is known to be valid: who instantiates what, and which names come in and go out.
+fn check_structure(component: &[u8]) -> Result<(Vec<String>, Needs), CheckError> {
+    let mut depth = Depth::default();
+    let mut imports = BTreeSet::new();
+    let mut modules: Vec<Needs> = Vec::new();
+    let mut total = Needs::default();
+    let mut exports_decide = false;
+    for payload in Parser::new(0).parse_all(component) {
+        let payload = payload?;
+        depth.enter(&payload);
+        match payload {
+            Payload::ModuleSection { .. } if depth.components == 0 => modules.push(Needs::default()),
+            Payload::MemorySection(section) if depth.components == 0 => {
+                for memory in section {
+                    let memory = memory?;
+                    add_needs(
+                        &mut modules,
+                        Needs {
+                            memories: 1,
+                            memory: memory.initial.saturating_mul(PAGE),
+                            ..Needs::default()
+                        },
+                    );
+                }
+            }
+            Payload::TableSection(section) if depth.components == 0 => {
+                for table in section {
+                    add_needs(&mut modules, Needs { table_elements: table?.ty.initial, ..Needs::default() });
+                }
+            }
+            Payload::InstanceSection(section) => {
+                let at = section.range().start;
+                for instance in section {
+                    let Instance::Instantiate { module_index, .. } = instance? else { continue };
+                    if depth.components > 0 {
+                        return Err(CheckError::NestedCode { at });
+                    }
+                    let module = usize::try_from(module_index).ok().and_then(|index| modules.get(index));
+                    total.add(*module.ok_or(CheckError::ModuleAlias { at })?);
+                }
+            }
+            Payload::ComponentAliasSection(section) => {
+                let at = section.range().start;
+                for alias in section {
+                    if let ComponentAlias::InstanceExport { kind: ComponentExternalKind::Module, .. }
+                    | ComponentAlias::Outer { kind: ComponentOuterAliasKind::CoreModule, .. } = alias?
+                    {
+                        return Err(CheckError::ModuleAlias { at });
+                    }
+                }
+            }
+            Payload::ComponentStartSection { range, .. } => {
+                return Err(CheckError::Start { at: range.start });
+            }
+            Payload::ComponentImportSection(section) if depth.components == 0 => {
+                for import in section {
+                    let import = import?;
+                    // The world's own names for its types: a type is not something that can be called.
+                    if !matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
+                        imports.extend(interface(import.name.name)?);
+                    }
+                }
+            }
+            Payload::ComponentExportSection(section) if depth.components == 0 => {
+                for export in section {
+                    exports_decide |= export?.name.name == "decide";
+                }
+            }
+            _ => {}
+        }
+    }
+    if total.memories > 1 {
+        return Err(CheckError::Memories(total.memories));
+    }
+    if !exports_decide {
+        return Err(CheckError::NoDecide);
+    }
+    Ok((imports.into_iter().map(Into::into).collect(), total))
+}
+
+/// The host interface that an import names, if it is one of the world's; `types` grants nothing and has no name.
+fn interface(import: &str) -> Result<Option<&'static str>, CheckError> {
+    match import {
+        "portcullis:policy/types@0.1.0" => Ok(None),
+        "portcullis:policy/clock@0.1.0" => Ok(Some("clock")),
+        "portcullis:policy/log@0.1.0" => Ok(Some("log")),
+        "portcullis:policy/random@0.1.0" => Ok(Some("random")),
+        other => Err(CheckError::Import(other.chars().take(200).collect())),
+    }
+}
+
+/// Imports and exports have exactly the types of the world.
+fn check_types(component: &[u8]) -> Result<(), CheckError> {
+    let mut resolve = Resolve::default();
+    resolve
+        .push_str("policy.wit", WIT)
+        .and_then(|package| resolve.select_world(&[package], Some("policy")))
+        .and_then(|world| wit_component::targets(&resolve, world, component))
+        .map_err(|error| CheckError::World(error.root_cause().to_string()))
+}
+
+fn add_needs(modules: &mut [Needs], more: Needs) {
+    if let Some(module) = modules.last_mut() {
+        module.add(more);
+    }
+}
+
+impl Needs {
+    fn add(&mut self, more: Self) {
+        self.memories = self.memories.saturating_add(more.memories);
+        self.memory = self.memory.saturating_add(more.memory);
+        self.table_elements = self.table_elements.saturating_add(more.table_elements);
+    }
+}
+
+/// How many nested components the walk is in; modules end with the same marker, so they are remembered as well.
+#[derive(Default)]
+struct Depth {
+    components: usize,
+    /// For what is open: is it a component?
+    open: Vec<bool>,
+}
+
+impl Depth {
+    fn enter(&mut self, payload: &Payload<'_>) {
+        match payload {
+            Payload::ComponentSection { .. } => self.open.push(true),
+            Payload::ModuleSection { .. } => self.open.push(false),
+            Payload::End(_) => drop(self.open.pop()),
+            _ => {}
+        }
+        self.components = self.open.iter().filter(|is_component| **is_component).count();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{rewrite, samples};
+    use super::*;
+
+    fn refused(component: &[u8]) -> String {
+        match check(component) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("taken for a policy"),
+        }
+    }
+
+    fn wat(text: &str) -> Vec<u8> {
+        wat::parse_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_policy_is_accepted_and_its_needs_are_counted() {
+        let found = check(&samples::policy("")).unwrap();
+        assert_eq!(found.imports, Vec::<String>::new());
+        assert_eq!((found.memory, found.table_elements), (2 * PAGE, 0));
+
+        let found = check(&samples::policy(
+            r#"(import "portcullis:policy/random@0.1.0" "get-u64" (func (result i64)))
+               (import "portcullis:policy/clock@0.1.0" "now" (func (result i64)))
+               (table 7 9 funcref)"#,
+        ))
+        .unwrap();
+        assert_eq!(found.imports, ["clock", "random"]);
+        assert_eq!(found.table_elements, 7);
+    }
+
+    #[test]
+    fn what_is_not_a_component_is_refused() {
+        assert_eq!(refused(b""), "it is not a WebAssembly component");
+        assert_eq!(refused(&wat("(module)")), "it is not a WebAssembly component");
+        let whole = samples::policy("");
+        for len in 8..whole.len() {
+            match check(&whole[..len]) {
+                Err(error) => assert!(!error.to_string().is_empty()),
+                // Only tool sections are missing.
+                Ok(_) => assert_eq!(
+                    rewrite::component(&whole[..len]).unwrap(),
+                    rewrite::component(&whole).unwrap(),
+                    "{len} of {} bytes were taken for a policy",
+                    whole.len()
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn the_language_is_limited() {
+        for (module, why) in [
+            ("(memory 1) (memory 1)", "multiple memories"),
+            ("(memory i64 1)", "memory64"),
+            ("(memory 1 1 shared)", "threads"),
+            ("(tag)", "exceptions"),
+            ("(type (struct))", "gc"),
+        ] {
+            let error = refused(&wat(&format!("(component (core module {module}))")));
+            assert!(error.contains(why) && error.contains("offset"), "{module}: {error}");
+        }
+    }
+
+    #[test]
+    fn imports_beyond_the_world_are_refused_by_name() {
+        for import in
+            ["wasi:cli/environment@0.2.0", "portcullis:policy/log@0.2.0", "portcullis:policy/data@0.1.0"]
+        {
+            let error =
+                refused(&wat(&format!(r#"(component (import "{import}" (instance (export "f" (func)))))"#)));
+            assert!(error.contains(import) && error.contains("does not have"), "{error}");
+        }
+        let error = refused(&wat(
+            r#"(component (import "portcullis:policy/log@0.1.0" (instance (export "steal" (func)))))"#,
+        ));
+        assert!(error.contains("decide"), "{error}");
+    }
+
+    #[test]
+    fn exports_and_types_are_those_of_the_world() {
+        assert!(refused(&wat("(component)")).contains("does not export \"decide\""));
+        let decide = r#"(component
+            (core module $m (func (export "f") (result i32) i32.const 1))
+            (core instance $i (instantiate $m))
+            (func (export "decide") (result u32) (canon lift (core func $i "f"))))"#;
+        assert!(
+            refused(&wat(decide)).starts_with("its types are not those of world"),
+            "{}",
+            refused(&wat(decide))
+        );
+        // The name of an interface is there, but with a function that it does not have.
+        let steal = decide.replacen(
+            "(component",
+            r#"(component (import "portcullis:policy/log@0.1.0" (instance (export "steal" (func))))"#,
+            1,
+        );
+        assert!(refused(&wat(&steal)).starts_with("its types are not those of world"));
+    }
+
+    #[test]
+    fn structure_that_hides_code_is_refused() {
+        let nested = "(component (component (core module $m) (core instance (instantiate $m))))";
+        assert!(refused(&wat(nested)).contains("runs code of its own"));
+        let alias = "(component (core module $m) (component (alias outer 1 $m (core module))))";
+        assert!(refused(&wat(alias)).contains("alias of a core module"));
+        let twice = "(component (core module $m (memory 1)) (core instance (instantiate $m)) (core instance (instantiate $m)))";
+        assert!(refused(&wat(twice)).contains("2 linear memories"));
+        let deep = "(component ".repeat(NESTING_MAX + 2) + &")".repeat(NESTING_MAX + 2);
+        assert!(refused(&wat(&deep)).contains("nested more than"));
+    }
+
+    /// Each level is three bytes and one call of a recursive reader.
+    #[test]
+    fn types_that_nest_without_end_are_refused_before_a_recursive_reader_sees_them() {
+        let component = |levels: usize| {
+            let mut types = vec![1];
+            (0..levels).for_each(|_| types.extend_from_slice(&[0x42, 1, 1]));
+            types.extend_from_slice(&[0x42, 0]);
+            let mut component = wasm_encoder::Component::new();
+            component.section(&wasm_encoder::RawSection { id: 7, data: &types });
+            component.finish()
+        };
+        assert!(refused(&component(1_000_000)).contains("take more than"));
+        // The most that gets through ends in an error, not in an overflow, with the stack that a build has.
+        let most = component(TYPES_MAX / 3 - 2);
+        assert!(matches!(
+            super::super::build(&most),
+            Err(super::super::BuildError::Check(CheckError::Invalid(_) | CheckError::NoDecide))
+        ));
+    }
+}
