@@ -1,5 +1,7 @@
 //! supervisor
 
+pub mod config;
+
 pub fn main() -> std::process::ExitCode {
     std::process::ExitCode::FAILURE
 }

@@ -1,0 +1,203 @@
+//! The one TOML file, parsed into types that cannot be wrong; everything that is wrong with it is said at once.
+//!
+//! [`load`] reads the text, [`document`] finds each key's place in it, [`values`] says what a single value may look
+//! like, [`read`] what they mean together, and [`places`] looks at the files and directories they name. Children never
+//! see the file: each gets the part it needs as an assignment.
+
+mod document;
+mod places;
+mod read;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use document::ConfigErrors;
+
+use crate::decision::{PolicyName, Tenant, TrustClass};
+use crate::wire::control::{
+    ClassLimits, FrontendAssignment, Isolation, TenantAssignment, TenantGrant, WorkerAssignment,
+};
+
+/// Largest configuration, bytes: ten thousand tenants.
+const CONFIG_MAX: u64 = 16 << 20;
+
+/// What the file cannot say of itself: who reads it, and on what machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Whether this process can give each role its own UID.
+    pub isolation: Isolation,
+    pub uid: u32,
+    pub gid: u32,
+    pub cores: u32,
+    /// Started by systemd: then distinct UIDs are required unless the file says otherwise.
+    pub systemd: bool,
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub service: Service,
+    pub frontend: Frontend,
+    /// At least one; sorted by name.
+    pub classes: Vec<Class>,
+    /// Sorted by name; each in one of `classes`.
+    pub tenants: Vec<TenantConfig>,
+}
+
+/// What concerns all processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub socket: PathBuf,
+    /// Permission bits.
+    pub socket_mode: u32,
+    pub operator_socket: PathBuf,
+    pub operators: Vec<u32>,
+    pub store: PathBuf,
+    pub trusted_keys: Vec<TrustedKey>,
+    pub require_distinct_uids: bool,
+    /// Longest a retiring process may take.
+    pub drain: Duration,
+    /// A child that answers no ping for this long is replaced.
+    pub answer_within: Duration,
+}
+
+/// A signer's public key, as the file had it when the configuration was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedKey {
+    pub path: PathBuf,
+    pub pem: String,
+}
+
+/// Who a role runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// The frontend's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frontend {
+    pub identity: Identity,
+    pub hello_timeout: Duration,
+    pub max_connections: u32,
+    pub max_connections_per_uid: u32,
+}
+
+/// One trust class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    pub name: TrustClass,
+    pub identity: Identity,
+    pub cache: PathBuf,
+    pub limits: ClassLimits,
+}
+
+/// One tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantConfig {
+    pub name: Tenant,
+    pub class: TrustClass,
+    pub policies: Vec<PolicyName>,
+    pub uids: Vec<u32>,
+    pub gids: Vec<u32>,
+    pub weight: u32,
+    pub max_deadline: Duration,
+    pub default_deadline: Duration,
+}
+
+/// Reads and checks the file and everything it names, or says everything that is wrong.
+pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Config, ConfigErrors> {
+    let text = places::read_config(path, surroundings, CONFIG_MAX)
+        .map_err(|why| ConfigErrors::whole_file(path, why))?;
+    read::config(path, &text, surroundings)
+}
+
+impl Config {
+    /// What the frontend needs of it.
+    #[must_use]
+    pub fn frontend_assignment(&self) -> FrontendAssignment {
+        let grants = self.tenants.iter().map(|tenant| TenantGrant {
+            tenant: tenant.name.clone(),
+            class: tenant.class.clone(),
+            uids: tenant.uids.clone(),
+            gids: tenant.gids.clone(),
+        });
+        FrontendAssignment {
+            uid: self.frontend.identity.uid,
+            gid: self.frontend.identity.gid,
+            tenants: grants.collect(),
+            operators: self.service.operators.clone(),
+            hello_timeout_ms: milliseconds(self.frontend.hello_timeout),
+            max_connections: self.frontend.max_connections,
+            max_connections_per_uid: self.frontend.max_connections_per_uid,
+        }
+    }
+
+    /// What the next worker of `class` needs of it.
+    #[must_use]
+    pub fn worker_assignment(&self, class: &Class, generation: u64) -> WorkerAssignment {
+        let tenants = self.tenants.iter().filter(|tenant| tenant.class == class.name);
+        let tenants = tenants.map(|tenant| TenantAssignment {
+            tenant: tenant.name.clone(),
+            policies: tenant.policies.clone(),
+            weight: tenant.weight,
+            max_deadline_us: microseconds(tenant.max_deadline),
+            default_deadline_us: microseconds(tenant.default_deadline),
+        });
+        WorkerAssignment {
+            class: class.name.clone(),
+            generation,
+            uid: class.identity.uid,
+            gid: class.identity.gid,
+            store: self.service.store.display().to_string(),
+            cache: class.cache.display().to_string(),
+            trusted_keys: self.service.trusted_keys.iter().map(|key| key.pem.clone()).collect(),
+            tenants: tenants.collect(),
+            limits: class.limits.clone(),
+        }
+    }
+
+    #[must_use]
+    pub fn class(&self, name: &TrustClass) -> Option<&Class> {
+        self.classes.iter().find(|class| class.name == *name)
+    }
+
+    /// What `next` changes that only a restart can change: it is bound, dropped or locked in when the service starts.
+    #[must_use]
+    pub fn fixed_parts_changed(&self, next: &Self) -> Vec<String> {
+        let (old, new) = (&self.service, &next.service);
+        let mut changed = Vec::new();
+        let mut compare = |same: bool, what: String| {
+            if !same {
+                changed.push(what);
+            }
+        };
+        compare(old.socket == new.socket, "service.socket".to_owned());
+        compare(old.socket_mode == new.socket_mode, "service.socket_mode".to_owned());
+        compare(old.operator_socket == new.operator_socket, "service.operator_socket".to_owned());
+        compare(old.store == new.store, "service.store".to_owned());
+        compare(self.frontend.identity == next.frontend.identity, "frontend.uid or gid".to_owned());
+        let names = |config: &Self| config.classes.iter().map(|class| class.name.clone()).collect::<Vec<_>>();
+        compare(names(self) == names(next), "the set of classes".to_owned());
+        for class in &self.classes {
+            let Some(other) = next.class(&class.name) else { continue };
+            compare(class.identity == other.identity, format!("class.{}.uid or gid", class.name));
+            compare(class.cache == other.cache, format!("class.{}.cache", class.name));
+        }
+        changed
+    }
+}
+
+/// The ranges in [`read`] keep durations far below these types' ends.
+fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn microseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

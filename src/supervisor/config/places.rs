@@ -1,0 +1,145 @@
+//! The files and directories the configuration names: are they there, whose are they, who could change them?
+//!
+//! Everything is opened once and looked at through its descriptor. What leads to it is checked too: who may rename a
+//! directory above a file may replace the file.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+use super::Surroundings;
+
+/// Largest public key file, bytes.
+const KEY_MAX: u64 = 16 << 10;
+/// Bits that let somebody other than the owner change a thing.
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+
+/// Whose files are trusted: root's and the supervisor's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Owners {
+    pub(super) uid: u32,
+}
+
+impl Owners {
+    fn check(self, path: &Path, what: &str, metadata: &Metadata) -> Result<(), String> {
+        let owner = metadata.uid();
+        if owner != 0 && owner != self.uid {
+            let expected = if self.uid == 0 { "0".to_owned() } else { format!("{} or 0", self.uid) };
+            return Err(format!("open {what} {path:?}: owned by uid {owner}, expected {expected}"));
+        }
+        let mode = metadata.mode();
+        if mode & OTHERS_WRITE != 0 {
+            let way_out = format!("chmod go-w {}", path.display());
+            return Err(format!(
+                "open {what} {path:?}: others may write it (mode {:04o}); {way_out}",
+                mode & 0o7777
+            ));
+        }
+        Ok(())
+    }
+
+    /// Nobody else may replace what stands at `path` (which is there), or a directory above it.
+    fn check_above(self, path: &Path, what: &str) -> Result<(), String> {
+        let real = path.canonicalize().map_err(|why| format!("open {what} {path:?}: {why}"))?;
+        for above in real.ancestors().skip(1) {
+            let metadata =
+                above.metadata().map_err(|why| format!("open {what} {path:?}: {above:?}: {why}"))?;
+            let (mode, owner) = (metadata.mode(), metadata.uid());
+            if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
+                return Err(format!(
+                    "open {what} {path:?}: others may write {above:?} above it (mode {:04o})",
+                    mode & 0o7777
+                ));
+            }
+            if owner != 0 && owner != self.uid {
+                return Err(format!("open {what} {path:?}: {above:?} above it is owned by uid {owner}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The configuration itself.
+pub(super) fn read_config(path: &Path, around: &Surroundings, max: u64) -> Result<String, String> {
+    file(path, "configuration", Owners { uid: around.uid }, max)
+}
+
+/// A PEM file with a public key.
+pub(super) fn trusted_key(path: &Path, owners: Owners) -> Result<String, String> {
+    let pem = file(path, "trusted key", owners, KEY_MAX)?;
+    if pem.contains("PRIVATE KEY-----") {
+        return Err(format!(
+            "open trusted key {path:?}: holds a private key; only its public half belongs on this machine"
+        ));
+    }
+    if !pem.contains("-----BEGIN PUBLIC KEY-----") {
+        return Err(format!("open trusted key {path:?}: no \"-----BEGIN PUBLIC KEY-----\" in it"));
+    }
+    Ok(pem)
+}
+
+/// Where the policies are.
+pub(super) fn store(path: &Path, owners: Owners) -> Result<(), String> {
+    let metadata = directory(path, "store")?;
+    owners.check(path, "store", &metadata)?;
+    owners.check_above(path, "store")
+}
+
+/// A class's own directory: nobody else so much as looks into it.
+pub(super) fn cache(path: &Path, uid: u32, owners: Owners) -> Result<(), String> {
+    let metadata = directory(path, "cache")?;
+    if metadata.uid() != uid {
+        return Err(format!("open cache {path:?}: owned by uid {}, expected {uid}", metadata.uid()));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode != 0o700 {
+        return Err(format!(
+            "open cache {path:?}: mode {mode:04o}, expected 0700; chmod 0700 {}",
+            path.display()
+        ));
+    }
+    owners.check_above(path, "cache")
+}
+
+/// The directory a socket is to be made in.
+pub(super) fn socket_directory(socket: &Path, owners: Owners) -> Result<(), String> {
+    let path = socket.parent().ok_or_else(|| format!("socket {socket:?} is in no directory"))?;
+    let metadata = directory(path, "socket's directory")?;
+    owners.check(path, "socket's directory", &metadata)?;
+    owners.check_above(path, "socket's directory")
+}
+
+/// O_PATH: a class's directory may be looked at, but not be opened, by a supervisor that is not root.
+fn directory(path: &Path, what: &str) -> Result<Metadata, String> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)
+        .and_then(|directory| directory.metadata())
+        .map_err(|why| format!("open {what} {path:?}: {why}"))
+}
+
+/// The text of a regular file that nobody else may change. O_NONBLOCK: a FIFO must not hold us up.
+fn file(path: &Path, what: &str, owners: Owners, max: u64) -> Result<String, String> {
+    let failed = |why: std::io::Error| format!("open {what} {path:?}: {why}");
+    let file: File =
+        OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(format!("open {what} {path:?}: not a regular file"));
+    }
+    owners.check(path, what, &metadata)?;
+    owners.check_above(path, what)?;
+    let mut text = String::new();
+    let read =
+        file.take(max + 1).read_to_string(&mut text).map_err(|why| format!("read {what} {path:?}: {why}"))?;
+    if u64::try_from(read).unwrap_or(u64::MAX) > max {
+        return Err(format!("read {what} {path:?}: longer than {max} bytes"));
+    }
+    Ok(text)
+}

@@ -1,0 +1,373 @@
+//! From the tree to [`Config`]: what the values mean, and what they mean together.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use super::document::{Complaints, ConfigErrors, Found, Section};
+use super::places::{self, Owners};
+use super::values::{
+    boolean, duration, grantable_id, mode, name, number, path as path_value, role_id, size, socket_path,
+};
+use super::{Class, Config, Frontend, Identity, Service, Surroundings, TenantConfig, TrustedKey};
+use crate::decision::TrustClass;
+use crate::wire::control::{ClassLimits, Isolation};
+
+const MICROSECOND: Duration = Duration::from_micros(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// More would not fit the process table's message (see [`crate::wire::control::CONTROL_MAX`]).
+const CLASSES_MAX: usize = 64;
+/// What an assignment is made for (see [`crate::wire::control::ASSIGNMENT_MAX`]).
+const TENANTS_MAX: usize = 10_000;
+
+pub(super) fn config(path: &Path, text: &str, around: &Surroundings) -> Result<Config, ConfigErrors> {
+    let complaints = Complaints::default();
+    let (table, broken) = DeTable::parse_recoverable(text);
+    for error in &broken {
+        let span = error.span().unwrap_or_default();
+        let message = match text.get(span.clone()) {
+            Some(key) if error.message() == "duplicate key" => {
+                format!("duplicate key \"{}\"", key.escape_debug())
+            }
+            _ => error.message().to_owned(),
+        };
+        complaints.add(span.start, message);
+    }
+    let mut document = Section::document(&table, &complaints, !broken.is_empty());
+    let owners = Owners { uid: around.uid };
+    let reader = Reader { complaints: &complaints, around, owners };
+    let config = reader.config(&mut document);
+    document.finish();
+    complaints.settle(config, path, text)
+}
+
+/// Complains about everything that is wrong, and gives back what is whole.
+struct Reader<'d> {
+    complaints: &'d Complaints,
+    around: &'d Surroundings,
+    owners: Owners,
+}
+
+impl<'d> Reader<'d> {
+    fn config(&self, document: &mut Section<'d>) -> Option<Config> {
+        let service = required_section(document, "service").map(|section| self.service(section));
+        let frontend = match document.section("frontend") {
+            Some(section) => self.frontend(section),
+            None if self.distinct() => {
+                document.missing("[frontend]");
+                None
+            }
+            None => Some((self.own_identity(0), Frontend::with_defaults(self.own_identity(0)))),
+        };
+        let (mut identities, mut classes, mut class_names) = (Vec::new(), Vec::new(), Vec::new());
+        let mut caches = Vec::new();
+        if let Some((identity, _)) = &frontend {
+            identities.push(("[frontend]".to_owned(), identity.clone()));
+        }
+        let sections = document.sections("class");
+        if sections.is_empty() {
+            document.missing("[class.<name>]");
+        }
+        if let Some((at, _)) = sections.get(CLASSES_MAX) {
+            self.complain(at.at, format!("more than {CLASSES_MAX} classes"));
+        }
+        for (title, section) in sections {
+            class_names.push(title.value);
+            if let Some((identity, class)) = self.class(title, section, &mut caches) {
+                identities.push((format!("[class.{}]", title.value), identity));
+                classes.extend(class);
+            }
+        }
+        self.distinct_identities(&identities);
+
+        let sections = document.sections("tenant");
+        if let Some((at, _)) = sections.get(TENANTS_MAX) {
+            self.complain(at.at, format!("more than {TENANTS_MAX} tenants"));
+        }
+        let tenants = sections
+            .into_iter()
+            .map(|(title, section)| self.tenant(title, section, &class_names, &identities))
+            .collect::<Vec<_>>();
+        self.distinct_caches(&mut caches);
+        classes.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut tenants = tenants.into_iter().collect::<Option<Vec<_>>>()?;
+        tenants.sort_by(|a: &TenantConfig, b| a.name.cmp(&b.name));
+        Some(Config { service: service??, frontend: frontend?.1, classes, tenants })
+    }
+
+    fn service(&self, mut section: Section<'d>) -> Option<Service> {
+        let socket = section.required("socket", socket_path);
+        let socket_mode = section.defaulted("socket_mode", 0o666, mode);
+        let operator_socket = section.required("operator_socket", socket_path);
+        let operators = section.list("operators", grantable_id).unwrap_or_default();
+        let store = section.required("store", path_value);
+        let keys = section.list("trusted_keys", path_value);
+        let require = section.defaulted("require_distinct_uids", self.around.systemd, boolean);
+        let drain = section.defaulted("drain", 5 * SECOND, duration(10 * MILLISECOND..=10 * MINUTE));
+        let answer =
+            section.defaulted("answer_within", 100 * MILLISECOND, duration(20 * MILLISECOND..=MINUTE));
+        if keys.as_ref().is_none_or(Vec::is_empty) {
+            section.missing("trusted_keys");
+        }
+        section.finish();
+
+        for socket in [&socket, &operator_socket].into_iter().flatten() {
+            self.look(socket.at, places::socket_directory(&socket.value, self.owners));
+        }
+        if let (Some(clients), Some(operators)) = (&socket, &operator_socket)
+            && clients.value == operators.value
+        {
+            self.complain(operators.at, "operator_socket: is the same as socket".to_owned());
+        }
+        if let Some(store) = &store {
+            self.look(store.at, places::store(&store.value, self.owners));
+        }
+        if let Some(Found { value: true, at }) = require
+            && !self.distinct()
+        {
+            let how = "start as root or with CAP_SETUID, CAP_SETGID, CAP_SETPCAP and CAP_KILL, or say \
+                       require_distinct_uids = false";
+            let why = "require_distinct_uids: all processes would share one UID, for want of privilege";
+            self.complain(at, format!("{why}; {how}"));
+        }
+        let trusted_keys = keys.unwrap_or_default().into_iter().filter_map(|key| {
+            let pem = self.look(key.at, places::trusted_key(&key.value, self.owners))?;
+            Some(TrustedKey { path: key.value, pem })
+        });
+        Some(Service {
+            trusted_keys: trusted_keys.collect(),
+            socket: socket?.value,
+            socket_mode: socket_mode?.value,
+            operator_socket: operator_socket?.value,
+            operators: plain(operators),
+            store: store?.value,
+            require_distinct_uids: require?.value,
+            drain: drain?.value,
+            answer_within: answer?.value,
+        })
+    }
+
+    fn frontend(&self, mut section: Section<'d>) -> Option<(Found<Identity>, Frontend)> {
+        let identity = self.identity(&mut section);
+        let timeout = section.defaulted("hello_timeout", SECOND, duration(MILLISECOND..=MINUTE));
+        let connections = section.defaulted("max_connections", 4096, number(1..=65536));
+        let per_uid = section.optional("max_connections_per_uid", number(1..=65536));
+        section.finish();
+        if let (Some(all), Some(one)) = (&connections, &per_uid)
+            && one.value > all.value
+        {
+            let message = format!("max_connections_per_uid: is more than max_connections, {}", all.value);
+            self.complain(one.at, message);
+        }
+        let (identity, connections) = (identity?, connections?.value);
+        let frontend = Frontend {
+            identity: identity.value,
+            hello_timeout: timeout?.value,
+            max_connections: connections,
+            max_connections_per_uid: per_uid.map_or((connections / 4).max(1), |found| found.value),
+        };
+        Some((identity, frontend))
+    }
+
+    fn class(
+        &self,
+        title: Found<&'d str>,
+        mut section: Section<'d>,
+        caches: &mut Vec<Found<PathBuf>>,
+    ) -> Option<(Found<Identity>, Option<Class>)> {
+        let name = self.look(title.at, TrustClass::new(title.value).map_err(|why| why.to_string()));
+        let identity = self.identity(&mut section);
+        let cache = section.required("cache", path_value);
+        let cores = self.around.cores;
+        let threads = section.defaulted("threads", cores, number(1..=cores));
+        let memory = section.defaulted("memory", 4 << 20, size(64 << 10..=1 << 30));
+        let instances = section.defaulted("instances", 64, number(1..=16384));
+        let queue = section.defaulted("queue", 1024, number(1..=1_000_000));
+        let pipeline = section.defaulted("pipeline", 256, number(1..=65536));
+        let connections = section.defaulted("connections", 1024, number(1..=65536));
+        let stack_zeroing = section.defaulted("stack_zeroing", true, boolean);
+        let renew_after = section.defaulted(
+            "renew_after",
+            Duration::ZERO,
+            duration(Duration::ZERO..=365 * 24 * 60 * MINUTE),
+        );
+        let renew_after_decisions = section.defaulted("renew_after_decisions", 0, number(0..=u64::MAX));
+        section.finish();
+
+        if let (Some(all), Some(one)) = (&queue, &pipeline)
+            && one.value > all.value
+            && one.at != title.at
+        {
+            self.complain(one.at, format!("pipeline: is more than queue, {}", all.value));
+        }
+        if let Some(Found { value, at }) = &renew_after
+            && !value.is_zero()
+            && *value < SECOND
+        {
+            self.complain(*at, "renew_after: is less than 1s; 0s means never".to_owned());
+        }
+        caches.extend(cache.clone());
+        let identity = identity?;
+        if let Some(cache) = &cache {
+            self.look(cache.at, places::cache(&cache.value, identity.value.uid, self.owners));
+        }
+        let class = || {
+            let queue = queue?.value;
+            let limits = ClassLimits {
+                threads: threads?.value,
+                memory: memory?.value,
+                instances: instances?.value,
+                queue,
+                pipeline: pipeline?.value.min(queue),
+                connections: connections?.value,
+                stack_zeroing: stack_zeroing?.value,
+                renew_after_decisions: renew_after_decisions?.value,
+                renew_after_ms: u64::try_from(renew_after?.value.as_millis()).ok()?,
+            };
+            Some(Class { name: name?, identity: identity.value, cache: cache?.value, limits })
+        };
+        Some((identity, class()))
+    }
+
+    fn tenant(
+        &self,
+        title: Found<&'d str>,
+        mut section: Section<'d>,
+        classes: &[&str],
+        identities: &[(String, Found<Identity>)],
+    ) -> Option<TenantConfig> {
+        let tenant_name = self.look(title.at, title.value.parse().map_err(|why| format!("{why}")));
+        let class = section.required("class", name::<TrustClass>);
+        let policies = section.list("policies", name);
+        let (uids, gids) = (section.list("uids", grantable_id), section.list("gids", grantable_id));
+        let weight = section.defaulted("weight", 1, number(1..=1000));
+        let longest = duration(100 * MICROSECOND..=MINUTE);
+        let max = section.defaulted("max_deadline", 100 * MILLISECOND, &longest);
+        let default = section.optional("default_deadline", &longest);
+        if policies.is_none() {
+            section.missing("policies");
+        }
+        if uids.is_none() && gids.is_none() {
+            section.missing("uids\" or \"gids");
+        }
+        section.finish();
+
+        if let Some(class) = &class
+            && !classes.contains(&class.value.as_str())
+        {
+            self.complain(class.at, format!("class: there is no [class.{}]", class.value));
+        }
+        if self.distinct() {
+            for uid in uids.iter().flatten() {
+                if let Some((role, _)) = identities.iter().find(|(_, role)| role.value.uid == uid.value) {
+                    let message = format!("uids: {} is the UID of {role}, which may not ask", uid.value);
+                    self.complain(uid.at, message);
+                }
+            }
+        }
+        if let (Some(max), Some(default)) = (&max, &default)
+            && default.value > max.value
+        {
+            let message = format!("default_deadline: is longer than max_deadline, {:?}", max.value);
+            self.complain(default.at, message);
+        }
+        let max_deadline = max?.value;
+        Some(TenantConfig {
+            name: tenant_name?,
+            class: class?.value,
+            policies: plain(policies?),
+            uids: plain(uids.unwrap_or_default()),
+            gids: plain(gids.unwrap_or_default()),
+            weight: weight?.value,
+            max_deadline,
+            default_deadline: default.map_or((20 * MILLISECOND).min(max_deadline), |found| found.value),
+        })
+    }
+
+    /// The role's own UID and GID; without privilege, ours, whatever the file says.
+    fn identity(&self, section: &mut Section<'d>) -> Option<Found<Identity>> {
+        let (uid, gid) = if self.distinct() {
+            (section.required("uid", role_id), section.required("gid", role_id))
+        } else {
+            (section.optional("uid", role_id), section.optional("gid", role_id))
+        };
+        if !self.distinct() {
+            return Some(self.own_identity(0));
+        }
+        let (uid, gid) = (uid?, gid?);
+        if uid.value == self.around.uid {
+            self.complain(uid.at, format!("uid: {} is the supervisor's own", uid.value));
+        }
+        Some(Found { value: Identity { uid: uid.value, gid: gid.value }, at: uid.at })
+    }
+
+    fn distinct_identities(&self, identities: &[(String, Found<Identity>)]) {
+        if !self.distinct() {
+            return;
+        }
+        let (mut uids, mut gids) = (BTreeMap::new(), BTreeMap::new());
+        let mut in_file_order: Vec<_> = identities.iter().collect();
+        in_file_order.sort_by_key(|(_, identity)| identity.at);
+        for (role, Found { value, at }) in in_file_order {
+            if let Some(other) = uids.insert(value.uid, role) {
+                self.complain(*at, format!("uid: {role} has the same UID as {other}, {}", value.uid));
+            }
+            if let Some(other) = gids.insert(value.gid, role) {
+                self.complain(*at, format!("gid: {role} has the same GID as {other}, {}", value.gid));
+            }
+        }
+    }
+
+    fn distinct_caches(&self, caches: &mut [Found<PathBuf>]) {
+        caches.sort_by_key(|cache| cache.at);
+        for (index, cache) in caches.iter().enumerate() {
+            if caches.iter().take(index).any(|earlier| earlier.value == cache.value) {
+                self.complain(cache.at, format!("cache: {:?} is another class's cache too", cache.value));
+            }
+        }
+    }
+
+    fn distinct(&self) -> bool {
+        self.around.isolation == Isolation::DistinctUids
+    }
+
+    fn own_identity(&self, at: usize) -> Found<Identity> {
+        Found { value: Identity { uid: self.around.uid, gid: self.around.gid }, at }
+    }
+
+    fn look<T>(&self, at: usize, looked: Result<T, String>) -> Option<T> {
+        looked.map_err(|why| self.complain(at, why)).ok()
+    }
+
+    fn complain(&self, at: usize, message: String) {
+        self.complaints.add(at, message);
+    }
+}
+
+impl Frontend {
+    fn with_defaults(identity: Found<Identity>) -> Self {
+        Self {
+            identity: identity.value,
+            hello_timeout: SECOND,
+            max_connections: 4096,
+            max_connections_per_uid: 1024,
+        }
+    }
+}
+
+fn required_section<'d>(document: &mut Section<'d>, name: &'static str) -> Option<Section<'d>> {
+    let section = document.section(name);
+    if section.is_none() {
+        document.missing(name);
+    }
+    section
+}
+
+fn plain<T>(list: Vec<Found<T>>) -> Vec<T> {
+    list.into_iter().map(|found| found.value).collect()
+}

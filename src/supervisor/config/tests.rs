@@ -1,0 +1,446 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+const PEM: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n";
+
+/// A directory with everything that a sound configuration names, and the text of one.
+struct Site {
+    directory: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        let site = Self { directory: tempfile::tempdir().expect("tempdir") };
+        for directory in ["run", "store", "keys", "cache-a", "cache-b"] {
+            fs::create_dir(site.path(directory)).expect("mkdir");
+            site.chmod(directory, 0o700);
+        }
+        fs::write(site.path("keys/release.pub"), PEM).expect("key");
+        site.chmod("keys/release.pub", 0o644);
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn chmod(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+
+    fn chown(&self, name: &str, uid: u32) {
+        nix::unistd::chown(&self.path(name), Some(uid.into()), Some(uid.into())).expect("chown, as root");
+    }
+
+    /// A sound configuration; `@` stands for the directory.
+    fn sound() -> String {
+        r#"
+[service]
+socket = "@/run/decide.sock"
+operator_socket = "@/run/operator.sock"
+operators = [0, 1000]
+store = "@/store"
+trusted_keys = ["@/keys/release.pub"]
+[frontend]
+uid = 61000
+gid = 61000
+[class.a]
+uid = 61001
+gid = 61001
+cache = "@/cache-a"
+threads = 2
+[class.b]
+uid = 61002
+gid = 61002
+cache = "@/cache-b"
+[tenant.acme]
+class = "a"
+policies = ["jwt-gate", "ip-allowlist"]
+uids = [1000]
+max_deadline = "50ms"
+[tenant.blue]
+class = "b"
+policies = []
+gids = [1001]
+"#
+        .to_owned()
+    }
+
+    fn load(&self, text: &str, around: &Surroundings) -> Result<Config, ConfigErrors> {
+        let path = self.path("portcullis.toml");
+        fs::write(&path, text.replace('@', &self.directory.path().display().to_string())).expect("write");
+        self.chmod("portcullis.toml", 0o644);
+        load(&path, around)
+    }
+
+    /// The errors' `line:column: message`, with `@` for the directory.
+    fn errors(&self, text: &str, around: &Surroundings) -> Vec<String> {
+        let directory = self.directory.path().display().to_string();
+        let all = self.load(text, around).expect_err("must be refused").to_string();
+        let prefix = format!("{directory}/portcullis.toml:");
+        all.lines()
+            .map(|line| line.strip_prefix(&prefix).expect("path first").replace(&directory, "@"))
+            .collect()
+    }
+}
+
+/// One UID for all: what an ordinary user has.
+fn ordinary() -> Surroundings {
+    Surroundings {
+        isolation: Isolation::SharedUid,
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        cores: 2,
+        systemd: false,
+    }
+}
+
+fn privileged() -> Surroundings {
+    Surroundings { isolation: Isolation::DistinctUids, ..ordinary() }
+}
+
+fn sound_and(change: impl FnOnce(String) -> String) -> String {
+    change(Site::sound())
+}
+
+#[track_caller]
+fn only_error(change: impl FnOnce(String) -> String, expected: &str) {
+    let errors = Site::new().errors(&sound_and(change), &ordinary());
+    assert_eq!(errors, [expected]);
+}
+
+#[test]
+fn a_sound_file_becomes_assignments() {
+    let site = Site::new();
+    let config = site.load(&Site::sound(), &ordinary()).expect("sound");
+    let own = nix::unistd::geteuid().as_raw();
+    assert_eq!(config.frontend.identity.uid, own, "without privilege all share the caller's UID");
+
+    let frontend = config.frontend_assignment();
+    assert_eq!(frontend.hello_timeout_ms, 1000);
+    assert_eq!(frontend.operators, [0, 1000]);
+    assert_eq!(frontend.tenants.len(), 2);
+    assert_eq!(frontend.tenants[0].tenant.as_str(), "acme");
+    assert_eq!(
+        (frontend.tenants[0].uids.as_slice(), frontend.tenants[1].gids.as_slice()),
+        (&[1000][..], &[1001][..])
+    );
+
+    let worker = config.worker_assignment(&config.classes[0], 7);
+    assert_eq!((worker.class.as_str(), worker.generation), ("a", 7));
+    assert_eq!(worker.trusted_keys, [PEM]);
+    assert_eq!(worker.limits.memory, 4 << 20);
+    assert_eq!(worker.tenants.len(), 1, "only the class's own tenants");
+    assert_eq!(worker.tenants[0].policies.len(), 2);
+    assert_eq!((worker.tenants[0].max_deadline_us, worker.tenants[0].default_deadline_us), (50_000, 20_000));
+}
+
+#[test]
+fn all_errors_are_reported_together_each_at_its_place() {
+    let site = Site::new();
+    let text = r#"
+[service]
+socket = "run/decide.sock"
+operator_socket = "@/run/operator.sock"
+store = "@/nothing-here"
+trusted_keys = [5, "@/keys/release.pub"]
+drain = "soon"
+colour = "red"
+[class.A]
+cache = "@/cache-a"
+threads = 99
+[class.b]
+cache = "@/cache-a"
+memory = "4MB"
+[tenant.acme]
+class = "c"
+policies = ["../x"]
+uids = [65534, 4294967295, -1]
+"#;
+    let expected = [
+        "3:10: socket: \"run/decide.sock\" is not an absolute path without \"..\"",
+        "5:9: open store \"@/nothing-here\": No such file or directory (os error 2)",
+        "6:17: trusted_keys: expected a string, found integer",
+        "7:9: drain: \"soon\" is not a duration; write a number and us, ms, s, m or h",
+        "8:1: [service]: unknown key \"colour\"; known are: answer_within, drain, operator_socket, operators, \
+         require_distinct_uids, socket, socket_mode, store, trusted_keys",
+        "9:8: name \"A\": must start with a letter a-z or a digit",
+        "11:11: threads: 99 is out of range, expected 1 to 2",
+        "13:9: cache: \"@/cache-a\" is another class's cache too",
+        "14:10: memory: \"4MB\" is not a size; write a number and B, KiB, MiB or GiB",
+        "16:9: class: there is no [class.c]",
+        "17:13: policies: name \"../x\": must start with a letter a-z or a digit",
+        "18:9: uids: 65534 stands for every user that has no UID here; it is never granted",
+        "18:16: uids: 4294967295 is not a UID or GID",
+        "18:28: uids: -1 is out of range, expected 0 to 4294967295",
+    ];
+    assert_eq!(site.errors(text, &ordinary()), expected);
+}
+
+#[test]
+fn nonsense_in_the_syntax_does_not_hide_the_other_errors() {
+    let errors = Site::new()
+        .errors(&sound_and(|text| text.replace("threads = 2", "threads = = 2\nqueue = 0")), &ordinary());
+    assert!(errors.iter().any(|error| error.starts_with("15:11: extra")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.starts_with("16:9: queue: 0 is out of range")), "{errors:?}");
+    assert!(!errors.iter().any(|error| error.contains("threads:")), "no guess at what was meant: {errors:?}");
+}
+
+#[test]
+fn a_tenant_in_two_classes_is_a_duplicate() {
+    let text = sound_and(|text| text + "[tenant.acme]\nclass = \"b\"\npolicies = []\nuids = [1]\n");
+    let errors = Site::new().errors(&text, &ordinary());
+    assert_eq!(errors[0], "29:9: duplicate key \"acme\"");
+}
+
+#[test]
+fn unknown_sections_are_named() {
+    only_error(
+        |text| text + "[gateway]\nport = 1\n",
+        "29:2: file: unknown key \"gateway\"; known are: class, frontend, service, tenant",
+    );
+}
+
+#[test]
+fn missing_parts_are_named() {
+    let errors = Site::new().errors("", &privileged());
+    let expected =
+        ["[class.<name>]", "[frontend]", "service"].map(|name| format!("1:1: file: \"{name}\" is missing"));
+    assert_eq!(errors, expected);
+    only_error(
+        |text| text.replace("uids = [1000]\n", ""),
+        "20:9: [tenant.acme]: \"uids\" or \"gids\" is missing",
+    );
+}
+
+#[test]
+fn numbers_out_of_range_are_refused() {
+    for (key, value, why) in [
+        ("weight", "0", "0 is out of range, expected 1 to 1000"),
+        ("weight", "1001", "1001 is out of range, expected 1 to 1000"),
+        ("weight", "99999999999999999999", "99999999999999999999 is out of range, expected 1 to 1000"),
+        ("weight", "1.5", "expected a whole number, found float"),
+        ("max_deadline", "\"1us\"", "\"1us\" is out of range, expected 100µs to 60s"),
+        (
+            "max_deadline",
+            "\"99999999999999999999h\"",
+            "\"99999999999999999999h\" is not a duration; write a number and us, ms, s, m or h",
+        ),
+        (
+            "max_deadline",
+            "\"9999999999999999h\"",
+            "\"9999999999999999h\" is out of range, expected 100µs to 60s",
+        ),
+        ("max_deadline", "5", "expected a string, found integer"),
+        ("default_deadline", "\"51ms\"", "is longer than max_deadline, 50ms"),
+    ] {
+        let line = match key {
+            "max_deadline" => {
+                sound_and(|text| text.replace("max_deadline = \"50ms\"", &format!("{key} = {value}")))
+            }
+            _ => sound_and(|text| text.replace("uids = [1000]", &format!("uids = [1000]\n{key} = {value}"))),
+        };
+        let errors = Site::new().errors(&line, &ordinary());
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].ends_with(&format!(" {key}: {why}")), "{errors:?}");
+    }
+}
+
+#[test]
+fn lists_with_an_entry_twice_are_refused() {
+    only_error(|text| text.replace("[1000]\n", "[1000, 1000]\n"), "23:15: uids: listed twice");
+}
+
+#[test]
+fn both_sockets_in_one_place_are_refused() {
+    only_error(
+        |text| text.replace("operator.sock", "decide.sock"),
+        "4:19: operator_socket: is the same as socket",
+    );
+}
+
+#[test]
+fn what_others_may_write_is_refused() {
+    for (name, mode, expected) in [
+        ("store", 0o770, "6:9: open store \"@/store\": others may write it (mode 0770); chmod go-w @/store"),
+        (
+            "run",
+            0o777,
+            "3:10: open socket's directory \"@/run\": others may write it (mode 0777); chmod go-w @/run",
+        ),
+        (
+            "keys/release.pub",
+            0o664,
+            "7:17: open trusted key \"@/keys/release.pub\": others may write it (mode 0664); chmod go-w \
+             @/keys/release.pub",
+        ),
+        (
+            "keys",
+            0o777,
+            "7:17: open trusted key \"@/keys/release.pub\": others may write \"@/keys\" above it (mode 0777)",
+        ),
+        ("cache-a", 0o750, "14:9: open cache \"@/cache-a\": mode 0750, expected 0700; chmod 0700 @/cache-a"),
+    ] {
+        let site = Site::new();
+        site.chmod(name, mode);
+        let errors = site.errors(&Site::sound(), &ordinary());
+        assert_eq!(errors.first().map(String::as_str), Some(expected));
+        site.chmod(name, 0o700);
+        site.load(&Site::sound(), &ordinary()).expect("the mode was all that was wrong");
+    }
+}
+
+#[test]
+fn a_configuration_others_may_write_is_refused() {
+    let site = Site::new();
+    site.load(&Site::sound(), &ordinary()).expect("sound");
+    site.chmod("portcullis.toml", 0o666);
+    let error = load(&site.path("portcullis.toml"), &ordinary()).expect_err("writable").to_string();
+    assert!(error.contains(":1:1: open configuration") && error.contains("others may write it"), "{error}");
+}
+
+#[test]
+fn a_configuration_that_is_not_there_or_no_file_is_refused() {
+    let site = Site::new();
+    let error = load(&site.path("nothing.toml"), &ordinary()).expect_err("not there").to_string();
+    assert!(error.ends_with("No such file or directory (os error 2)"), "{error}");
+    let error = load(&site.path("store"), &ordinary()).expect_err("directory").to_string();
+    assert!(error.ends_with("not a regular file"), "{error}");
+    nix::unistd::mkfifo(&site.path("fifo"), nix::sys::stat::Mode::S_IRUSR).expect("mkfifo");
+    let error = load(&site.path("fifo"), &ordinary()).expect_err("fifo").to_string();
+    assert!(error.ends_with("not a regular file"), "{error}");
+}
+
+#[test]
+fn keys_that_are_none_or_private_are_refused() {
+    for (content, expected) in [
+        ("hello", "no \"-----BEGIN PUBLIC KEY-----\" in it"),
+        ("-----BEGIN PRIVATE KEY-----", "holds a private key; only its public half belongs on this machine"),
+    ] {
+        let site = Site::new();
+        fs::write(site.path("keys/release.pub"), content).expect("write");
+        let errors = site.errors(&Site::sound(), &ordinary());
+        assert_eq!(errors, [format!("7:17: open trusted key \"@/keys/release.pub\": {expected}")]);
+    }
+}
+
+#[test]
+fn distinct_uids_are_required_under_systemd_or_on_request_and_refused_without_privilege() {
+    let under_systemd = Surroundings { systemd: true, ..ordinary() };
+    let errors = Site::new().errors(&Site::sound(), &under_systemd);
+    assert_eq!(errors.len(), 1);
+    assert!(
+        errors[0].starts_with("2:2: require_distinct_uids: all processes would share one UID"),
+        "{errors:?}"
+    );
+    let on_request =
+        sound_and(|text| text.replace("operators =", "require_distinct_uids = true\noperators ="));
+    assert_eq!(Site::new().errors(&on_request, &ordinary()).len(), 1);
+    let waived = sound_and(|text| text.replace("operators =", "require_distinct_uids = false\noperators ="));
+    Site::new().load(&waived, &under_systemd).expect("waived");
+}
+
+/// These look at files of other owners, which only root can make.
+mod as_root {
+    use super::*;
+
+    fn site() -> Option<Site> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("not root: skipped");
+            return None;
+        }
+        let site = Site::new();
+        site.chown("cache-a", 61001);
+        site.chown("cache-b", 61002);
+        Some(site)
+    }
+
+    #[test]
+    fn each_role_gets_its_own_uid() {
+        let Some(site) = site() else { return };
+        let config = site.load(&Site::sound(), &privileged()).expect("sound");
+        assert_eq!(config.frontend.identity, Identity { uid: 61000, gid: 61000 });
+        assert_eq!(config.classes[1].identity, Identity { uid: 61002, gid: 61002 });
+    }
+
+    #[test]
+    fn shared_or_privileged_uids_are_refused() {
+        let Some(site) = site() else { return };
+        let text = sound_and(|text| {
+            text.replace("uid = 61000\ngid = 61000", "uid = 0\ngid = 65534")
+                .replace("uid = 61002\ngid = 61002", "uid = 61001\ngid = 61001")
+                .replace("uids = [1000]", "uids = [61001]")
+                .replace("cache-b", "cache-a")
+        });
+        let expected = [
+            "9:7: uid: 0 is root; every role needs a UID and GID without privilege",
+            "10:7: gid: 65534 stands for every user that has no UID here; it is never granted",
+            "17:7: gid: [class.b] has the same GID as [class.a], 61001",
+            "17:7: uid: [class.b] has the same UID as [class.a], 61001",
+            "19:9: cache: \"@/cache-a\" is another class's cache too",
+            "23:9: uids: 61001 is the UID of [class.a], which may not ask",
+        ];
+        assert_eq!(site.errors(&text, &privileged()), expected);
+    }
+
+    #[test]
+    fn roles_need_uids() {
+        let Some(site) = site() else { return };
+        let text = sound_and(|text| text.replace("uid = 61001\ngid = 61001\n", ""));
+        let expected = ["11:8: [class.a]: \"gid\" is missing", "11:8: [class.a]: \"uid\" is missing"];
+        assert_eq!(site.errors(&text, &privileged()), expected);
+    }
+
+    #[test]
+    fn files_of_strangers_are_refused() {
+        let Some(site) = site() else { return };
+        site.chown("cache-a", 61002);
+        site.chown("store", 1000);
+        site.chown("keys/release.pub", 1000);
+        let expected = [
+            "6:9: open store \"@/store\": owned by uid 1000, expected 0",
+            "7:17: open trusted key \"@/keys/release.pub\": owned by uid 1000, expected 0",
+            "14:9: open cache \"@/cache-a\": owned by uid 61002, expected 61001",
+        ];
+        assert_eq!(site.errors(&Site::sound(), &privileged()), expected);
+    }
+}
+
+#[test]
+fn what_is_fixed_when_the_service_starts_is_known() {
+    let site = Site::new();
+    let config = site.load(&Site::sound(), &ordinary()).expect("sound");
+    assert_eq!(config.fixed_parts_changed(&config.clone()), Vec::<String>::new());
+
+    let mut next = config.clone();
+    next.tenants.clear();
+    next.service.trusted_keys.clear();
+    next.classes[0].limits.threads = 1;
+    assert_eq!(config.fixed_parts_changed(&next), Vec::<String>::new(), "these a reload may change");
+
+    next.service.socket = "/elsewhere".into();
+    next.service.store = "/elsewhere".into();
+    next.frontend.identity.uid += 1;
+    next.classes[1].cache = "/elsewhere".into();
+    assert_eq!(
+        config.fixed_parts_changed(&next),
+        ["service.socket", "service.store", "frontend.uid or gid", "class.b.cache"]
+    );
+    next.classes.remove(0);
+    assert!(config.fixed_parts_changed(&next).contains(&"the set of classes".to_owned()));
+}
+
+#[test]
+fn the_documented_example_has_only_keys_that_exist() {
+    let text = include_str!("../../../docs/portcullis.example.toml");
+    let site = Site::new();
+    let text = text
+        .replace("/run/portcullis", "@/run")
+        .replace("/etc/portcullis/policies", "@/store")
+        .replace("/etc/portcullis/keys", "@/keys")
+        .replace("/var/cache/portcullis/shared", "@/cache-a")
+        .replace("/var/cache/portcullis/alone", "@/cache-b");
+    site.load(&text, &ordinary()).expect("the example is sound");
+}
