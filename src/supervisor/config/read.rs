@@ -67,7 +67,7 @@ impl<'d> Reader<'d> {
         let (mut identities, mut classes, mut class_names) = (Vec::new(), Vec::new(), Vec::new());
         let mut caches = Vec::new();
         if let Some((identity, _)) = &frontend {
-            identities.push(("[frontend]".to_owned(), identity.clone()));
+            identities.push(("[frontend]".to_owned(), *identity));
         }
         let sections = document.sections("class");
         if sections.is_empty() {

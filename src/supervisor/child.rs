@@ -1,0 +1,411 @@
+//! The state of one child: what it may say now, and whether it still answers.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+
+use super::config::Identity;
+use super::generations::Edition;
+use super::spawn::Launched;
+use crate::decision::TrustClass;
+use crate::sandbox::Role;
+use crate::wire::channel::Channel;
+use crate::wire::control::{FromChild, Process, ProcessState, Ready, ToChild};
+
+/// Messages a child may send between two pings. It has no reason for more than a handful.
+const MESSAGES_PER_PING: u32 = 32;
+/// Our own wake-ups that must have passed before silence is the child's fault and not the machine's.
+const ROUNDS: u32 = 3;
+
+/// What a child is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Part {
+    Frontend,
+    Worker(TrustClass),
+}
+
+impl Part {
+    pub(super) fn role(&self) -> Role {
+        match self {
+            Self::Frontend => Role::Frontend,
+            Self::Worker(_) => Role::Worker,
+        }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Frontend => f.write_str("frontend"),
+            Self::Worker(class) => write!(f, "worker {class}"),
+        }
+    }
+}
+
+/// Where a child is in its life. It only ever goes down this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Has to be ready by then.
+    Starting {
+        until: Instant,
+    },
+    /// A worker that is sealed and witnessed and not known to the frontend yet.
+    Witnessed,
+    Serving {
+        since: Instant,
+    },
+    /// Has to be gone by then.
+    Draining {
+        until: Instant,
+    },
+    /// Killed; only its end is awaited.
+    Condemned,
+}
+
+/// One child process.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) part: Part,
+    pub(super) generation: u64,
+    /// The configuration it works with.
+    edition: Edition,
+    pub(super) identity: Identity,
+    pub(super) pid: Pid,
+    pub(super) channel: Channel<ToChild, FromChild>,
+    /// The frontend's end of the channel to this worker, until the frontend has it.
+    pub(super) handover: Option<OwnedFd>,
+    pub(super) stage: Stage,
+    pub(super) answers: Answers,
+    pub(super) ready: Option<Ready>,
+    pub(super) threads: u32,
+    /// Nothing more comes from it.
+    pub(super) silent: bool,
+    /// What it may still say before the next ping.
+    messages_left: u32,
+}
+
+/// A message that is allowed where the child is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Permitted {
+    Ready(Ready),
+    Failed(String),
+    Answered,
+    Renew,
+    /// Said before it knew better.
+    Nothing,
+}
+
+/// A message that is not: the child breaks the agreement and is killed for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Misbehaviour {
+    #[error("unpermitted message {0} at this point")]
+    Unpermitted(&'static str),
+    #[error("answered a ping that was not sent")]
+    WrongNonce,
+    #[error("sent more than {MESSAGES_PER_PING} messages between two pings")]
+    Flood,
+    #[error("sent a descriptor")]
+    Descriptor,
+}
+
+impl Child {
+    /// Just started, and has to be ready by `until`.
+    pub(super) fn new(
+        (part, generation): (Part, u64),
+        edition: Edition,
+        identity: Identity,
+        launched: Launched,
+        handover: Option<OwnedFd>,
+        until: Instant,
+    ) -> Self {
+        let answers = Answers::new(edition.config.service.answer_within, until);
+        Self {
+            part,
+            generation,
+            edition,
+            identity,
+            pid: launched.pid,
+            channel: launched.channel,
+            handover,
+            stage: Stage::Starting { until },
+            answers,
+            ready: None,
+            threads: 0,
+            silent: false,
+            messages_left: MESSAGES_PER_PING,
+        }
+    }
+
+    /// From now on it has to answer.
+    pub(super) fn begin_serving(&mut self, now: Instant) {
+        self.stage = Stage::Serving { since: now };
+        self.answers = Answers::new(self.edition.config.service.answer_within, now);
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.edition.epoch
+    }
+
+    pub(super) fn edition(&self) -> Edition {
+        self.edition.clone()
+    }
+
+    /// It was told of another configuration while it serves.
+    pub(super) fn adopt(&mut self, edition: Edition) {
+        self.edition = edition;
+    }
+
+    /// Judges a message against what this child may say now.
+    pub(super) fn judge(&mut self, message: FromChild) -> Result<Permitted, Misbehaviour> {
+        self.messages_left = self.messages_left.checked_sub(1).ok_or(Misbehaviour::Flood)?;
+        let worker = matches!(self.part, Part::Worker(_));
+        match (message, self.stage) {
+            (FromChild::Ready(ready), Stage::Starting { .. }) => Ok(Permitted::Ready(ready)),
+            (FromChild::Failed { why }, Stage::Starting { .. }) => Ok(Permitted::Failed(why)),
+            (FromChild::Pong { nonce }, Stage::Serving { .. } | Stage::Draining { .. }) => {
+                self.answers.answered(nonce).map(|()| Permitted::Answered)
+            }
+            (FromChild::Renew, Stage::Serving { .. }) if worker => Ok(Permitted::Renew),
+            (FromChild::Renew, Stage::Draining { .. }) if worker => Ok(Permitted::Nothing),
+            (_, Stage::Condemned) => Ok(Permitted::Nothing),
+            (FromChild::Ready(_), _) => Err(Misbehaviour::Unpermitted("Ready")),
+            (FromChild::Failed { .. }, _) => Err(Misbehaviour::Unpermitted("Failed")),
+            (FromChild::Pong { .. }, _) => Err(Misbehaviour::Unpermitted("Pong")),
+            (FromChild::Renew, _) => Err(Misbehaviour::Unpermitted("Renew")),
+        }
+    }
+
+    pub(super) fn refill_messages(&mut self) {
+        self.messages_left = MESSAGES_PER_PING;
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        matches!(self.stage, Stage::Serving { .. })
+    }
+
+    /// On its way to serve.
+    pub(super) fn is_coming(&self) -> bool {
+        matches!(self.stage, Stage::Starting { .. } | Stage::Witnessed)
+    }
+
+    /// For `status`.
+    pub(super) fn row(&self, restarts: u32) -> Process {
+        let (role, class) = match &self.part {
+            Part::Frontend => ("frontend", None),
+            Part::Worker(class) => ("worker", Some(class.clone())),
+        };
+        let state = match self.stage {
+            Stage::Starting { .. } | Stage::Witnessed => ProcessState::Starting,
+            Stage::Serving { .. } => ProcessState::Serving,
+            Stage::Draining { .. } | Stage::Condemned => ProcessState::Draining,
+        };
+        Process {
+            role: role.to_owned(),
+            class,
+            generation: self.generation,
+            pid: self.pid.as_raw(),
+            uid: self.identity.uid,
+            state,
+            threads: self.threads,
+            restarts,
+            ready: self.ready.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for Child {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} generation {} (pid {})", self.part, self.generation, self.pid)
+    }
+}
+
+/// Whether a child answers. Silence counts only while this process itself gets to run: when the whole machine stood
+/// still, the child gets [`ROUNDS`] more of our wake-ups to answer in.
+#[derive(Debug)]
+pub(super) struct Answers {
+    within: Duration,
+    next_ping: Instant,
+    nonce: u64,
+    outstanding: Option<Outstanding>,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    sent: Instant,
+    rounds: u32,
+    last_round: Instant,
+}
+
+impl Answers {
+    /// A child that has to answer `within` that time from now on.
+    pub(super) fn new(within: Duration, now: Instant) -> Self {
+        Self { within, next_ping: now, nonce: 0, outstanding: None }
+    }
+
+    /// The nonce of a ping that is to be sent now.
+    pub(super) fn ping_due(&mut self, now: Instant) -> Option<u64> {
+        if self.outstanding.is_some() || now < self.next_ping {
+            return None;
+        }
+        self.nonce += 1;
+        self.next_ping = now + self.within / 4;
+        self.outstanding = Some(Outstanding { sent: now, rounds: 0, last_round: now });
+        Some(self.nonce)
+    }
+
+    /// Counts one wake-up of ours, after everything that had arrived was read. True: it has been silent too long.
+    pub(super) fn too_late(&mut self, now: Instant) -> bool {
+        let step = self.within / 8;
+        let Some(outstanding) = &mut self.outstanding else { return false };
+        if now.saturating_duration_since(outstanding.last_round) >= step {
+            outstanding.last_round = now;
+            outstanding.rounds += 1;
+        }
+        outstanding.rounds >= ROUNDS && now.saturating_duration_since(outstanding.sent) > self.within
+    }
+
+    /// When there is something to do: a ping, or to look whether it is too late.
+    pub(super) fn next(&self) -> Instant {
+        match &self.outstanding {
+            None => self.next_ping,
+            Some(outstanding) => outstanding.last_round + self.within / 8,
+        }
+    }
+
+    fn answered(&mut self, nonce: u64) -> Result<(), Misbehaviour> {
+        match self.outstanding.take() {
+            Some(_) if nonce == self.nonce => Ok(()),
+            _ => Err(Misbehaviour::WrongNonce),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::control::CONTROL_MAX;
+
+    fn child(part: Part, stage: Stage) -> Child {
+        let now = Instant::now();
+        let (channel, _theirs) = Channel::pair(CONTROL_MAX).expect("channel");
+        let config = crate::supervisor::generations::tests::config(&["a"]);
+        let edition = Edition { config: config.into(), epoch: 1 };
+        let identity = Identity { uid: 61001, gid: 61001 };
+        let launched = Launched { pid: Pid::from_raw(i32::MAX), channel };
+        let mut child = Child::new((part, 1), edition, identity, launched, None, now);
+        child.begin_serving(now);
+        child.stage = stage;
+        child
+    }
+
+    fn worker(stage: Stage) -> Child {
+        child(Part::Worker(TrustClass::new("a").expect("name")), stage)
+    }
+
+    fn ready() -> Ready {
+        Ready { loaded: 1, refused: 0, pagemap_scan: true, landlock_abi: 7, landlock_proven_threads: 2 }
+    }
+
+    fn stages() -> [Stage; 5] {
+        let now = Instant::now();
+        [
+            Stage::Starting { until: now },
+            Stage::Witnessed,
+            Stage::Serving { since: now },
+            Stage::Draining { until: now },
+            Stage::Condemned,
+        ]
+    }
+
+    /// Which of the stages above take the message without the child being killed for it.
+    fn taken(message: &FromChild, make: impl Fn(Stage) -> Child) -> [bool; 5] {
+        stages().map(|stage| {
+            let mut child = make(stage);
+            child.answers.ping_due(Instant::now() + Duration::from_secs(1)).expect("due");
+            child.judge(message.clone()).is_ok()
+        })
+    }
+
+    #[test]
+    fn each_message_is_permitted_where_it_makes_sense_and_nowhere_else() {
+        let front = |stage| child(Part::Frontend, stage);
+        let failed = FromChild::Failed { why: "x".into() };
+        let pong = FromChild::Pong { nonce: 1 };
+        //                                             starting witnessed serving draining condemned
+        assert_eq!(
+            taken(&FromChild::Ready(ready()), worker),
+            [true, false, false, false, true],
+            "Ready once"
+        );
+        assert_eq!(taken(&failed, worker), [true, false, false, false, true]);
+        assert_eq!(taken(&pong, worker), [false, false, true, true, true]);
+        assert_eq!(taken(&FromChild::Renew, worker), [false, false, true, true, true]);
+        assert_eq!(taken(&FromChild::Renew, front), [false, false, false, false, true], "workers only");
+        assert_eq!(taken(&pong, front), [false, false, true, true, true]);
+    }
+
+    #[test]
+    fn an_answer_to_no_ping_is_misbehaviour() {
+        let mut child = worker(Stage::Serving { since: Instant::now() });
+        assert_eq!(child.judge(FromChild::Pong { nonce: 0 }), Err(Misbehaviour::WrongNonce));
+        let nonce = child.answers.ping_due(Instant::now()).expect("due");
+        assert_eq!(child.judge(FromChild::Pong { nonce: nonce + 1 }), Err(Misbehaviour::WrongNonce));
+    }
+
+    #[test]
+    fn answering_twice_is_misbehaviour() {
+        let mut child = worker(Stage::Serving { since: Instant::now() });
+        let nonce = child.answers.ping_due(Instant::now()).expect("due");
+        assert_eq!(child.judge(FromChild::Pong { nonce }), Ok(Permitted::Answered));
+        assert_eq!(child.judge(FromChild::Pong { nonce }), Err(Misbehaviour::WrongNonce));
+    }
+
+    #[test]
+    fn a_flood_is_misbehaviour() {
+        let mut child = worker(Stage::Serving { since: Instant::now() });
+        for _ in 0..MESSAGES_PER_PING {
+            assert_eq!(child.judge(FromChild::Renew), Ok(Permitted::Renew));
+        }
+        assert_eq!(child.judge(FromChild::Renew), Err(Misbehaviour::Flood));
+        child.refill_messages();
+        assert_eq!(child.judge(FromChild::Renew), Ok(Permitted::Renew));
+    }
+
+    const WITHIN: Duration = Duration::from_millis(80);
+
+    #[test]
+    fn silence_is_noticed_after_the_time_given_and_not_before() {
+        let start = Instant::now();
+        let mut answers = Answers::new(WITHIN, start);
+        assert_eq!(answers.ping_due(start), Some(1));
+        for ms in (10..=80).step_by(10) {
+            assert!(!answers.too_late(start + Duration::from_millis(ms)), "{ms} ms");
+        }
+        assert!(answers.too_late(start + Duration::from_millis(90)));
+    }
+
+    #[test]
+    fn a_child_that_answers_is_pinged_again_four_times_in_that_time() {
+        let start = Instant::now();
+        let mut answers = Answers::new(WITHIN, start);
+        assert_eq!(answers.ping_due(start), Some(1));
+        assert_eq!(answers.ping_due(start + WITHIN), None, "one at a time");
+        answers.answered(1).expect("right nonce");
+        assert_eq!(answers.next(), start + WITHIN / 4);
+        assert_eq!(answers.ping_due(start + WITHIN / 5), None);
+        assert_eq!(answers.ping_due(start + WITHIN / 4), Some(2));
+    }
+
+    #[test]
+    fn when_the_whole_machine_stood_still_the_child_gets_time_to_answer() {
+        let start = Instant::now();
+        let mut answers = Answers::new(WITHIN, start);
+        answers.ping_due(start).expect("due");
+        let woke = start + Duration::from_secs(5);
+        assert!(!answers.too_late(woke), "we slept too");
+        assert!(!answers.too_late(woke), "many wake-ups at once are one");
+        assert!(!answers.too_late(woke + Duration::from_millis(10)));
+        assert!(answers.too_late(woke + Duration::from_millis(20)), "by now it had its chance");
+    }
+}

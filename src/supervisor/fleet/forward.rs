@@ -1,0 +1,133 @@
+//! From started to serving: the frontend first, then each worker that the frontend is told of.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use super::Fleet;
+use crate::supervisor::child::{Child, Part, Stage};
+use crate::supervisor::log::say;
+use crate::supervisor::spawn;
+use crate::wire::channel::SendError;
+use crate::wire::control::{CONTROL_MAX, ProcessTable, ToChild};
+
+impl Fleet {
+    pub(super) fn serve_frontend(&mut self, now: Instant) {
+        let Some(index) = self.find(|child| child.part == Part::Frontend && child.stage == Stage::Witnessed)
+        else {
+            return;
+        };
+        let Some(child) = self.children.get_mut(index) else { return };
+        if let Err(why) = child.channel.send(&ToChild::Serve, None) {
+            self.condemn(index, &format!("tell it to serve: {why}"), now);
+            return;
+        }
+        child.begin_serving(now);
+        let edition = child.edition();
+        self.frontend.serves(edition);
+        self.changed = true;
+    }
+
+    /// After a reload: who may ask for whom.
+    pub(super) fn reassign(&mut self, now: Instant) {
+        let current = self.current.clone();
+        let outdated = |child: &Child| {
+            child.part == Part::Frontend && child.is_serving() && child.epoch() < current.epoch
+        };
+        let Some(index) = self.find(outdated) else { return };
+        let Some(child) = self.children.get_mut(index) else { return };
+        let sent = spawn::assignment(&current.config.frontend_assignment())
+            .map_err(|why| why.to_string())
+            .and_then(|memfd| match child.channel.send(&ToChild::Reassign, Some(memfd.as_fd())) {
+                Ok(()) => Ok(true),
+                Err(SendError::Full) => Ok(false),
+                Err(why) => Err(why.to_string()),
+            });
+        match sent {
+            Ok(true) => {
+                child.adopt(current.clone());
+                self.frontend.serves(current);
+            }
+            Ok(false) => self.retry = true,
+            Err(why) => self.condemn(index, &format!("reassign it: {why}"), now),
+        }
+    }
+
+    /// Makes workers known to a frontend that serves; the frontend then drains the one before, in order.
+    pub(super) fn route_workers(&mut self, now: Instant) {
+        let Some(frontend) = self.find(|child| child.part == Part::Frontend && child.is_serving()) else {
+            return;
+        };
+        let routable = |child: &Child| child.part != Part::Frontend && child.stage == Stage::Witnessed;
+        while let Some(index) = self.find(routable) {
+            let (Some(front), Some(child)) = (self.children.get(frontend), self.children.get(index)) else {
+                return;
+            };
+            let (Part::Worker(class), Some(handover)) = (&child.part, &child.handover) else { return };
+            let route = ToChild::Route { class: class.clone(), generation: child.generation };
+            match front.channel.send(&route, Some(handover.as_fd())) {
+                Ok(()) => {}
+                Err(SendError::Full) => {
+                    self.retry = true;
+                    return;
+                }
+                Err(why) => return self.condemn(frontend, &format!("route to it: {why}"), now),
+            }
+            let part = child.part.clone();
+            self.retire(&part, now);
+            let Some(child) = self.children.get_mut(index) else { return };
+            // The frontend has its own copy; ours would keep the worker from seeing the frontend's end.
+            child.handover = None;
+            child.begin_serving(now);
+            say!("{child}: serves");
+            let (sent, edition) = (child.channel.send(&ToChild::Serve, None), child.edition());
+            self.lineage(&part).serves(edition);
+            self.changed = true;
+            if let Err(why) = sent {
+                self.condemn(index, &format!("tell it to serve: {why}"), now);
+            }
+        }
+    }
+
+    /// The one of this class that served so far drains from now on: the frontend, or its end, tells it to.
+    fn retire(&mut self, part: &Part, now: Instant) {
+        let until = now + self.current.config.service.drain;
+        for child in self.children.iter_mut().filter(|child| child.part == *part && child.is_serving()) {
+            child.stage = Stage::Draining { until };
+        }
+    }
+
+    pub(super) fn tell_table(&mut self) {
+        if !self.changed {
+            return;
+        }
+        let Some(index) = self.find(|child| child.part == Part::Frontend && child.is_serving()) else {
+            return;
+        };
+        let table = ToChild::Processes(self.table());
+        let Some(child) = self.children.get(index) else { return };
+        match child.channel.send(&table, None) {
+            Err(SendError::Full) => self.retry = true,
+            Err(SendError::Encode(_)) => {
+                say!("process table does not fit {CONTROL_MAX} bytes");
+                self.changed = false;
+            }
+            // If the frontend is gone, the next one gets it.
+            Ok(()) | Err(_) => self.changed = false,
+        }
+    }
+
+    fn table(&self) -> ProcessTable {
+        let mut rows: Vec<_> = self.children.iter().collect();
+        rows.sort_by_key(|child| (child.part != Part::Frontend, child.part.to_string(), child.generation));
+        let restarts = |part: &Part| {
+            let lineages = std::iter::once(&self.frontend).chain(&self.classes);
+            lineages.filter(|lineage| lineage.part == *part).map(|lineage| lineage.restarts).sum()
+        };
+        ProcessTable {
+            isolation: self.isolation,
+            reloads: self.reloads,
+            last_reload_error: self.last_reload_error.clone(),
+            processes: rows.iter().map(|child| child.row(restarts(&child.part))).collect(),
+        }
+    }
+}

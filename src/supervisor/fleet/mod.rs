@@ -1,0 +1,381 @@
+//! All children, and what becomes of them: started, witnessed, routed, drained, killed, replaced.
+//!
+//! Every wake-up of the loop in [`super::supervise`] calls the steps here in the order they stand: what the children
+//! said, which of them ended, which of them are late, and then [`Fleet::step_forward`], which compares what there is
+//! with what is wanted and does the difference.
+//!
+//! When the frontend dies its channels to the workers die with it. The workers that serve own their clients'
+//! connections, so they are let drain, not killed; a new frontend and new workers start at the same time.
+
+mod forward;
+mod start;
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::child::{Child, Misbehaviour, Part, Permitted, Stage};
+use super::config::Config;
+use super::generations::{Edition, Lineage, Living};
+use super::listen::Sockets;
+use super::log::say;
+use super::spawn::Programs;
+use crate::sandbox::witness::{self, Expected};
+use crate::wire::channel::{ReceiveError, Received};
+use crate::wire::control::{Isolation, Ready, ToChild};
+
+/// A full channel is tried again after this.
+const TRY_AGAIN: Duration = Duration::from_millis(2);
+/// Messages read from one child in one wake-up, so that none keeps us from the others.
+const MESSAGES_A_ROUND: usize = 16;
+/// Of an error in the process table, bytes: it shares a message with the table.
+const ERROR_MAX: usize = 2048;
+
+/// Every child of this process, and the lines they come from.
+pub(super) struct Fleet {
+    programs: Programs,
+    sockets: Sockets,
+    isolation: Isolation,
+    current: Edition,
+    children: Vec<Child>,
+    frontend: Lineage,
+    classes: Vec<Lineage>,
+    /// What did not start since [`Fleet::take_failures`].
+    failures: Vec<String>,
+    reloads: u64,
+    last_reload_error: Option<String>,
+    /// The frontend does not know the present table yet.
+    changed: bool,
+    /// A channel was full.
+    retry: bool,
+    buffer: Vec<u8>,
+}
+
+impl Fleet {
+    /// Nothing runs yet; [`Fleet::step_forward`] starts everything.
+    pub(super) fn new(programs: Programs, sockets: Sockets, isolation: Isolation, first: Edition) -> Self {
+        let classes = first.config.classes.iter();
+        Self {
+            programs,
+            sockets,
+            isolation,
+            frontend: Lineage::new(Part::Frontend),
+            classes: classes.map(|class| Lineage::new(Part::Worker(class.name.clone()))).collect(),
+            current: first,
+            children: Vec::new(),
+            failures: Vec::new(),
+            reloads: 0,
+            last_reload_error: None,
+            changed: true,
+            retry: false,
+            buffer: Vec::new(),
+        }
+    }
+
+    pub(super) fn children(&self) -> &[Child] {
+        &self.children
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.current.config
+    }
+
+    /// Reads what the children said.
+    pub(super) fn listen(&mut self, now: Instant) {
+        for index in 0..self.children.len() {
+            self.listen_to(index, now);
+        }
+    }
+
+    fn listen_to(&mut self, index: usize, now: Instant) {
+        for _ in 0..MESSAGES_A_ROUND {
+            let Some(child) = self.children.get_mut(index) else { return };
+            if child.silent {
+                return;
+            }
+            match child.channel.receive(&mut self.buffer) {
+                Ok(Received::Nothing) => return,
+                Ok(Received::End) => {
+                    child.silent = true;
+                    if !matches!(child.stage, Stage::Draining { .. }) {
+                        // It is exiting, most likely; if not, it has no business without us.
+                        self.condemn(index, "closed its control channel", now);
+                    }
+                    return;
+                }
+                Ok(Received::Message(_, Some(_descriptor))) => {
+                    self.condemn(index, &Misbehaviour::Descriptor.to_string(), now);
+                }
+                Ok(Received::Message(message, None)) => match child.judge(message) {
+                    Ok(Permitted::Ready(ready)) => self.witness(index, ready, now),
+                    Ok(Permitted::Failed(why)) => self.condemn(index, &format!("did not start: {why}"), now),
+                    Ok(Permitted::Renew) => {
+                        let part = child.part.clone();
+                        self.lineage(&part).renew();
+                    }
+                    Ok(Permitted::Answered | Permitted::Nothing) => {}
+                    Err(misbehaviour) => self.condemn(index, &format!("misbehaved: {misbehaviour}"), now),
+                },
+                Err(ReceiveError::Io(why)) => self.condemn(index, &format!("receive from it: {why}"), now),
+                Err(why) => self.condemn(index, &format!("misbehaved: {why}"), now),
+            }
+        }
+    }
+
+    /// Looks at a child that says it is sealed. Only who is found to be gets traffic.
+    fn witness(&mut self, index: usize, ready: Ready, now: Instant) {
+        let Some(child) = self.children.get_mut(index) else { return };
+        let role = child.part.role();
+        let expected =
+            Expected { role, uid: child.identity.uid, gid: child.identity.gid, isolation: self.isolation };
+        match witness::look(child.pid.as_raw(), &expected) {
+            Ok(witnessed) => {
+                say!(
+                    "{child}: sealed: {} threads, {} policies loaded, {} refused",
+                    witnessed.threads,
+                    ready.loaded,
+                    ready.refused
+                );
+                child.threads = witnessed.threads;
+                child.ready = Some(ready);
+                child.stage = Stage::Witnessed;
+                self.changed = true;
+            }
+            Err(why) => self.condemn(index, &why.to_string(), now),
+        }
+    }
+
+    /// Collects the children that ended; kills those that were stopped, since nothing stopped answers.
+    pub(super) fn reap(&mut self, now: Instant) {
+        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED;
+        loop {
+            let (pid, how) = match waitpid(None::<Pid>, Some(flags)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exited with {code}")),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("killed by {signal}")),
+                Ok(WaitStatus::Stopped(pid, signal)) => {
+                    if let Some(index) = self.children.iter().position(|child| child.pid == pid) {
+                        self.condemn(index, &format!("stopped by {signal}"), now);
+                    }
+                    continue;
+                }
+                Err(Errno::EINTR) => continue,
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(_) => continue,
+            };
+            // As process 1 of a container we also inherit strangers.
+            let Some(index) = self.children.iter().position(|child| child.pid == pid) else { continue };
+            // Its last words may say why.
+            self.listen_to(index, now);
+            let child = self.children.remove(index);
+            match child.stage {
+                Stage::Condemned => {}
+                Stage::Draining { .. } if how == "exited with 0" => say!("{child}: drained"),
+                _ => say!("{child}: {how}"),
+            }
+            self.changed = true;
+            self.lost(&child.part, child.stage, child.epoch(), &how, now);
+        }
+    }
+
+    /// Pings, and kills those that are late with anything.
+    pub(super) fn watch(&mut self, now: Instant) {
+        for index in 0..self.children.len() {
+            let Some(child) = self.children.get_mut(index) else { return };
+            let late = match child.stage {
+                Stage::Starting { until } if now >= until => Some("was not ready in time"),
+                Stage::Draining { until } if now >= until => Some("did not drain in time"),
+                Stage::Serving { .. } if child.answers.too_late(now) => Some("does not answer"),
+                _ => None,
+            };
+            if let Some(why) = late {
+                self.condemn(index, why, now);
+                continue;
+            }
+            if child.is_serving()
+                && let Some(nonce) = child.answers.ping_due(now)
+            {
+                child.refill_messages();
+                // Not being able to tell it anything is silence, too.
+                let _ = child.channel.send(&ToChild::Ping { nonce }, None);
+            }
+        }
+    }
+
+    /// Does whatever brings what there is closer to what is wanted.
+    pub(super) fn step_forward(&mut self, now: Instant) {
+        self.retry = false;
+        self.start_wanted(now);
+        self.serve_frontend(now);
+        self.reassign(now);
+        self.route_workers(now);
+        self.tell_table();
+    }
+
+    /// Kills a child that must not go on, and thinks of what that means at once: its end may take its time.
+    fn condemn(&mut self, index: usize, why: &str, now: Instant) {
+        let Some(child) = self.children.get_mut(index) else { return };
+        let stage = std::mem::replace(&mut child.stage, Stage::Condemned);
+        if stage == Stage::Condemned {
+            return;
+        }
+        say!("{child}: killed: {why}");
+        child.silent = true;
+        child.handover = None;
+        if let Err(errno) = kill(child.pid, Signal::SIGKILL) {
+            say!("{child}: kill: {errno}");
+        }
+        let (part, epoch) = (child.part.clone(), child.epoch());
+        self.changed = true;
+        self.lost(&part, stage, epoch, why, now);
+    }
+
+    /// A child that was at `stage` is no more.
+    fn lost(&mut self, part: &Part, stage: Stage, epoch: u64, why: &str, now: Instant) {
+        match stage {
+            Stage::Starting { .. } | Stage::Witnessed => {
+                self.lineage(part).did_not_start(epoch, why, now);
+                self.failures.push(format!("{part}: {why}"));
+            }
+            Stage::Serving { since } => {
+                self.lineage(part).died(since, now);
+                if *part == Part::Frontend {
+                    self.orphan_workers(now);
+                }
+            }
+            Stage::Draining { .. } | Stage::Condemned => {}
+        }
+    }
+
+    fn orphan_workers(&mut self, now: Instant) {
+        let until = now + self.current.config.service.drain;
+        for child in
+            self.children.iter_mut().filter(|child| child.part != Part::Frontend && child.is_serving())
+        {
+            child.stage = Stage::Draining { until };
+            // They see the end of their channel to the frontend as well.
+            let _ = child.channel.send(&ToChild::Drain, None);
+        }
+    }
+
+    /// A new edition: what is outdated will be replaced.
+    pub(super) fn adopt(&mut self, config: Config) {
+        self.current = Edition { config: config.into(), epoch: self.current.epoch.saturating_add(1) };
+        for lineage in std::iter::once(&mut self.frontend).chain(&mut self.classes) {
+            lineage.try_again();
+        }
+    }
+
+    /// Counts a reload that ended.
+    pub(super) fn reloaded(&mut self, error: Option<&str>) {
+        self.reloads = self.reloads.saturating_add(1);
+        self.last_reload_error = error.map(|error| {
+            let end = (0..=ERROR_MAX.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
+            error.get(..end.unwrap_or(0)).unwrap_or_default().to_owned()
+        });
+        self.changed = true;
+    }
+
+    /// `None` until the frontend and every class are done with the present edition; then what would not start.
+    pub(super) fn settled(&self) -> Option<Vec<String>> {
+        let epoch = self.current.epoch;
+        self.find(|child| child.part == Part::Frontend && child.is_serving() && child.epoch() >= epoch)?;
+        let mut refused = Vec::new();
+        for lineage in &self.classes {
+            if let Err(why) = lineage.settled(epoch, self.living(&lineage.part))? {
+                refused.push(format!("{}: {why}", lineage.part));
+            }
+        }
+        Some(refused)
+    }
+
+    /// The frontend and a worker of every class serve.
+    pub(super) fn all_serve(&self) -> bool {
+        let mut lineages = std::iter::once(&self.frontend).chain(&self.classes);
+        lineages.all(|lineage| self.living(&lineage.part).serving.is_some())
+    }
+
+    /// The frontend serves, so that clients get an answer, be it that a class is unavailable.
+    pub(super) fn frontend_serves(&self) -> bool {
+        self.living(&Part::Frontend).serving.is_some()
+    }
+
+    /// What did not start since the last call.
+    pub(super) fn take_failures(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.failures)
+    }
+
+    /// The most generations of one class that drain at this moment.
+    pub(super) fn draining(&self) -> usize {
+        let draining = |lineage: &Lineage| {
+            let of_it =
+                |child: &&Child| child.part == lineage.part && matches!(child.stage, Stage::Draining { .. });
+            self.children.iter().filter(of_it).count()
+        };
+        self.classes.iter().map(draining).max().unwrap_or(0)
+    }
+
+    /// Everybody finishes what was begun; who has not even begun goes.
+    pub(super) fn drain_all(&mut self, until: Instant, now: Instant) {
+        for index in 0..self.children.len() {
+            let Some(child) = self.children.get_mut(index) else { return };
+            match child.stage {
+                Stage::Starting { .. } | Stage::Witnessed => self.condemn(index, "the service stops", now),
+                Stage::Serving { .. } => {
+                    child.stage = Stage::Draining { until };
+                    if let Err(why) = child.channel.send(&ToChild::Drain, None) {
+                        self.condemn(index, &format!("tell it to drain: {why}"), now);
+                    }
+                }
+                Stage::Draining { until: before } => {
+                    child.stage = Stage::Draining { until: before.min(until) }
+                }
+                Stage::Condemned => {}
+            }
+        }
+    }
+
+    pub(super) fn kill_all(&mut self, why: &str, now: Instant) {
+        for index in 0..self.children.len() {
+            self.condemn(index, why, now);
+        }
+    }
+
+    /// When there is something to do although nothing happens.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        let children = self.children.iter().filter_map(|child| match child.stage {
+            Stage::Starting { until } | Stage::Draining { until } => Some(until),
+            Stage::Serving { .. } => Some(child.answers.next()),
+            Stage::Witnessed | Stage::Condemned => None,
+        });
+        let lineages = std::iter::once(&self.frontend).chain(&self.classes).filter_map(|l| l.next(now));
+        let retry = self.retry.then(|| now + TRY_AGAIN);
+        children.chain(lineages).chain(retry).min()
+    }
+
+    pub(super) fn remove_sockets(&self) {
+        self.sockets.remove();
+    }
+
+    fn living(&self, part: &Part) -> Living {
+        let mut living = Living::default();
+        for child in self.children.iter().filter(|child| child.part == *part) {
+            living.coming |= child.is_coming();
+            if child.is_serving() {
+                living.serving = Some(child.epoch());
+            }
+        }
+        living
+    }
+
+    fn lineage(&mut self, part: &Part) -> &mut Lineage {
+        // Every part has a lineage, made with the fleet; the frontend's stands in where there is none.
+        self.classes.iter_mut().find(|lineage| lineage.part == *part).unwrap_or(&mut self.frontend)
+    }
+
+    fn find(&self, what: impl Fn(&Child) -> bool) -> Option<usize> {
+        self.children.iter().position(what)
+    }
+}

@@ -1,0 +1,262 @@
+//! The two sockets people connect to: taken from systemd, or bound here. The supervisor never accepts on them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
+use nix::sys::stat::{Mode, umask};
+
+use super::config::Service;
+use super::log::say;
+use crate::wire::channel::take_inherited;
+
+/// Anybody may connect to the operators' socket; who gets an answer is decided by UID.
+const OPERATOR_SOCKET_MODE: u32 = 0o666;
+/// Names of the sockets in a `.socket` unit (FileDescriptorName=).
+const CLIENTS: &str = "decide";
+const OPERATORS: &str = "operator";
+/// The first descriptor that systemd passes (sd_listen_fds(3)).
+const LISTEN_FDS_START: i32 = 3;
+
+/// Why there is nothing to listen on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ListenError {
+    #[error("bind socket {path:?}: {source}")]
+    Bind { path: PathBuf, source: io::Error },
+    #[error("bind socket {0:?}: somebody listens there; is the service running already?")]
+    InUse(PathBuf),
+    #[error("bind socket {0:?}: something that is no socket stands there; move it away")]
+    NotASocket(PathBuf),
+    #[error("take socket {name:?} from systemd: {why}")]
+    Inherited { name: String, why: String },
+}
+
+/// Both sockets, listening and not blocking.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    clients: Socket,
+    operators: Socket,
+}
+
+#[derive(Debug)]
+struct Socket {
+    descriptor: OwnedFd,
+    /// What to remove at the end; `None` if it is systemd's.
+    bound: Option<Bound>,
+}
+
+/// A socket file as we made it.
+#[derive(Debug)]
+struct Bound {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Sockets {
+    /// Takes what systemd passed, binds the rest.
+    pub(super) fn open(service: &Service) -> Result<Self, ListenError> {
+        let mut inherited = inherited()?;
+        let mut open = |name: &str, path: &Path, mode| match inherited.iter().position(|(n, _)| n == name) {
+            Some(index) => {
+                let (_, descriptor) = inherited.swap_remove(index);
+                check_inherited(name, path, &descriptor)?;
+                Ok(Socket { descriptor, bound: None })
+            }
+            None => bind(path, mode),
+        };
+        let clients = open(CLIENTS, &service.socket, service.socket_mode)?;
+        let operators = open(OPERATORS, &service.operator_socket, OPERATOR_SOCKET_MODE)?;
+        match inherited.into_iter().next() {
+            None => Ok(Self { clients, operators }),
+            Some((name, _)) => {
+                let why = format!("expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once");
+                Err(ListenError::Inherited { name, why })
+            }
+        }
+    }
+
+    pub(super) fn clients(&self) -> BorrowedFd<'_> {
+        self.clients.descriptor.as_fd()
+    }
+
+    pub(super) fn operators(&self) -> BorrowedFd<'_> {
+        self.operators.descriptor.as_fd()
+    }
+
+    /// The directories in which [`Sockets::remove`] has something to do.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let bound = [&self.clients, &self.operators].into_iter().filter_map(|socket| socket.bound.as_ref());
+        bound.filter_map(|bound| bound.path.parent().map(Path::to_owned)).collect()
+    }
+
+    /// Removes what was bound here, unless somebody else has put something in its place.
+    pub(super) fn remove(&self) {
+        for bound in [&self.clients, &self.operators].into_iter().filter_map(|socket| socket.bound.as_ref()) {
+            let ours = fs::symlink_metadata(&bound.path)
+                .is_ok_and(|now| (now.dev(), now.ino()) == (bound.device, bound.inode));
+            if ours && let Err(why) = fs::remove_file(&bound.path) {
+                say!("remove socket {:?}: {why}", bound.path);
+            }
+        }
+    }
+}
+
+/// Binds under another name and renames: at no moment is there a socket with the wrong mode, or none where a stale one
+/// was.
+fn bind(path: &Path, mode: u32) -> Result<Socket, ListenError> {
+    let failed = |source| ListenError::Bind { path: path.to_owned(), source };
+    refuse_if_used(path)?;
+    let making = path.with_file_name(format!(".{}", std::process::id()));
+    match fs::remove_file(&making) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(&making);
+    umask(before);
+    let listener = listener.map_err(failed)?;
+    let finish = || {
+        listener.set_nonblocking(true)?;
+        fs::set_permissions(&making, fs::Permissions::from_mode(mode))?;
+        let made = fs::symlink_metadata(&making)?;
+        fs::rename(&making, path)?;
+        Ok(Bound { path: path.to_owned(), device: made.dev(), inode: made.ino() })
+    };
+    match finish() {
+        Ok(bound) => Ok(Socket { descriptor: listener.into(), bound: Some(bound) }),
+        Err(error) => {
+            let _ = fs::remove_file(&making);
+            Err(failed(error))
+        }
+    }
+}
+
+/// A socket nobody listens on is left over and may go; anything else stays.
+fn refuse_if_used(path: &Path) -> Result<(), ListenError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(ListenError::Bind { path: path.to_owned(), source }),
+        Ok(there) if !there.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(ListenError::Bind { path: path.to_owned(), source }),
+        Ok(_) => Err(ListenError::InUse(path.to_owned())),
+    }
+}
+
+/// The sockets of LISTEN_FDS with their names, if they are meant for this process.
+fn inherited() -> Result<Vec<(String, OwnedFd)>, ListenError> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let count = match (number("LISTEN_PID"), number("LISTEN_FDS")) {
+        (Some(pid), Some(count)) if pid == std::process::id() => count,
+        _ => return Ok(Vec::new()),
+    };
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let take = |index| {
+        let name = names.next().unwrap_or_default().to_owned();
+        match take_inherited(LISTEN_FDS_START.saturating_add_unsigned(index)) {
+            Ok(descriptor) => Ok((name, descriptor)),
+            Err(why) => Err(ListenError::Inherited { name, why: why.to_string() }),
+        }
+    };
+    (0..count).map(take).collect()
+}
+
+fn check_inherited(name: &str, path: &Path, descriptor: &OwnedFd) -> Result<(), ListenError> {
+    let refuse = |why: String| Err(ListenError::Inherited { name: name.to_owned(), why });
+    if getsockopt(descriptor, sockopt::SockType) != Ok(SockType::Stream)
+        || getsockopt(descriptor, sockopt::AcceptConn) != Ok(true)
+    {
+        return refuse("expected a listening stream socket (ListenStream=)".to_owned());
+    }
+    let address = getsockname::<UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(descriptor)).ok();
+    match address.as_ref().and_then(UnixAddr::path) {
+        Some(there) if there == path => {}
+        there => return refuse(format!("it listens on {there:?}, the configuration says {path:?}")),
+    }
+    // For all who have the socket, systemd included, which does not mind.
+    match nix::fcntl::fcntl(descriptor, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)) {
+        Ok(_) => Ok(()),
+        Err(errno) => refuse(format!("make it non-blocking: {errno}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("decide.sock");
+        (directory, path)
+    }
+
+    #[test]
+    fn a_socket_is_bound_with_its_mode_and_removed() {
+        let (directory, path) = place();
+        let socket = bind(&path, 0o640).expect("bind");
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o640);
+        UnixStream::connect(&path).expect("somebody listens");
+        let operators = bind(&directory.path().join("o"), OPERATOR_SOCKET_MODE).expect("bind");
+        let sockets = Sockets { clients: socket, operators };
+        assert_eq!(sockets.directories(), [directory.path(), directory.path()]);
+        sockets.remove();
+        assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+        let (_directory, path) = place();
+        drop(UnixListener::bind(&path).expect("bind"));
+        let socket = bind(&path, 0o600).expect("nobody listens on it");
+        assert!(matches!(bind(&path, 0o600), Err(ListenError::InUse(_))));
+        drop(socket);
+        bind(&path, 0o600).expect("stale again");
+    }
+
+    #[test]
+    fn what_is_no_socket_stays() {
+        let (_directory, path) = place();
+        fs::write(&path, "precious").expect("write");
+        assert!(matches!(bind(&path, 0o600), Err(ListenError::NotASocket(_))));
+        assert_eq!(fs::read_to_string(&path).expect("read"), "precious");
+    }
+
+    #[test]
+    fn a_successors_socket_is_not_removed() {
+        let (directory, path) = place();
+        let sockets = Sockets {
+            clients: bind(&path, 0o600).expect("bind"),
+            operators: bind(&directory.path().join("o"), 0o600).expect("bind"),
+        };
+        fs::remove_file(&path).expect("remove");
+        // Kept busy, so that the successor does not get the same inode.
+        fs::write(directory.path().join("filler"), "").expect("write");
+        let _successor = UnixListener::bind(&path).expect("bind");
+        sockets.remove();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn an_inherited_socket_must_be_the_one_in_the_configuration() {
+        let (directory, path) = place();
+        let listener: OwnedFd = UnixListener::bind(&path).expect("bind").into();
+        check_inherited(CLIENTS, &path, &listener).expect("the same");
+        let error = check_inherited(CLIENTS, &directory.path().join("other"), &listener).expect_err("other");
+        assert!(
+            error.to_string().starts_with("take socket \"decide\" from systemd: it listens on"),
+            "{error}"
+        );
+        let (stream, _peer) = UnixStream::pair().expect("pair");
+        check_inherited(CLIENTS, &path, &stream.into()).expect_err("does not listen");
+    }
+}

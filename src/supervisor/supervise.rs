@@ -1,0 +1,206 @@
+//! The loop: sleeps until something happens or is due, and does what follows from it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
+
+use super::config::{self, Surroundings};
+use super::fleet::Fleet;
+use super::log::say;
+use super::notify::Notifier;
+use super::signals::Signals;
+use crate::sandbox::Sealed;
+
+/// With this many old generations of one class still draining, a reload waits.
+const DRAINING_MAX: usize = 4;
+/// How long the end of killed children is waited for; the kernel kills them with us in any case.
+const KILLED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The running service.
+pub(super) struct Supervision {
+    pub(super) config_path: PathBuf,
+    pub(super) surroundings: Surroundings,
+    pub(super) fleet: Fleet,
+    pub(super) signals: Signals,
+    pub(super) notifier: Notifier,
+}
+
+/// Why the service ended other than by being asked to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GaveUp {
+    #[error("start: {0}")]
+    Start(String),
+    #[error("wait for events: {0}")]
+    Wait(#[source] std::io::Error),
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Until everything has served once; whatever does not start ends the service.
+    Starting,
+    Running,
+    /// Accepted, and not everything has followed yet.
+    Reloading,
+    Stopping {
+        until: Instant,
+        why: Option<GaveUp>,
+    },
+}
+
+impl Supervision {
+    /// Serves until asked to stop. The supervisor's own sandbox is in force: it holds [`Sealed`].
+    pub(super) fn serve(mut self, _sealed: Sealed) -> Result<(), GaveUp> {
+        let mut phase = Phase::Starting;
+        let mut reload_wanted = false;
+        self.fleet.step_forward(Instant::now());
+        let outcome = loop {
+            let next_feed = self.feed_watchdog(&phase);
+            let asked = match self.wait(next_feed, &phase).and_then(|()| self.signals.read()) {
+                Ok(asked) => asked,
+                Err(why) => {
+                    self.fleet.kill_all("the service cannot go on", Instant::now());
+                    break Err(GaveUp::Wait(why));
+                }
+            };
+            let now = Instant::now();
+            self.fleet.listen(now);
+            self.fleet.reap(now);
+            self.fleet.watch(now);
+            if asked.stop {
+                phase = self.stop(phase, now);
+            }
+            reload_wanted |= asked.reload;
+            phase = match phase {
+                Phase::Starting => self.starting(now),
+                Phase::Running if reload_wanted && self.fleet.draining() < DRAINING_MAX => {
+                    reload_wanted = false;
+                    self.reload()
+                }
+                Phase::Running => Phase::Running,
+                Phase::Reloading => self.reloading(),
+                Phase::Stopping { until, why } => {
+                    if self.fleet.children().is_empty() || now >= until + KILLED_WITHIN {
+                        break why.map_or(Ok(()), Err);
+                    }
+                    Phase::Stopping { until, why }
+                }
+            };
+            if !matches!(phase, Phase::Stopping { .. }) {
+                // Nobody asks what did not start but the first start.
+                self.fleet.take_failures();
+                self.fleet.step_forward(Instant::now());
+            }
+        };
+        self.fleet.remove_sockets();
+        outcome
+    }
+
+    fn starting(&mut self, now: Instant) -> Phase {
+        let failures = self.fleet.take_failures();
+        if !failures.is_empty() {
+            self.notifier.stopping();
+            self.fleet.kill_all("the service does not start", now);
+            return Phase::Stopping { until: now, why: Some(GaveUp::Start(failures.join("; "))) };
+        }
+        if !self.fleet.all_serve() {
+            return Phase::Starting;
+        }
+        say!("ready");
+        self.notifier.status("serving");
+        self.notifier.ready();
+        Phase::Running
+    }
+
+    /// Reads the configuration again. One that is wrong, or changes what cannot change, changes nothing.
+    fn reload(&mut self) -> Phase {
+        self.notifier.reloading();
+        let refused = match config::load(&self.config_path, &self.surroundings) {
+            Err(errors) => errors.to_string(),
+            Ok(config) => {
+                let fixed = self.fleet.config().fixed_parts_changed(&config);
+                if fixed.is_empty() {
+                    say!("reload: configuration accepted");
+                    self.fleet.adopt(config);
+                    return Phase::Reloading;
+                }
+                format!("restart the service to change {}", fixed.join(", "))
+            }
+        };
+        self.reloaded(Some(refused))
+    }
+
+    fn reloading(&mut self) -> Phase {
+        match self.fleet.settled() {
+            None => Phase::Reloading,
+            Some(refused) if refused.is_empty() => self.reloaded(None),
+            Some(refused) => self.reloaded(Some(refused.join("; "))),
+        }
+    }
+
+    fn reloaded(&mut self, error: Option<String>) -> Phase {
+        match &error {
+            None => {
+                say!("reloaded");
+                self.notifier.status("serving");
+            }
+            Some(error) => {
+                say!("reload refused, what served before goes on:\n{error}");
+                self.notifier.status(&format!("serving; last reload refused: {error}"));
+            }
+        }
+        self.fleet.reloaded(error.as_deref());
+        self.notifier.ready();
+        Phase::Running
+    }
+
+    /// Asked once: drains. Asked again: does not wait.
+    fn stop(&mut self, phase: Phase, now: Instant) -> Phase {
+        if let Phase::Stopping { why, .. } = phase {
+            self.fleet.kill_all("asked to stop twice", now);
+            return Phase::Stopping { until: now, why };
+        }
+        say!("stopping");
+        self.notifier.stopping();
+        let until = now + self.fleet.config().service.drain;
+        self.fleet.drain_all(until, now);
+        Phase::Stopping { until, why: None }
+    }
+
+    /// This loop turns and the frontend answers. A class that dies over and over must not take the others with it, so
+    /// it does not count: its workers are watched here.
+    fn feed_watchdog(&mut self, phase: &Phase) -> Option<Instant> {
+        let well = match phase {
+            Phase::Starting => false,
+            Phase::Running | Phase::Reloading => self.fleet.frontend_serves(),
+            Phase::Stopping { .. } => true,
+        };
+        if well { self.notifier.all_is_well(Instant::now()) } else { None }
+    }
+
+    fn wait(&self, next_feed: Option<Instant>, phase: &Phase) -> std::io::Result<()> {
+        let now = Instant::now();
+        let stop = match phase {
+            Phase::Stopping { until, .. } => Some(*until + KILLED_WITHIN),
+            _ => None,
+        };
+        let next = [self.fleet.next(now), next_feed, stop].into_iter().flatten().min();
+        let timeout = match next {
+            None => PollTimeout::NONE,
+            // Rounded up: waking a little early would only mean to wake twice.
+            Some(next) => {
+                let wait = next.saturating_duration_since(now) + Duration::from_micros(999);
+                PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let audible = self.fleet.children().iter().filter(|child| !child.silent);
+        watched.extend(audible.map(|child| PollFd::new(child.channel.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut watched, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
