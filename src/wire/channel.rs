@@ -159,6 +159,13 @@ impl<Tx, Rx> AsFd for Channel<Tx, Rx> {
     }
 }
 
+/// What an event loop needs to wait for it.
+impl<Tx, Rx> AsRawFd for Channel<Tx, Rx> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 impl<Tx, Rx> From<Channel<Tx, Rx>> for OwnedFd {
     fn from(channel: Channel<Tx, Rx>) -> Self {
         channel.socket

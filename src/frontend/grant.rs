@@ -1,0 +1,242 @@
+//! Who may ask for whom: the configuration's lists, and what follows from them for one peer.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use tracing::warn;
+
+use super::peer::Peer;
+use crate::decision::{NAME_MAX, Tenant, TrustClass};
+use crate::wire::client::Farewell;
+use crate::wire::control::{ASSIGNMENT_MAX, FrontendAssignment, TenantGrant};
+use crate::wire::frame::{self, DecodeError};
+use crate::wire::handover::HANDOVER_MAX;
+
+/// Bytes of tenant names that one grant may have, each with its length; the rest of the message fits behind it.
+const GRANT_MAX: usize = HANDOVER_MAX - 4 * NAME_MAX;
+/// Bytes read of an assignment at a time.
+const READ_CHUNK: usize = 64 * 1024;
+
+/// An assignment that cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AssignmentError {
+    #[error("read assignment: {0}")]
+    Read(#[source] io::Error),
+    #[error("read assignment: longer than {ASSIGNMENT_MAX} bytes")]
+    TooLong,
+    #[error("read assignment: {0}")]
+    Decode(#[from] DecodeError),
+}
+
+/// Reads the supervisor's memfd from its beginning, wherever its offset is (`pread64`, nothing else).
+pub(super) fn read_assignment(memfd: OwnedFd) -> Result<FrontendAssignment, AssignmentError> {
+    let file = File::from(memfd);
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; READ_CHUNK];
+    loop {
+        let offset = u64::try_from(bytes.len()).map_err(|_| AssignmentError::TooLong)?;
+        match file.read_at(&mut chunk, offset) {
+            Ok(0) => break,
+            Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(AssignmentError::Read(error)),
+        }
+        if bytes.len() > ASSIGNMENT_MAX {
+            return Err(AssignmentError::TooLong);
+        }
+    }
+    Ok(frame::decode(&bytes)?)
+}
+
+/// Everyone's grants.
+#[derive(Debug, Default)]
+pub(super) struct Grants {
+    tenants: HashMap<Tenant, Granted>,
+    classes: HashMap<TrustClass, Vec<Tenant>>,
+}
+
+#[derive(Debug)]
+struct Granted {
+    class: TrustClass,
+    uids: Vec<u32>,
+    gids: Vec<u32>,
+}
+
+/// What a peer is granted: one class, and of its tenants those it may ask for. Never empty.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Grant {
+    pub(super) class: TrustClass,
+    pub(super) tenants: Vec<Tenant>,
+}
+
+impl Grants {
+    pub(super) fn new(tenants: Vec<TenantGrant>) -> Self {
+        let mut grants = Self::default();
+        for TenantGrant { tenant, class, mut uids, mut gids } in tenants {
+            uids.sort_unstable();
+            gids.sort_unstable();
+            grants.classes.entry(class.clone()).or_default().push(tenant.clone());
+            grants.tenants.insert(tenant, Granted { class, uids, gids });
+        }
+        grants
+    }
+
+    /// For a client that says it is here for `tenant`.
+    pub(super) fn for_tenant(&self, tenant: &str, peer: Peer, groups: &[u32]) -> Result<Grant, Farewell> {
+        let (tenant, granted) = self.tenants.get_key_value(tenant).ok_or(Farewell::UnknownTenant)?;
+        if !granted.to(peer, groups) {
+            return Err(Farewell::NotPermitted);
+        }
+        Ok(self.collect(&granted.class, Some(tenant), peer, groups))
+    }
+
+    /// For a connection that has been greeted before and belongs to `class`.
+    pub(super) fn for_class(
+        &self,
+        class: &TrustClass,
+        peer: Peer,
+        groups: &[u32],
+    ) -> Result<Grant, Farewell> {
+        let grant = self.collect(class, None, peer, groups);
+        if grant.tenants.is_empty() { Err(Farewell::NotPermitted) } else { Ok(grant) }
+    }
+
+    /// The tenant that was asked for comes first, so that it is among those that fit.
+    fn collect(&self, class: &TrustClass, first: Option<&Tenant>, peer: Peer, groups: &[u32]) -> Grant {
+        let others = self.classes.get(class).into_iter().flatten().filter(|tenant| {
+            Some(*tenant) != first
+                && self.tenants.get(*tenant).is_some_and(|granted| granted.to(peer, groups))
+        });
+        let mut room = GRANT_MAX;
+        let mut tenants = Vec::new();
+        for tenant in first.into_iter().chain(others) {
+            let Some(left) = room.checked_sub(tenant.as_str().len() + 1) else {
+                warn!(%class, uid = peer.uid, tenants = tenants.len(), "grant does not fit one message; the rest is refused");
+                break;
+            };
+            room = left;
+            tenants.push(tenant.clone());
+        }
+        Grant { class: class.clone(), tenants }
+    }
+}
+
+impl Granted {
+    fn to(&self, peer: Peer, groups: &[u32]) -> bool {
+        let listed = |list: &[u32], id: u32| is_somebody(id) && list.binary_search(&id).is_ok();
+        is_somebody(peer.uid)
+            && (listed(&self.uids, peer.uid)
+                || listed(&self.gids, peer.gid)
+                || groups.iter().any(|gid| listed(&self.gids, *gid)))
+    }
+}
+
+/// False for "nobody", which is also what the kernel shows for every ID that has no mapping here, and for "no ID".
+fn is_somebody(id: u32) -> bool {
+    const OVERFLOW_ID: u32 = 65_534;
+    id != OVERFLOW_ID && id != u32::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+
+    fn tenant(name: &str, class: &str, uids: &[u32], gids: &[u32]) -> TenantGrant {
+        TenantGrant {
+            tenant: Tenant::new(name).unwrap(),
+            class: TrustClass::new(class).unwrap(),
+            uids: uids.to_vec(),
+            gids: gids.to_vec(),
+        }
+    }
+
+    fn names(grant: &Grant) -> Vec<&str> {
+        grant.tenants.iter().map(Tenant::as_str).collect()
+    }
+
+    fn grants() -> Grants {
+        Grants::new(vec![
+            tenant("acme", "gold", &[1000], &[]),
+            tenant("apex", "gold", &[1000, 1001], &[]),
+            tenant("bolt", "gold", &[], &[70]),
+            tenant("crow", "iron", &[1000], &[]),
+        ])
+    }
+
+    #[test]
+    fn a_grant_is_every_tenant_of_the_class_that_the_peer_may_ask_for() {
+        let peer = Peer { uid: 1000, gid: 5 };
+        let grant = grants().for_tenant("apex", peer, &[70]).unwrap();
+        assert_eq!((grant.class.as_str(), names(&grant)), ("gold", vec!["apex", "acme", "bolt"]));
+        let peer = Peer { uid: 1001, gid: 70 };
+        assert_eq!(names(&grants().for_tenant("bolt", peer, &[]).unwrap()), ["bolt", "apex"]);
+    }
+
+    #[test]
+    fn who_is_not_listed_is_refused() {
+        let peer = Peer { uid: 1001, gid: 5 };
+        assert_eq!(grants().for_tenant("acme", peer, &[]), Err(Farewell::NotPermitted));
+        assert_eq!(grants().for_tenant("nope", peer, &[]), Err(Farewell::UnknownTenant));
+        assert_eq!(grants().for_tenant("Not A Name", peer, &[]), Err(Farewell::UnknownTenant));
+        assert_eq!(
+            grants().for_class(&TrustClass::new("iron").unwrap(), peer, &[]),
+            Err(Farewell::NotPermitted)
+        );
+    }
+
+    #[test]
+    fn nobody_is_never_granted() {
+        let everyone = [65_534, u32::MAX, 7];
+        let grants = Grants::new(vec![tenant("acme", "gold", &everyone, &everyone)]);
+        assert!(grants.for_tenant("acme", Peer { uid: 7, gid: 0 }, &[]).is_ok(), "the control");
+        assert!(grants.for_tenant("acme", Peer { uid: 8, gid: 7 }, &[]).is_ok(), "the control");
+        for uid in [65_534, u32::MAX] {
+            assert!(grants.for_tenant("acme", Peer { uid, gid: 7 }, &[7]).is_err());
+            assert!(grants.for_tenant("acme", Peer { uid: 8, gid: uid }, &[uid]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_grant_fits_one_message_and_has_the_tenant_asked_for() {
+        let many = (0..3000).map(|i| tenant(&format!("{i:0>60}"), "gold", &[7], &[])).collect();
+        let last = format!("{:0>60}", 2999);
+        let grant = Grants::new(many).for_tenant(&last, Peer { uid: 7, gid: 7 }, &[]).unwrap();
+        assert_eq!(grant.tenants[0].as_str(), last);
+        assert!(frame::encode(&grant.tenants, HANDOVER_MAX - 2 * NAME_MAX).is_ok());
+    }
+
+    #[test]
+    fn an_assignment_is_read_from_its_beginning_or_refused() {
+        let expected = FrontendAssignment {
+            uid: 1,
+            gid: 2,
+            isolation: crate::wire::control::Isolation::DistinctUids,
+            tenants: (0..5000).map(|i| tenant(&format!("t{i}"), "gold", &[7], &[8])).collect(),
+            operators: vec![],
+            hello_timeout_ms: 3,
+            max_connections: 4,
+            max_connections_per_uid: 5,
+        };
+        let file = || File::from(memfd_create("a", MFdFlags::empty()).unwrap());
+        let bytes = frame::encode(&expected, ASSIGNMENT_MAX).unwrap();
+        assert!(bytes.len() > READ_CHUNK, "more than one read");
+        let mut memfd = file();
+        memfd.write_all(&bytes).unwrap();
+        assert_eq!(read_assignment(memfd.into()).unwrap(), expected);
+
+        let mut memfd = file();
+        memfd.write_all(&bytes[..bytes.len() - 1]).unwrap();
+        assert!(matches!(read_assignment(memfd.into()), Err(AssignmentError::Decode(_))));
+
+        let memfd = file();
+        memfd.set_len(ASSIGNMENT_MAX as u64 + 1).unwrap();
+        assert!(matches!(read_assignment(memfd.into()), Err(AssignmentError::TooLong)));
+    }
+}

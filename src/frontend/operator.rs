@@ -1,0 +1,227 @@
+//! The operators' socket: one question, one answer, put together from the supervisor's table of processes, our own
+//! counters and what each current worker says within a second.
+
+use std::collections::HashSet;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use tracing::debug;
+
+use super::handover::Outgoing;
+use super::hello::read_frame;
+use super::routes::{Link, LinkId, Routes};
+use super::takeback::WorkerMisbehaved;
+use crate::wire::control::ProcessTable;
+use crate::wire::frame;
+use crate::wire::operator::{
+    FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
+    WorkerCounters, WorkerStatus,
+};
+
+/// Operators that are attended to at the same time; more are turned away.
+pub(super) const OPERATORS_MAX: usize = 16;
+/// For an operator to ask, and to take the answer.
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the workers to answer; one that does not is shown without counters.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Parts one worker's status may have, each at most as long as a message.
+const PARTS_MAX: u32 = 64;
+
+/// Where an operator's question waits for its answer.
+pub(super) type Ask = oneshot::Sender<Status>;
+
+/// Attends to one operator, whose UID is permitted.
+pub(super) async fn attend(stream: UnixStream, asks: mpsc::Sender<Ask>) {
+    let mut buffer = [0; OPERATOR_REQUEST_MAX];
+    let request = timeout(OPERATOR_TIMEOUT, read_frame(&stream, &mut buffer)).await;
+    let Ok(Ok(request)) = request else { return debug!("operator did not ask") };
+    match frame::decode(request) {
+        Ok(OperatorRequest::Status) => {}
+        Err(error) => return debug!(%error, "operator's request"),
+    }
+    let (ask, answer) = oneshot::channel();
+    if asks.send(ask).await.is_err() {
+        return;
+    }
+    let Ok(status) = answer.await else { return };
+    if timeout(OPERATOR_TIMEOUT, send_all(&stream, &encoded(status))).await.is_err() {
+        debug!("operator did not take the answer");
+    }
+}
+
+/// One attempt to say so; the caller closes the connection.
+pub(super) fn refuse(stream: &UnixStream) {
+    let mut reply = BytesMut::new();
+    if frame::encode_frame(&OperatorReply::NotPermitted, &mut reply, OPERATOR_REPLY_MAX).is_ok() {
+        let _ = send(stream.as_raw_fd(), &reply, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+    }
+}
+
+fn encoded(mut status: Status) -> BytesMut {
+    let mut reply = BytesMut::new();
+    if frame::encode_frame(&OperatorReply::Status(status.clone()), &mut reply, OPERATOR_REPLY_MAX).is_err() {
+        // More policies than an answer has room for: the counters are still worth seeing.
+        for worker in &mut status.workers {
+            worker.policies.clear();
+        }
+        let _ = frame::encode_frame(&OperatorReply::Status(status), &mut reply, OPERATOR_REPLY_MAX);
+    }
+    reply
+}
+
+async fn send_all(stream: &UnixStream, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        if stream.writable().await.is_err() {
+            return;
+        }
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            Ok(send(stream.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+        });
+        match sent {
+            Ok(length) => bytes = bytes.get(length..).unwrap_or_default(),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EAGAIN | Errno::EINTR) => {}
+                _ => return,
+            },
+        }
+    }
+}
+
+/// Puts answers together, one at a time; whoever asks meanwhile gets the same one.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) processes: ProcessTable,
+    supervisor_pid: i32,
+    waiting: Vec<Ask>,
+    gathering: Option<Gathering>,
+    last_nonce: u64,
+}
+
+#[derive(Debug)]
+struct Gathering {
+    nonce: u64,
+    until: Instant,
+    /// Have not said everything yet.
+    missing: HashSet<LinkId>,
+    workers: Vec<WorkerStatus>,
+}
+
+impl Desk {
+    pub(super) fn new(supervisor_pid: i32) -> Self {
+        Self {
+            processes: ProcessTable::default(),
+            supervisor_pid,
+            waiting: Vec::new(),
+            gathering: None,
+            last_nonce: 0,
+        }
+    }
+
+    /// Somebody wants to know.
+    pub(super) fn ask(&mut self, ask: Ask, routes: &mut Routes) {
+        self.waiting.push(ask);
+        if self.gathering.is_some() {
+            return;
+        }
+        self.last_nonce += 1;
+        let nonce = self.last_nonce;
+        let mut gathering = Gathering {
+            nonce,
+            until: Instant::now() + WORKER_TIMEOUT,
+            missing: HashSet::new(),
+            workers: Vec::new(),
+        };
+        for (id, link) in routes.each_current() {
+            // One that still owes an earlier answer is not asked again.
+            if link.asked.is_none() && link.send(Outgoing::Status { nonce }).is_ok() {
+                link.asked = Some(nonce);
+                link.parts = 0;
+                gathering.missing.insert(id);
+            } else {
+                gathering.workers.push(silent(link));
+            }
+        }
+        self.gathering = Some(gathering);
+    }
+
+    /// A part of a worker's answer.
+    pub(super) fn hear(
+        &mut self,
+        id: LinkId,
+        link: &mut Link,
+        nonce: u64,
+        part: WorkerStatus,
+        last: bool,
+    ) -> Result<(), WorkerMisbehaved> {
+        link.parts = link.parts.saturating_add(1);
+        if link.asked != Some(nonce) || link.parts > PARTS_MAX {
+            return Err(WorkerMisbehaved::Status);
+        }
+        if last {
+            link.asked = None;
+        }
+        if let Some(gathering) = self.gathering.as_mut().filter(|gathering| gathering.nonce == nonce)
+            && gathering.missing.contains(&id)
+        {
+            if last {
+                gathering.missing.remove(&id);
+            }
+            // Which worker it is we know better than it does.
+            gathering.workers.push(WorkerStatus {
+                class: link.class.clone(),
+                generation: link.generation,
+                ..part
+            });
+        }
+        Ok(())
+    }
+
+    /// When [`Self::answer`] has something to do at the latest.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.gathering.as_ref().map(|gathering| gathering.until)
+    }
+
+    /// Answers everyone who waits, if all workers have spoken, are gone, or had their time.
+    pub(super) fn answer(&mut self, routes: &Routes, counters: FrontendCounters, now: Instant) {
+        let complete = |gathering: &mut Gathering| {
+            gathering.missing.retain(|id| routes.get(*id).is_some_and(|link| !link.is_cut()));
+            gathering.missing.is_empty() || gathering.until <= now
+        };
+        let Some(Gathering { missing, mut workers, .. }) = self.gathering.take_if(complete) else { return };
+        for link in missing.iter().filter_map(|id| routes.get(*id)) {
+            workers.retain(|worker| (&worker.class, worker.generation) != (&link.class, link.generation));
+            workers.push(silent(link));
+        }
+        workers.sort_by(|one, other| (&one.class, one.generation).cmp(&(&other.class, other.generation)));
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            supervisor_pid: self.supervisor_pid,
+            processes: self.processes.clone(),
+            frontend: counters,
+            workers,
+        };
+        for ask in self.waiting.drain(..) {
+            // An operator who has left does not need it.
+            let _ = ask.send(status.clone());
+        }
+    }
+}
+
+/// A worker that does not say anything.
+fn silent(link: &Link) -> WorkerStatus {
+    WorkerStatus {
+        class: link.class.clone(),
+        generation: link.generation,
+        pagemap_scan: false,
+        stack_zeroing: false,
+        counters: WorkerCounters::default(),
+        policies: Vec::new(),
+    }
+}

@@ -1,0 +1,880 @@
+//! The whole event loop, unsealed, between real sockets: the test is the supervisor, the workers and the clients.
+
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream as Client;
+use std::path::PathBuf;
+
+use bytes::BytesMut;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::*;
+use crate::decision::{Quota, Tenant, TrustClass};
+use crate::wire::client::{
+    ClientFrame, Deadline, Farewell, HELLO_MAX, PROTOCOL_VERSION, ServerFrame, Violation,
+};
+use crate::wire::control::{ASSIGNMENT_MAX, Isolation, ProcessTable, TenantGrant};
+use crate::wire::frame::{self, PREFIX};
+use crate::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker, UNREAD_CHUNK};
+use crate::wire::operator::{OperatorReply, OperatorRequest, Status, WorkerCounters, WorkerStatus};
+
+/// Longer than any test takes.
+const FOREVER_MS: u32 = 600_000;
+
+struct Service {
+    directory: tempfile::TempDir,
+    control: Polled<ToChild, FromChild>,
+    frontend: JoinHandle<Result<(), FrontendError>>,
+}
+
+struct Worker(Polled<FromWorker, ToWorker>);
+
+fn uid() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+fn grant(tenant: &str, class: &str, uids: &[u32], gids: &[u32]) -> TenantGrant {
+    TenantGrant {
+        tenant: Tenant::new(tenant).unwrap(),
+        class: TrustClass::new(class).unwrap(),
+        uids: uids.to_vec(),
+        gids: gids.to_vec(),
+    }
+}
+
+fn assignment() -> FrontendAssignment {
+    FrontendAssignment {
+        uid: uid(),
+        gid: 0,
+        isolation: Isolation::SharedUid,
+        tenants: vec![
+            grant("acme", "gold", &[uid()], &[]),
+            grant("apex", "gold", &[uid()], &[]),
+            grant("crow", "iron", &[uid()], &[]),
+            grant("other", "gold", &[4242], &[4343]),
+        ],
+        operators: vec![],
+        hello_timeout_ms: FOREVER_MS,
+        max_connections: 20_000,
+        max_connections_per_uid: 20_000,
+    }
+}
+
+impl Service {
+    fn start(assignment: FrontendAssignment) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let listen = |name| UnixListener::bind(directory.path().join(name)).unwrap();
+        let (ours, theirs) = Channel::pair(CONTROL_MAX).unwrap();
+        let frontend = Frontend::new(theirs, assignment, listen("clients"), listen("operators"), 77).unwrap();
+        for name in ["", "clients", "operators"] {
+            let path = directory.path().join(name);
+            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        }
+        let frontend = tokio::spawn(frontend.run());
+        let service = Self { directory, control: Polled::new(ours).unwrap(), frontend };
+        service.tell(&ToChild::Serve);
+        service
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn tell(&self, message: &ToChild) {
+        self.control.try_send(message).unwrap();
+    }
+
+    /// Returns when the frontend has heeded everything that was told before.
+    async fn settled(&self) {
+        self.tell(&ToChild::Ping { nonce: 5 });
+        let answer = self.control.receive(&mut Vec::new()).await.unwrap().unwrap();
+        assert_eq!(answer.0, FromChild::Pong { nonce: 5 });
+    }
+
+    async fn route(&self, class: &str, generation: u64) -> Worker {
+        let (theirs, ours) = Channel::<ToWorker, FromWorker>::pair(HANDOVER_MAX).unwrap();
+        let route = ToChild::Route { class: TrustClass::new(class).unwrap(), generation };
+        self.control.send(&route, Some(theirs.as_fd())).await.unwrap();
+        self.settled().await;
+        Worker(Polled::new(ours).unwrap())
+    }
+
+    async fn reassign(&self, assignment: &FrontendAssignment) {
+        let mut memfd = std::fs::File::from(memfd_create("a", MFdFlags::empty()).unwrap());
+        memfd.write_all(&frame::encode(assignment, ASSIGNMENT_MAX).unwrap()).unwrap();
+        self.control.send(&ToChild::Reassign, Some(memfd.as_fd())).await.unwrap();
+        self.settled().await;
+    }
+
+    /// A connection on which these bytes were sent.
+    async fn client(&self, bytes: &[u8]) -> Client {
+        let path = self.path("clients");
+        let bytes = bytes.to_vec();
+        blocking(move || {
+            let mut client = Client::connect(path).unwrap();
+            client.write_all(&bytes).unwrap();
+            client
+        })
+        .await
+    }
+
+    async fn status(&self) -> Status {
+        let path = self.path("operators");
+        match blocking(move || ask_status(Client::connect(path).unwrap())).await {
+            OperatorReply::Status(status) => status,
+            OperatorReply::NotPermitted => panic!("not permitted"),
+        }
+    }
+}
+
+impl Worker {
+    async fn next(&self) -> (ToWorker, Option<OwnedFd>) {
+        self.0.receive(&mut Vec::new()).await.unwrap().expect("a message, not the end")
+    }
+
+    async fn adopted(&self) -> Adopted {
+        match self.next().await {
+            (ToWorker::Adopt { cookie, uid, tenants, resumed, unread }, Some(socket)) => Adopted {
+                cookie,
+                socket: socket.into(),
+                uid,
+                tenants: tenants.iter().map(|tenant| tenant.as_str().to_owned()).collect(),
+                resumed,
+                unread,
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn say(&self, message: FromWorker) {
+        self.0.send(&message, None).await.unwrap();
+    }
+
+    async fn give_back(&self, cookie: Cookie, socket: &impl AsFd, unread: &[u8]) {
+        let announced = u32::try_from(unread.len()).unwrap();
+        self.0.send(&FromWorker::Return { cookie, unread: announced }, Some(socket.as_fd())).await.unwrap();
+        for chunk in unread.chunks(UNREAD_CHUNK) {
+            self.say(FromWorker::Unread(chunk.to_vec())).await;
+        }
+    }
+
+    /// The frontend has closed this worker's channel.
+    async fn is_cut(&self) -> bool {
+        self.0.receive(&mut Vec::new()).await.unwrap().is_none()
+    }
+}
+
+struct Adopted {
+    cookie: Cookie,
+    socket: Client,
+    uid: u32,
+    tenants: Vec<String>,
+    resumed: bool,
+    unread: u32,
+}
+
+/// Blocking calls go beside the event loop under test.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_blocking(work).await.unwrap()
+}
+
+fn framed(message: &ClientFrame<'_>) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    frame::encode_frame(message, &mut bytes, 1 << 20).unwrap();
+    bytes.to_vec()
+}
+
+fn hello(tenant: &str) -> Vec<u8> {
+    framed(&ClientFrame::Hello { version: PROTOCOL_VERSION, tenant })
+}
+
+fn decide(id: u64) -> Vec<u8> {
+    framed(&ClientFrame::Decide { id, tenant: "acme", policy: "p", deadline: Deadline::Default, input: b"x" })
+}
+
+fn read_one(client: &mut Client) -> Vec<u8> {
+    let mut prefix = [0; PREFIX];
+    client.read_exact(&mut prefix).unwrap();
+    let mut body = vec![0; u32::from_be_bytes(prefix) as usize];
+    client.read_exact(&mut body).unwrap();
+    body
+}
+
+/// The farewell, and nothing after it.
+fn read_farewell(client: &mut Client) -> Farewell {
+    let body = read_one(client);
+    let Ok(ServerFrame::Farewell(farewell)) = frame::decode(&body) else { panic!("{body:?}") };
+    match client.read(&mut [0; 1]) {
+        Ok(0) => farewell,
+        // There was more of ours to read when it was closed.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => farewell,
+        more => panic!("{more:?} after {farewell:?}"),
+    }
+}
+
+async fn farewell(mut client: Client) -> Farewell {
+    blocking(move || read_farewell(&mut client)).await
+}
+
+fn ask_status(mut operator: Client) -> OperatorReply {
+    let mut request = BytesMut::new();
+    frame::encode_frame(&OperatorRequest::Status, &mut request, 64).unwrap();
+    // A refusal may have closed it already.
+    let _ = operator.write_all(&request);
+    frame::decode(&read_one(&mut operator)).unwrap()
+}
+
+fn read_exactly(socket: &mut Client, length: usize) -> Vec<u8> {
+    socket.set_nonblocking(false).unwrap();
+    let mut bytes = vec![0; length];
+    socket.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn a_greeted_connection_goes_to_its_class_with_all_that_was_sent_behind_the_hello() {
+    let service = Service::start(assignment());
+    let worker = service.route("gold", 1).await;
+    let behind: Vec<u8> = (0..200).flat_map(decide).collect();
+    let mut client = service.client(&[hello("apex"), behind.clone()].concat()).await;
+
+    let mut adopted = worker.adopted().await;
+    assert_eq!((adopted.uid, adopted.resumed, adopted.unread), (uid(), false, 0));
+    assert_eq!(adopted.tenants, ["apex", "acme"], "of this class, what the peer may ask for");
+    let length = behind.len();
+    let mut socket = adopted.socket.try_clone().unwrap();
+    assert_eq!(blocking(move || read_exactly(&mut socket, length)).await, behind, "byte for byte");
+
+    // From here worker and client talk; nobody else has the connection, so that its end is seen.
+    adopted.socket.write_all(b"answer").unwrap();
+    drop(adopted);
+    let received = blocking(move || {
+        let mut bytes = Vec::new();
+        client.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    assert_eq!(received.await, b"answer");
+}
+
+#[tokio::test]
+async fn a_hello_may_come_byte_by_byte() {
+    let service = Service::start(assignment());
+    let worker = service.route("gold", 1).await;
+    let mut client = service.client(b"").await;
+    for byte in hello("acme") {
+        client.write_all(&[byte]).unwrap();
+        service.settled().await;
+    }
+    assert_eq!(worker.adopted().await.tenants, ["acme", "apex"]);
+}
+
+#[tokio::test]
+async fn each_bad_beginning_is_answered_with_its_farewell() {
+    use Farewell::{NotPermitted, Protocol, Unavailable, UnknownTenant, Version};
+    let service = Service::start(assignment());
+    let _worker = service.route("gold", 1).await;
+    let prefixed = |length: u32, body: &[u8]| [&length.to_be_bytes(), body].concat();
+    let too_long = u32::try_from(HELLO_MAX + 1).unwrap();
+    let cases = [
+        ("length 0", prefixed(0, b""), Protocol(Violation::Empty)),
+        ("over the cap", prefixed(too_long, b"x"), Protocol(Violation::TooLong)),
+        ("all ones", prefixed(u32::MAX, b"x"), Protocol(Violation::TooLong)),
+        ("unknown variant", prefixed(1, &[0x7f]), Protocol(Violation::Malformed)),
+        (
+            "trailing byte",
+            [prefixed(8, &hello("acme")[PREFIX..]), vec![0]].concat(),
+            Protocol(Violation::Malformed),
+        ),
+        ("no UTF-8", prefixed(4, &[0, 1, 1, 0xff]), Protocol(Violation::Malformed)),
+        ("Decide before Hello", decide(1), Protocol(Violation::NotHello)),
+        ("Ping before Hello", framed(&ClientFrame::Ping { nonce: 1 }), Protocol(Violation::NotHello)),
+        (
+            "other version",
+            framed(&ClientFrame::Hello { version: 9, tenant: "acme" }),
+            Version { theirs: 9, ours: PROTOCOL_VERSION },
+        ),
+        ("unknown tenant", hello("nope"), UnknownTenant),
+        ("no name at all", hello("../../etc"), UnknownTenant),
+        ("somebody else's tenant", hello("other"), NotPermitted),
+        ("no worker for the class", hello("crow"), Unavailable),
+    ];
+    let count = cases.len() as u64;
+    for (name, bytes, expected) in cases {
+        assert_eq!(farewell(service.client(&bytes).await).await, expected, "{name}");
+    }
+    let counters = service.status().await.frontend;
+    assert_eq!((counters.accepted, counters.refused, counters.open), (count, count, 0));
+}
+
+#[tokio::test]
+async fn a_truncated_hello_is_answered_and_a_silent_end_is_not() {
+    let service = Service::start(assignment());
+    for cut in [2, PREFIX, PREFIX + 3] {
+        let client = service.client(&hello("acme")[..cut]).await;
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(farewell(client).await, Farewell::Protocol(Violation::Malformed), "after {cut} bytes");
+    }
+    let mut client = service.client(b"").await;
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(blocking(move || client.read(&mut [0; 1]).unwrap()).await, 0);
+}
+
+#[tokio::test]
+async fn who_does_not_finish_the_hello_in_time_is_told_and_closed() {
+    let service = Service::start(FrontendAssignment { hello_timeout_ms: 30, ..assignment() });
+    for sent in [0, 1, 9] {
+        let client = service.client(&hello("acme")[..sent]).await;
+        assert_eq!(farewell(client).await, Farewell::Timeout, "after {sent} bytes");
+    }
+}
+
+#[tokio::test]
+async fn connections_are_limited_by_uid_and_a_closed_one_makes_room() {
+    let service = Service::start(FrontendAssignment { max_connections_per_uid: 2, ..assignment() });
+    let worker = service.route("gold", 1).await;
+    let _first = service.client(&hello("acme")).await;
+    let adopted = worker.adopted().await;
+    let _half_open = service.client(b"").await;
+    let refused = service.client(&hello("acme")).await;
+    assert_eq!(farewell(refused).await, Farewell::Quota(Quota::Connections));
+
+    worker.say(FromWorker::Closed { cookie: adopted.cookie }).await;
+    // The news travels beside the connection; ask until it has arrived.
+    loop {
+        let _client = service.client(&hello("acme")).await;
+        tokio::select! {
+            _ = worker.adopted() => break,
+            farewell = farewell(_client) => assert_eq!(farewell, Farewell::Quota(Quota::Connections)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_half_open_connections_are_held_and_others_are_served() {
+    let limit = raise_descriptor_limit();
+    let many = usize::try_from(limit.saturating_sub(1500) / 2).unwrap().min(10_000);
+    let service = Service::start(assignment());
+    let worker = service.route("gold", 1).await;
+    let path = service.path("clients");
+    let half_open: Vec<Client> = blocking(move || {
+        (0..many)
+            .map(|i| {
+                let mut client = Client::connect(&path).unwrap();
+                client.write_all(&hello("acme")[..i % 8]).unwrap();
+                client
+            })
+            .collect()
+    })
+    .await;
+
+    let _client = service.client(&hello("acme")).await;
+    worker.adopted().await;
+    assert_eq!(open_connections(&service, &worker).await, many as u64 + 1);
+
+    // What one of them costs besides its descriptor.
+    let (stream, _other) = UnixStream::pair().unwrap();
+    let (_sender, closing) = watch::channel(false);
+    let peer = Peer::of(&stream).unwrap();
+    let cost = size_of_val(&greet(stream, peer, Duration::ZERO, closing));
+    assert!(cost < 4096, "{cost} bytes for a connection that has said nothing");
+
+    // Each was held, and each is told.
+    service.tell(&ToChild::Drain);
+    let told = blocking(move || {
+        half_open
+            .into_iter()
+            .map(|mut client| read_farewell(&mut client))
+            .filter(|f| *f == Farewell::ShuttingDown)
+            .count()
+    });
+    assert_eq!(told.await, many);
+}
+
+/// What the frontend counts as open, with the worker answering the status that this needs.
+async fn open_connections(service: &Service, worker: &Worker) -> u64 {
+    let (status, ()) = tokio::join!(service.status(), async {
+        let (ToWorker::Status { nonce }, None) = worker.next().await else { panic!("not a status") };
+        worker.say(FromWorker::Status { nonce, part: worker_status("gold", 1), last: true }).await;
+    });
+    status.frontend.open
+}
+
+fn raise_descriptor_limit() -> u64 {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    for wanted in [32_768.max(hard), hard] {
+        if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() {
+            return wanted;
+        }
+    }
+    soft
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_read_costs_its_own_clients_only_and_a_bounded_queue() {
+    raise_descriptor_limit();
+    let service = Service::start(assignment());
+    let gold = service.route("gold", 1).await;
+    let iron = service.route("iron", 1).await;
+    let path = service.path("clients");
+    let many = 3000;
+    let clients: Vec<Client> = blocking(move || {
+        (0..many)
+            .map(|_| {
+                let mut client = Client::connect(&path).unwrap();
+                client.write_all(&hello("acme")).unwrap();
+                client
+            })
+            .collect()
+    })
+    .await;
+    // A connection of another class is not behind them.
+    let _other = service.client(&hello("crow")).await;
+    iron.adopted().await;
+
+    // Retired, it still gets all that was queued for it, then Drain.
+    let _successor = service.route("gold", 2).await;
+    let mut adopted = Vec::new();
+    let drained = loop {
+        match gold.next().await {
+            (ToWorker::Adopt { .. }, Some(socket)) => adopted.push(socket),
+            (last, None) => break last,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(drained, ToWorker::Drain);
+    assert!(adopted.len() < many, "the queue has an end");
+    assert!(adopted.len() >= 1024, "and takes a burst: {}", adopted.len());
+    let taken = adopted.len();
+    drop(adopted);
+    let (refused, closed) = blocking(move || {
+        let mut ends = (0, 0);
+        for mut client in clients {
+            let mut bytes = Vec::new();
+            let _ = client.read_to_end(&mut bytes);
+            if bytes.is_empty() {
+                ends.1 += 1;
+            } else {
+                assert_eq!(frame::decode(&bytes[PREFIX..]), Ok(ServerFrame::Farewell(Farewell::Unavailable)));
+                ends.0 += 1;
+            }
+        }
+        ends
+    })
+    .await;
+    assert_eq!((refused, closed), (many - taken, taken), "each was either taken or told");
+}
+
+#[tokio::test]
+async fn a_new_generation_takes_over_and_gets_what_comes_back_with_its_bytes_first() {
+    let service = Service::start(assignment());
+    let old = service.route("gold", 1).await;
+    let mut client = service.client(&hello("acme")).await;
+    let first = old.adopted().await;
+    let new = service.route("gold", 2).await;
+    assert_eq!(old.next().await.0, ToWorker::Drain);
+
+    let unread: Vec<u8> = (0..=255).cycle().take(3 * UNREAD_CHUNK + 17).collect();
+    old.give_back(first.cookie, &first.socket, &unread).await;
+    drop(first);
+    old.say(FromWorker::Drained).await;
+
+    let mut second = new.adopted().await;
+    assert_eq!((second.resumed, second.unread as usize, second.uid), (true, unread.len(), uid()));
+    assert_eq!(second.tenants, ["acme", "apex"]);
+    let mut bytes = Vec::new();
+    while bytes.len() < unread.len() {
+        let (ToWorker::Unread(chunk), None) = new.next().await else { panic!("unread bytes first") };
+        bytes.extend_from_slice(&chunk);
+    }
+    assert_eq!(bytes, unread);
+
+    second.socket.write_all(b"still here").unwrap();
+    drop(second);
+    let received = blocking(move || {
+        let mut bytes = Vec::new();
+        client.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    assert_eq!(received.await, b"still here", "one owner, no copy left behind");
+
+    // New clients meet the new generation.
+    let _client = service.client(&hello("acme")).await;
+    assert!(!new.adopted().await.resumed);
+}
+
+#[tokio::test]
+async fn many_connections_with_much_unread_come_over_while_the_new_worker_is_slow() {
+    let service = Service::start(assignment());
+    let old = service.route("gold", 1).await;
+    // Together three times what may be between two workers.
+    let each: usize = 1 << 20;
+    let mut clients = Vec::new();
+    let mut adopted = Vec::new();
+    for _ in 0..24 {
+        clients.push(service.client(&hello("acme")).await);
+        adopted.push(old.adopted().await);
+    }
+    let new = service.route("gold", 2).await;
+    assert_eq!(old.next().await.0, ToWorker::Drain);
+    let give_back = async {
+        for (i, adopted) in adopted.into_iter().enumerate() {
+            old.give_back(adopted.cookie, &adopted.socket, &vec![u8::try_from(i).unwrap(); each]).await;
+        }
+    };
+    let take = async {
+        for i in 0..24_u8 {
+            assert_eq!(new.adopted().await.unread as usize, each);
+            let mut left = each;
+            while left > 0 {
+                let (ToWorker::Unread(chunk), None) = new.next().await else { panic!("unread bytes") };
+                assert!(chunk.iter().all(|byte| *byte == i), "of this connection, in order");
+                left -= chunk.len();
+            }
+        }
+    };
+    tokio::join!(give_back, take);
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_back_waits_for_the_next_generation() {
+    let service = Service::start(assignment());
+    let old = service.route("gold", 1).await;
+    let _client = service.client(&hello("acme")).await;
+    let adopted = old.adopted().await;
+    let dies = service.route("gold", 2).await;
+    assert_eq!(old.next().await.0, ToWorker::Drain);
+    drop(dies);
+    // A Hello meets nobody: only now is it certain that the frontend knows.
+    while farewell(service.client(&hello("acme")).await).await != Farewell::Unavailable {}
+    old.give_back(adopted.cookie, &adopted.socket, b"abc").await;
+    drop(old);
+    let new = service.route("gold", 3).await;
+    let again = new.adopted().await;
+    assert_eq!((again.cookie, again.resumed, again.unread), (adopted.cookie, true, 3));
+    assert_eq!(new.next().await.0, ToWorker::Unread(b"abc".to_vec()));
+}
+
+#[tokio::test]
+async fn a_peer_that_lost_its_grant_is_sent_away_when_it_comes_back() {
+    let service = Service::start(assignment());
+    let old = service.route("gold", 1).await;
+    let client = service.client(&hello("acme")).await;
+    let adopted = old.adopted().await;
+    let tenants = vec![grant("acme", "gold", &[4242], &[])];
+    service.reassign(&FrontendAssignment { tenants, ..assignment() }).await;
+    let _new = service.route("gold", 2).await;
+    assert_eq!(old.next().await.0, ToWorker::Drain);
+    old.give_back(adopted.cookie, &adopted.socket, b"").await;
+    drop(adopted);
+    assert_eq!(farewell(client).await, Farewell::NotPermitted);
+    assert_eq!(farewell(service.client(&hello("acme")).await).await, Farewell::NotPermitted);
+    assert_eq!(farewell(service.client(&hello("apex")).await).await, Farewell::UnknownTenant);
+}
+
+/// Two workers of two classes with a client each; the gold one is to drain.
+async fn two_classes() -> (Service, [Worker; 2], [Adopted; 2], [Client; 2]) {
+    let service = Service::start(assignment());
+    let (gold, iron) = (service.route("gold", 1).await, service.route("iron", 1).await);
+    let clients = [service.client(&hello("acme")).await, service.client(&hello("crow")).await];
+    let adopted = [gold.adopted().await, iron.adopted().await];
+    service.route("gold", 2).await;
+    assert_eq!(gold.next().await.0, ToWorker::Drain);
+    (service, [gold, iron], adopted, clients)
+}
+
+#[tokio::test]
+async fn a_return_before_drain_ends_the_worker() {
+    let (_service, [_, iron], [_, crow], _clients) = two_classes().await;
+    iron.give_back(crow.cookie, &crow.socket, b"").await;
+    assert!(iron.is_cut().await);
+}
+
+#[tokio::test]
+async fn a_return_of_another_workers_connection_ends_the_worker() {
+    let (service, [gold, iron], [acme, crow], _clients) = two_classes().await;
+    gold.give_back(crow.cookie, &crow.socket, b"").await;
+    assert!(gold.is_cut().await);
+    drop(acme);
+    // The other class keeps its connection and goes on.
+    let _client = service.client(&hello("crow")).await;
+    iron.adopted().await;
+    let successor = service.route("iron", 2).await;
+    assert_eq!(iron.next().await.0, ToWorker::Drain);
+    iron.give_back(crow.cookie, &crow.socket, b"").await;
+    assert_eq!(successor.adopted().await.cookie, crow.cookie, "the control");
+}
+
+#[tokio::test]
+async fn a_return_of_another_descriptor_ends_the_worker() {
+    for forged in ["another connection", "the other end of a pair", "no socket"] {
+        let (_service, [gold, _iron], [acme, crow], _clients) = two_classes().await;
+        let (ours, _theirs) = Client::pair().unwrap();
+        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        match forged {
+            "another connection" => gold.give_back(acme.cookie, &crow.socket, b"").await,
+            "no socket" => gold.give_back(acme.cookie, &reader, b"").await,
+            _ => gold.give_back(acme.cookie, &ours, b"").await,
+        }
+        assert!(gold.is_cut().await, "{forged}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_breaks_the_protocol_is_ended() {
+    let whole = |unread| FromWorker::Return { cookie: Cookie(1), unread };
+    let cases: [(&str, Vec<(FromWorker, bool)>); 10] = [
+        ("a return without descriptor", vec![(whole(0), false)]),
+        ("a descriptor with something else", vec![(FromWorker::Drained, true)]),
+        ("too much unread", vec![(whole(2 << 20), true)]),
+        ("more unread than announced", vec![(whole(2), true), (FromWorker::Unread(vec![1, 2, 3]), false)]),
+        ("empty unread", vec![(whole(2), true), (FromWorker::Unread(vec![]), false)]),
+        ("something between", vec![(whole(2), true), (FromWorker::Drained, false)]),
+        ("unread of nothing", vec![(FromWorker::Unread(vec![1]), false)]),
+        ("closed what is not its own", vec![(FromWorker::Closed { cookie: Cookie(u64::MAX) }, false)]),
+        (
+            "a status that nobody asked for",
+            vec![(FromWorker::Status { nonce: 1, part: worker_status("gold", 1), last: true }, false)],
+        ),
+        ("more after Drained", vec![(FromWorker::Drained, false), (FromWorker::Drained, false)]),
+    ];
+    for (name, messages) in cases {
+        let (_service, [gold, _iron], [acme, _crow], _clients) = two_classes().await;
+        for (message, with_descriptor) in messages {
+            let descriptor = with_descriptor.then(|| acme.socket.as_fd());
+            gold.0.send(&message, descriptor).await.unwrap();
+        }
+        assert!(gold.is_cut().await, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_workers_connections_are_forgotten_and_its_class_is_unavailable_until_the_next() {
+    let service = Service::start(FrontendAssignment { max_connections_per_uid: 1, ..assignment() });
+    let worker = service.route("gold", 1).await;
+    let mut client = service.client(&hello("acme")).await;
+    drop(worker.adopted().await);
+    drop(worker);
+    assert_eq!(blocking(move || client.read(&mut [0; 1]).unwrap()).await, 0, "closed, and so denied");
+    loop {
+        match farewell(service.client(&hello("acme")).await).await {
+            Farewell::Unavailable => break,
+            // Its seat is not free yet.
+            farewell => assert_eq!(farewell, Farewell::Quota(Quota::Connections)),
+        }
+    }
+    let next = service.route("gold", 2).await;
+    let _client = service.client(&hello("acme")).await;
+    next.adopted().await;
+}
+
+#[tokio::test]
+async fn draining_tells_everyone_and_ends_when_the_workers_have() {
+    let service = Service::start(assignment());
+    let worker = service.route("gold", 1).await;
+    let greeted = service.client(&hello("acme")).await;
+    let adopted = worker.adopted().await;
+    let half_open = service.client(b"\0").await;
+    // Accepted, not merely waiting at the door.
+    while open_connections(&service, &worker).await < 2 {}
+
+    service.tell(&ToChild::Drain);
+    assert_eq!(farewell(half_open).await, Farewell::ShuttingDown);
+    assert_eq!(worker.next().await.0, ToWorker::Drain);
+    let path = service.path("clients");
+    assert!(blocking(move || Client::connect(path)).await.is_err(), "nobody listens any more");
+    assert!(!service.frontend.is_finished(), "the worker has not finished");
+    worker.give_back(adopted.cookie, &adopted.socket, b"a request nobody will answer").await;
+    drop(adopted);
+    assert_eq!(farewell(greeted).await, Farewell::ShuttingDown);
+    worker.say(FromWorker::Drained).await;
+    drop(worker);
+    service.frontend.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn without_a_supervisor_there_is_no_frontend() {
+    let service = Service::start(assignment());
+    service.settled().await;
+    drop(service.control);
+    assert!(matches!(service.frontend.await.unwrap(), Err(FrontendError::SupervisorGone)));
+}
+
+#[tokio::test]
+async fn nobody_is_accepted_before_serve() {
+    let directory = tempfile::tempdir().unwrap();
+    let listen = |name| UnixListener::bind(directory.path().join(name)).unwrap();
+    let (ours, theirs) = Channel::pair(CONTROL_MAX).unwrap();
+    let (clients, operators) = (listen("clients"), listen("operators"));
+    let frontend = Frontend::new(theirs, assignment(), clients, operators, 1).unwrap();
+    tokio::spawn(frontend.run());
+    let service =
+        Service { directory, control: Polled::new(ours).unwrap(), frontend: tokio::spawn(async { Ok(()) }) };
+    let worker = service.route("gold", 1).await;
+    let _client = service.client(&hello("acme")).await;
+    service.settled().await;
+    let early = tokio::time::timeout(Duration::from_millis(50), worker.next()).await;
+    assert!(early.is_err(), "{early:?}");
+    service.tell(&ToChild::Serve);
+    worker.adopted().await;
+}
+
+fn worker_status(class: &str, generation: u64) -> WorkerStatus {
+    WorkerStatus {
+        class: TrustClass::new(class).unwrap(),
+        generation,
+        pagemap_scan: true,
+        stack_zeroing: true,
+        counters: WorkerCounters { allowed: 7, ..Default::default() },
+        policies: vec![],
+    }
+}
+
+#[tokio::test]
+async fn status_has_the_processes_the_counters_and_each_current_worker() {
+    let service = Service::start(assignment());
+    let gold = service.route("gold", 1).await;
+    let iron = service.route("iron", 4).await;
+    service.tell(&ToChild::Processes(ProcessTable { reloads: 3, ..Default::default() }));
+    let _client = service.client(&hello("acme")).await;
+    gold.adopted().await;
+
+    let (status, ()) = tokio::join!(service.status(), async {
+        let (ToWorker::Status { nonce }, None) = gold.next().await else { panic!("not a status") };
+        // In two parts; what it says of its own name does not count.
+        gold.say(FromWorker::Status { nonce, part: worker_status("gold", 1), last: false }).await;
+        gold.say(FromWorker::Status { nonce, part: worker_status("iron", 9), last: true }).await;
+    });
+    assert_eq!((status.supervisor_pid, status.processes.reloads), (77, 3));
+    assert_eq!((status.frontend.accepted, status.frontend.handed_over, status.frontend.open), (1, 1, 1));
+    let shown: Vec<_> =
+        status.workers.iter().map(|w| (w.class.as_str(), w.generation, w.counters.allowed)).collect();
+    assert_eq!(shown, [("gold", 1, 7), ("gold", 1, 7), ("iron", 4, 0)], "the silent one without counters");
+
+    // One that owes an answer is not asked again, and its late answer is no offence.
+    let (ToWorker::Status { nonce }, None) = iron.next().await else { panic!("not a status") };
+    iron.say(FromWorker::Status { nonce, part: worker_status("iron", 4), last: true }).await;
+    let _client = service.client(&hello("crow")).await;
+    iron.adopted().await;
+}
+
+#[tokio::test]
+async fn a_status_without_an_end_ends_the_worker_and_still_answers() {
+    let service = Service::start(assignment());
+    let gold = service.route("gold", 1).await;
+    let (status, ()) = tokio::join!(service.status(), async {
+        let (ToWorker::Status { nonce }, None) = gold.next().await else { panic!("not a status") };
+        let endless = FromWorker::Status { nonce, part: worker_status("gold", 1), last: false };
+        while gold.0.send(&endless, None).await.is_ok() {}
+    });
+    assert!(status.workers.len() <= 64);
+}
+
+/// Credentials belong to a thread; glibc's functions change them for all of them, these do it for one.
+#[expect(unsafe_code, reason = "per-thread credentials have no safe interface")]
+fn become_in_this_thread(uid: u32, gid: u32, groups: &[u32]) {
+    use nix::libc::{SYS_setgroups, SYS_setresgid, SYS_setresuid, syscall};
+    // SAFETY: the kernel reads as many groups as there are in the slice.
+    assert_eq!(unsafe { syscall(SYS_setgroups, groups.len(), groups.as_ptr()) }, 0);
+    // SAFETY: takes three integers.
+    assert_eq!(unsafe { syscall(SYS_setresgid, gid, gid, gid) }, 0);
+    // SAFETY: takes three integers.
+    assert_eq!(unsafe { syscall(SYS_setresuid, uid, uid, uid) }, 0);
+}
+
+/// Does something as somebody else, in a thread of its own.
+async fn as_peer<T: Send + 'static>(
+    uid: u32,
+    gid: u32,
+    groups: &'static [u32],
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let thread = std::thread::spawn(move || {
+        become_in_this_thread(uid, gid, groups);
+        work()
+    });
+    blocking(move || thread.join().unwrap()).await
+}
+
+#[tokio::test]
+async fn real_peers_get_what_their_uid_and_groups_are_granted_and_nobody_gets_nothing() {
+    if uid() != 0 {
+        return; // Only root can be somebody else.
+    }
+    let mut everyone = assignment();
+    everyone.tenants.push(grant("open", "gold", &[65_534, 4242], &[65_534]));
+    let service = Service::start(everyone);
+    let worker = service.route("gold", 1).await;
+    let greet_as = |uid, gid, groups, tenant: &'static str| {
+        let path = service.path("clients");
+        as_peer(uid, gid, groups, move || {
+            let mut client = Client::connect(path).unwrap();
+            client.write_all(&hello(tenant)).unwrap();
+            client
+        })
+    };
+    for (uid, gid, groups) in [(4242, 1, &[][..]), (1, 4343, &[]), (1, 1, &[9, 4343])] {
+        let _client = greet_as(uid, gid, groups, "other").await;
+        let adopted = worker.adopted().await;
+        assert_eq!((adopted.uid, adopted.tenants[0].as_str()), (uid, "other"));
+    }
+    for (uid, gid, groups) in [(1, 1, &[9][..]), (65_534, 4343, &[4343]), (65_534, 65_534, &[65_534])] {
+        for tenant in ["other", "open"] {
+            let client = greet_as(uid, gid, groups, tenant).await;
+            assert_eq!(farewell(client).await, Farewell::NotPermitted, "{uid} {gid} {groups:?} {tenant}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn status_is_for_operators() {
+    if uid() != 0 {
+        return; // Only root can be somebody else.
+    }
+    let service = Service::start(FrontendAssignment { operators: vec![4242], ..assignment() });
+    let ask_as = |uid| {
+        let path = service.path("operators");
+        as_peer(uid, uid, &[], move || ask_status(Client::connect(path).unwrap()))
+    };
+    assert!(matches!(ask_as(4242).await, OperatorReply::Status(_)));
+    assert_eq!(ask_as(4243).await, OperatorReply::NotPermitted);
+}
+
+#[tokio::test]
+async fn descriptors_that_a_client_attaches_are_thrown_away() {
+    let service = Service::start(assignment());
+    let worker = service.route("gold", 1).await;
+    let client = service.client(b"").await;
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let raw = [writer.as_raw_fd(); 200];
+    let greeting = hello("acme");
+    sendmsg::<UnixAddr>(
+        client.as_raw_fd(),
+        &[IoSlice::new(&greeting)],
+        &[ControlMessage::ScmRights(&raw)],
+        MsgFlags::empty(),
+        None,
+    )
+    .unwrap();
+    drop(writer);
+    worker.adopted().await;
+    // The end of the pipe is seen only if no copy of its other end is left anywhere.
+    assert_eq!(blocking(move || nix::unistd::read(&reader, &mut [0; 1]).unwrap()).await, 0);
+}
+
+#[tokio::test]
+async fn an_operator_that_says_nothing_or_nonsense_is_closed() {
+    let service = Service::start(assignment());
+    for nonsense in [&[0, 0, 0, 0][..], &[0, 0, 1, 0], &[0, 0, 0, 1, 9]] {
+        let path = service.path("operators");
+        let end = blocking(move || {
+            let mut operator = Client::connect(path).unwrap();
+            operator.write_all(nonsense).unwrap();
+            operator.read(&mut [0; 1]).unwrap_or(0)
+        });
+        assert_eq!(end.await, 0, "{nonsense:?}");
+    }
+    assert!(service.status().await.workers.is_empty(), "the control");
+}
