@@ -17,8 +17,6 @@ pub use load::{LoadError, Policy, load};
 #[cfg(feature = "compiler")]
 pub use settings::compiling_engine;
 #[cfg(feature = "compiler")]
-pub(crate) use settings::{
-    CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT,
-};
+pub(crate) use settings::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT};
 pub use settings::{PoolLimits, Serving, WASMTIME_VERSION, WORLD, serving_engine, settings_digest};
 pub use slice::{Slice, monotonic_ns, realtime_ns};

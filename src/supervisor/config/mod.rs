@@ -117,7 +117,7 @@ pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Config, ConfigEr
 impl Config {
     /// What the frontend needs of it.
     #[must_use]
-    pub fn frontend_assignment(&self) -> FrontendAssignment {
+    pub fn frontend_assignment(&self, isolation: Isolation) -> FrontendAssignment {
         let grants = self.tenants.iter().map(|tenant| TenantGrant {
             tenant: tenant.name.clone(),
             class: tenant.class.clone(),
@@ -127,6 +127,7 @@ impl Config {
         FrontendAssignment {
             uid: self.frontend.identity.uid,
             gid: self.frontend.identity.gid,
+            isolation,
             tenants: grants.collect(),
             operators: self.service.operators.clone(),
             hello_timeout_ms: milliseconds(self.frontend.hello_timeout),
@@ -137,7 +138,12 @@ impl Config {
 
     /// What the next worker of `class` needs of it.
     #[must_use]
-    pub fn worker_assignment(&self, class: &Class, generation: u64) -> WorkerAssignment {
+    pub fn worker_assignment(
+        &self,
+        class: &Class,
+        generation: u64,
+        isolation: Isolation,
+    ) -> WorkerAssignment {
         let tenants = self.tenants.iter().filter(|tenant| tenant.class == class.name);
         let tenants = tenants.map(|tenant| TenantAssignment {
             tenant: tenant.name.clone(),
@@ -151,6 +157,7 @@ impl Config {
             generation,
             uid: class.identity.uid,
             gid: class.identity.gid,
+            isolation,
             store: self.service.store.display().to_string(),
             cache: class.cache.display().to_string(),
             trusted_keys: self.service.trusted_keys.iter().map(|key| key.pem.clone()).collect(),

@@ -118,7 +118,7 @@ fn a_sound_file_becomes_assignments() {
     let own = nix::unistd::geteuid().as_raw();
     assert_eq!(config.frontend.identity.uid, own, "without privilege all share the caller's UID");
 
-    let frontend = config.frontend_assignment();
+    let frontend = config.frontend_assignment(Isolation::SharedUid);
     assert_eq!(frontend.hello_timeout_ms, 1000);
     assert_eq!(frontend.operators, [0, 1000]);
     assert_eq!(frontend.tenants.len(), 2);
@@ -128,7 +128,7 @@ fn a_sound_file_becomes_assignments() {
         (&[1000][..], &[1001][..])
     );
 
-    let worker = config.worker_assignment(&config.classes[0], 7);
+    let worker = config.worker_assignment(&config.classes[0], 7, Isolation::SharedUid);
     assert_eq!((worker.class.as_str(), worker.generation), ("a", 7));
     assert_eq!(worker.trusted_keys, [PEM]);
     assert_eq!(worker.limits.memory, 4 << 20);

@@ -35,7 +35,7 @@ impl Fleet {
         };
         let Some(index) = self.find(outdated) else { return };
         let Some(child) = self.children.get_mut(index) else { return };
-        let sent = spawn::assignment(&current.config.frontend_assignment())
+        let sent = spawn::assignment(&current.config.frontend_assignment(self.isolation))
             .map_err(|why| why.to_string())
             .and_then(|memfd| match child.channel.send(&ToChild::Reassign, Some(memfd.as_fd())) {
                 Ok(()) => Ok(true),

@@ -58,12 +58,12 @@ impl Fleet {
                     // Carried over from one worker to the next, they pass through here.
                     config.classes.iter().map(|class| class.limits.connections).fold(0, u32::saturating_add),
                 );
-                let assignment = spawn::assignment(&config.frontend_assignment())?;
+                let assignment = spawn::assignment(&config.frontend_assignment(self.isolation))?;
                 ("portcullis-frontend".to_owned(), config.frontend.identity, assignment, (open, 64), None)
             }
             Part::Worker(name) => {
                 let Some(class) = config.class(name) else { return Err(SpawnError::NoClass) };
-                let assignment = config.worker_assignment(class, generation);
+                let assignment = config.worker_assignment(class, generation, self.isolation);
                 let policies = assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum::<usize>();
                 // A policy is held as its image and, while it is loaded, as its files.
                 let policies = u32::try_from(policies).unwrap_or(u32::MAX).saturating_mul(2);
