@@ -8,7 +8,7 @@ use wasmparser::{
 };
 use wit_parser::Resolve;
 
-use crate::engine::{FEATURES, WORLD};
+use crate::engine::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT, WORLD};
 
 /// Largest policy that is read, in bytes.
 pub const SOURCE_MAX: usize = 32 << 20;
@@ -46,8 +46,8 @@ pub enum CheckError {
     Start { at: usize },
     #[error("alias of a core module at {at:#x}: instantiate modules where they are defined")]
     ModuleAlias { at: usize },
-    #[error("it has {0} linear memories, at most 1 is given")]
-    Memories(usize),
+    #[error("it starts with {found} {what}, at most {limit} are given")]
+    TooMuch { what: &'static str, found: u64, limit: u64 },
     #[error(
         "it imports {0:?}, which world {WORLD:?} does not have; policies get log, clock and random, nothing else"
     )]
@@ -64,11 +64,13 @@ impl From<wasmparser::Error> for CheckError {
     }
 }
 
-/// Memory and tables that a core module defines.
+/// What an instance of a core module takes from the pool.
 #[derive(Default, Clone, Copy)]
 struct Needs {
-    memories: usize,
+    instances: u64,
+    memories: u64,
     memory: u64,
+    tables: u64,
     table_elements: u64,
 }
 
@@ -120,7 +122,9 @@ fn check_structure(component: &[u8]) -> Result<(Vec<String>, Needs), CheckError>
         let payload = payload?;
         depth.enter(&payload);
         match payload {
-            Payload::ModuleSection { .. } if depth.components == 0 => modules.push(Needs::default()),
+            Payload::ModuleSection { .. } if depth.components == 0 => {
+                modules.push(Needs { instances: 1, ..Needs::default() });
+            }
             Payload::MemorySection(section) if depth.components == 0 => {
                 for memory in section {
                     let memory = memory?;
@@ -136,7 +140,10 @@ fn check_structure(component: &[u8]) -> Result<(Vec<String>, Needs), CheckError>
             }
             Payload::TableSection(section) if depth.components == 0 => {
                 for table in section {
-                    add_needs(&mut modules, Needs { table_elements: table?.ty.initial, ..Needs::default() });
+                    add_needs(
+                        &mut modules,
+                        Needs { tables: 1, table_elements: table?.ty.initial, ..Needs::default() },
+                    );
                 }
             }
             Payload::InstanceSection(section) => {
@@ -180,9 +187,7 @@ fn check_structure(component: &[u8]) -> Result<(Vec<String>, Needs), CheckError>
             _ => {}
         }
     }
-    if total.memories > 1 {
-        return Err(CheckError::Memories(total.memories));
-    }
+    total.check()?;
     if !exports_decide {
         return Err(CheckError::NoDecide);
     }
@@ -217,7 +222,25 @@ fn add_needs(modules: &mut [Needs], more: Needs) {
 }
 
 impl Needs {
+    /// No more than a slot of a worker's pool has.
+    fn check(&self) -> Result<(), CheckError> {
+        let table_elements = u64::try_from(TABLE_ELEMENTS).unwrap_or(u64::MAX);
+        for (what, found, limit) in [
+            ("linear memories", self.memories, 1),
+            ("instances of core modules", self.instances, CORE_INSTANCES_PER_COMPONENT.into()),
+            ("tables", self.tables, TABLES_PER_COMPONENT.into()),
+            ("table elements", self.table_elements, table_elements),
+        ] {
+            if found > limit {
+                return Err(CheckError::TooMuch { what, found, limit });
+            }
+        }
+        Ok(())
+    }
+
     fn add(&mut self, more: Self) {
+        self.instances = self.instances.saturating_add(more.instances);
+        self.tables = self.tables.saturating_add(more.tables);
         self.memories = self.memories.saturating_add(more.memories);
         self.memory = self.memory.saturating_add(more.memory);
         self.table_elements = self.table_elements.saturating_add(more.table_elements);
@@ -351,10 +374,22 @@ mod tests {
         assert!(refused(&wat(nested)).contains("runs code of its own"));
         let alias = "(component (core module $m) (component (alias outer 1 $m (core module))))";
         assert!(refused(&wat(alias)).contains("alias of a core module"));
-        let twice = "(component (core module $m (memory 1)) (core instance (instantiate $m)) (core instance (instantiate $m)))";
-        assert!(refused(&wat(twice)).contains("2 linear memories"));
         let deep = "(component ".repeat(NESTING_MAX + 2) + &")".repeat(NESTING_MAX + 2);
         assert!(refused(&wat(&deep)).contains("nested more than"));
+    }
+
+    #[test]
+    fn what_no_pool_could_hold_is_refused() {
+        for (module, instances, why) in [
+            ("(memory 1)", 2, "2 linear memories, at most 1"),
+            ("(table 1 funcref) (table 1 funcref)", 3, "6 tables, at most 4"),
+            ("(table 5001 funcref)", 2, "10002 table elements, at most 10000"),
+            ("", 17, "17 instances of core modules, at most 16"),
+        ] {
+            let instances = "(core instance (instantiate $m))".repeat(instances);
+            let error = refused(&wat(&format!("(component (core module $m {module}) {instances})")));
+            assert_eq!(error, format!("it starts with {why} are given"));
+        }
     }
 
     /// Each level is three bytes and one call of a recursive reader.

@@ -95,25 +95,16 @@ fn build_here(policy: &[u8]) -> Result<Built, BuildError> {
 
 #[cfg(test)]
 mod samples {
-    use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
-    use wit_parser::Resolve;
-
     /// A policy that always answers the same: a decision is 68 bytes, all of which may be zero. `extra` goes into its
     /// core module, imports first.
     pub(super) fn policy(extra: &str) -> Vec<u8> {
-        let mut module = wat::parse_str(format!(
+        let module = format!(
             r#"(module {extra}
                 (memory (export "memory") 2)
                 (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
                 (func (export "decide") (param i32) (result i32) (i32.const 512)))"#
-        ))
-        .expect("module");
-        let mut resolve = Resolve::default();
-        let package =
-            resolve.push_str("policy.wit", include_str!("../../policies/wit/policy.wit")).expect("world");
-        let world = resolve.select_world(&[package], Some("policy")).expect("world");
-        embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).expect("metadata");
-        ComponentEncoder::default().module(&module).expect("module").encode().expect("component")
+        );
+        super::componentize(module.as_bytes()).expect("component")
     }
 }
 
