@@ -33,7 +33,7 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// Reads a payload whose signature has been checked; never call it before that.
+    /// Reads a payload. Only [`super::verify`] and [`super::peek`] may, and only one of them vouches for it.
     ///
     /// # Errors
     /// When it is too long or not a statement.

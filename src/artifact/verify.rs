@@ -110,8 +110,21 @@ pub fn verify(
     Ok(Artifact { statement, signer, bytes })
 }
 
+/// Reads a statement without checking anything, for people to look at. Nothing may be decided by it.
+///
+/// # Errors
+/// When the payload is not a statement.
+pub fn peek(envelope: &Envelope) -> Result<Statement, StatementError> {
+    Statement::from_payload(&envelope.payload)
+}
+
+/// Finds the trusted key whose signature of the payload is good.
+///
 /// One good signature by one trusted key is enough; a bad one by a trusted key is a refusal only if no other is good.
-fn check_signature(envelope: &Envelope, keys: &[PublicKey]) -> Result<KeyId, VerifyError> {
+///
+/// # Errors
+/// When there is no signature, none by a trusted key, or none of those is good.
+pub fn check_signature(envelope: &Envelope, keys: &[PublicKey]) -> Result<KeyId, VerifyError> {
     if envelope.signatures.is_empty() {
         return Err(VerifyError::Unsigned);
     }

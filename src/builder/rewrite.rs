@@ -232,7 +232,7 @@ mod tests {
             4 => 0..600_000_u32,
             2 => 0..2000_u32,
             2 => (0..9_u32, -2..3_i32).prop_map(|(steps, more)| (steps << 16).wrapping_add_signed(more)),
-            1 => (199_990..200_010_u32),
+            1 => 199_990..200_010_u32,
             1 => any::<u32>(),
             1 => (0..200_000_u32).prop_map(|less| u32::MAX - less),
         ]

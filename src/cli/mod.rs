@@ -1,5 +1,101 @@
-//! cli
+//! What people type. One file per command; this one reads the command line, runs the command, and says what went wrong.
 
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+mod output;
+mod policy;
+mod units;
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The command line is not one (`EX_USAGE` of sysexits.h).
+const EXIT_USAGE: u8 = 64;
+
+/// How a command ends: its exit code, or why it failed, which is exit code 1.
+type CommandResult = Result<ExitCode, Box<dyn Error + Send + Sync>>;
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed, with the reason on standard error; \
+                          64 the command line is wrong.";
+
+/// Portcullis: may this request go through?
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make keys; build, sign, check and look at policies
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Policy(policy::Command),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            // Nothing to be done where not even the usage can be written.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match command_line.command {
+        Command::Policy(command) => command.run(),
+    };
+    result.unwrap_or_else(|error| {
+        if !is_broken_pipe(&*error) {
+            output::error(&chain(&*error));
+        }
+        ExitCode::FAILURE
+    })
+}
+
+/// An error and its causes in one line, each said once: many errors say their cause already.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Whoever reads the output has stopped reading: nothing to complain about, but not a success either.
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("open key: {0}")]
+    struct Says(#[source] io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("sign policy")]
+    struct Silent(#[source] Says);
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = Silent(Says(io::Error::other("disk on fire")));
+        assert_eq!(chain(&error), "sign policy: open key: disk on fire");
+    }
 }

@@ -1,0 +1,44 @@
+//! `portcullis policy componentize`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::artifact::Digest;
+use crate::builder::{self, SOURCE_MAX};
+use crate::cli::{CommandResult, output};
+
+/// Turn a core WebAssembly module into a component
+///
+/// For toolchains that make core modules. `build` does the same by itself; this is for whoever wants the component.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Componentize {
+    /// A core module that implements the world portcullis:policy@0.1.0
+    module: PathBuf,
+    /// Where to write the component
+    #[arg(short, long, value_name = "OUT.wasm")]
+    out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Componentize {
+    pub(super) fn run(self) -> CommandResult {
+        let component = builder::componentize(&super::read(&self.module, SOURCE_MAX)?)?;
+        super::write(&self.out, &component)?;
+        let digest = Digest::of(&component);
+        if self.json {
+            output::json(&json!({ "component": digest, "path": self.out, "bytes": component.len() }))?;
+        } else {
+            output::text(format_args!(
+                "written    {} ({} bytes)\ncomponent  {digest}\n",
+                self.out.display(),
+                component.len()
+            ))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
