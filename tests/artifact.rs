@@ -1,6 +1,8 @@
 //! What is loaded is what was signed: every other artifact is refused, before anything could reach the engine.
 //! `verify` is given no engine, and only what it returns can be loaded.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -21,19 +21,14 @@ use crate::artifact::{ARTIFACT_MAX, KeyError, PublicKey, SealError, SealedBytes,
 /// Longest key file that is read, bytes.
 const KEY_MAX: usize = 16 << 10;
 
+/// Each says in its own file what it does.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Make a key pair to sign policies with
     Keygen(keygen::Keygen),
-    /// Check a policy and compile it for this kind of machine
     Build(build::Build),
-    /// Sign a compiled policy for one tenant
     Sign(sign::Sign),
-    /// Check a compiled policy exactly as a worker does before it loads it
     Verify(verify::Verify),
-    /// Show what a signed statement says, trusted or not
     Inspect(inspect::Inspect),
-    /// Turn a core WebAssembly module into a component
     Componentize(componentize::Componentize),
 }
 
