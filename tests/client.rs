@@ -1,3 +1,10 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says no by panicking"
+)]
 //! The clients against a service that a test plays: answers out of order, silence, garbage, and ends of every kind.
 
 mod fake_service;

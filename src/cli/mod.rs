@@ -1,7 +1,13 @@
 //! What people type. One file per command; this one reads the command line, runs the command, and says what went wrong.
 
+mod decide;
+mod operator;
 mod output;
 mod policy;
+mod question;
+mod reload;
+mod status;
+mod terminal;
 mod units;
 
 use std::error::Error;
@@ -29,6 +35,9 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Decide(Box<decide::DecideArgs>),
+    Status(status::StatusArgs),
+    Reload(reload::ReloadArgs),
     /// Make keys; build, sign, check and look at policies
     #[command(subcommand, after_help = EXIT_CODES)]
     Policy(policy::Command),
@@ -45,6 +54,9 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match command_line.command {
+        Command::Decide(args) => decide::run(&args).or_else(|error| complain(&error, error.exit_code())),
+        Command::Status(args) => status::run(&args).or_else(|error| complain(&error, error.exit_code())),
+        Command::Reload(args) => reload::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Policy(command) => command.run(),
     };
     result.unwrap_or_else(|error| {
@@ -53,6 +65,12 @@ pub fn main() -> ExitCode {
         }
         ExitCode::FAILURE
     })
+}
+
+/// For commands whose exit codes say more than that they failed.
+fn complain(error: &dyn Error, code: u8) -> CommandResult {
+    output::error(&chain(error));
+    Ok(ExitCode::from(code))
 }
 
 /// An error and its causes in one line, each said once: many errors say their cause already.

@@ -1,0 +1,114 @@
+//! `portcullis reload`: read the configuration and the policies again, and wait until that is done.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::operator::{OperatorError, ask_status, socket};
+use super::terminal::{paragraph, printable};
+
+/// First and longest wait between two looks at the status.
+const LOOK_FIRST: Duration = Duration::from_millis(10);
+const LOOK_LONGEST: Duration = Duration::from_millis(250);
+/// What the kernel keeps of the supervisor's name: its first 15 bytes.
+const SUPERVISOR: &str = "portcullis-supe";
+
+/// Load the configuration and the policies anew, without losing a request; wait until it is done
+///
+/// The exit code is 0 when the new set serves, 1 when it was refused and the old one still serves, 3 when the service
+/// does not answer or was not done in time.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// The operators' socket [default: $PORTCULLIS_OPERATOR_SOCKET or /run/portcullis/operator.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// How many seconds to wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    timeout: u32,
+}
+
+/// Why it is not known that the new set serves.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
+    #[error("process {pid} is not a portcullis-supervisor: not signalled")]
+    NotSupervisor { pid: i32 },
+    #[error("signal supervisor {pid}: {cause}")]
+    Signal { pid: i32, cause: Errno },
+    #[error(
+        "reload of supervisor {pid}: not done after {seconds} s; `portcullis status` shows how it goes on"
+    )]
+    Timeout { pid: i32, seconds: u32 },
+    #[error("reload refused, what served before still serves: {0}")]
+    Refused(String),
+}
+
+impl ReloadError {
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused(_) => 1,
+            Self::Operator(_) | Self::NotSupervisor { .. } | Self::Signal { .. } | Self::Timeout { .. } => 3,
+        }
+    }
+}
+
+/// Signals the supervisor, waits, says how it ended.
+pub fn run(args: &ReloadArgs) -> Result<ExitCode, ReloadError> {
+    let socket = socket(args.socket.as_deref());
+    let until = Instant::now() + Duration::from_secs(args.timeout.into());
+    let before = ask_status(&socket)?;
+    let pid = before.supervisor_pid;
+    signal(pid)?;
+    let mut wait = LOOK_FIRST;
+    loop {
+        // While generations change hands a look may fail; the last one tells why.
+        let error = match ask_status(&socket) {
+            Ok(now) if now.processes.reloads > before.processes.reloads => {
+                let Some(error) = now.processes.last_reload_error else {
+                    let done = format!("reload {} done", now.processes.reloads);
+                    let _ = io::stdout().write_all(paragraph(&done, "").as_bytes());
+                    return Ok(ExitCode::SUCCESS);
+                };
+                return Err(ReloadError::Refused(printable(&error)));
+            }
+            Ok(_) => ReloadError::Timeout { pid, seconds: args.timeout },
+            Err(error) => error.into(),
+        };
+        if Instant::now() + wait > until {
+            return Err(error);
+        }
+        std::thread::sleep(wait);
+        wait = LOOK_LONGEST.min(wait * 2);
+    }
+}
+
+/// The number comes from the frontend, which clients talk to: whoever types this command, perhaps root, must not be
+/// made to signal something else with it.
+fn signal(pid: i32) -> Result<(), ReloadError> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if pid <= 0 || name.trim_end() != SUPERVISOR {
+        return Err(ReloadError::NotSupervisor { pid });
+    }
+    kill(Pid::from_raw(pid), Signal::SIGHUP).map_err(|cause| ReloadError::Signal { pid, cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_a_supervisor_is_signalled() {
+        // SIGHUP would end this process; -1 would be everybody.
+        for pid in [i32::try_from(std::process::id()).unwrap(), 1, 0, -1, i32::MIN] {
+            assert!(matches!(signal(pid), Err(ReloadError::NotSupervisor { .. })), "{pid} was signalled");
+        }
+    }
+}

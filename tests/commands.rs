@@ -1,0 +1,273 @@
+//! `portcullis decide`, `status` and `reload` as they are typed, against a service that the test plays.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says no by panicking"
+)]
+
+mod fake_service;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use bytes::BytesMut;
+use fake_service::{FakeService, Peer, denied};
+use portcullis::decision::{Decision, HeaderValue, Input, Obligations, Outcome, Quota, Refusal};
+use portcullis::wire::client::{ClientFrame, Deadline, ServerFrame};
+use portcullis::wire::control::{Isolation, ProcessTable};
+use portcullis::wire::frame;
+use portcullis::wire::operator::{
+    FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
+};
+
+fn portcullis(socket: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.env("PORTCULLIS_SOCKET", socket).env("PORTCULLIS_OPERATOR_SOCKET", socket);
+    command
+}
+
+fn decide(socket: &Path) -> Command {
+    let mut command = portcullis(socket);
+    command.args(["decide", "--tenant", "acme", "--policy", "gate"]);
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Runs with this on standard input.
+fn fed(command: &mut Command, input: &[u8]) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// Answers one question with that.
+fn answering(decision: Decision) -> FakeService {
+    FakeService::start(move |listener| {
+        let (mut peer, _) = Peer::welcome(listener, "retail");
+        let bytes = peer.frame().unwrap();
+        let ClientFrame::Decide { id, .. } = frame::decode(&bytes).unwrap() else { panic!("no question") };
+        peer.send(&ServerFrame::Decision { id, decision });
+    })
+}
+
+#[test]
+fn the_exit_code_is_the_answer() {
+    let outcomes = [
+        (Outcome::Allow, 0, "allow\n"),
+        (Outcome::Deny { reason: "no token".to_owned() }, 1, "deny: no token\n"),
+        (
+            Outcome::Refused(Refusal::Quota { which: Quota::Queue, retry_after_ms: 7 }),
+            2,
+            "refused: quota exceeded: queue, retry after 7 ms\n",
+        ),
+    ];
+    for (outcome, code, line) in outcomes {
+        let service = answering(Decision { outcome, ..denied("") });
+        let output = decide(service.socket()).args(["--url", "https://a/"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(text(&output.stdout).starts_with(line), "{output:?}");
+        service.finish();
+    }
+}
+
+#[test]
+fn flags_become_the_question() {
+    let service = FakeService::start(|listener| {
+        let (mut peer, asked_for) = Peer::welcome(listener, "retail");
+        assert_eq!(asked_for, "acme");
+        let bytes = peer.frame().unwrap();
+        let ClientFrame::Decide { id, tenant, policy, deadline, input } = frame::decode(&bytes).unwrap()
+        else {
+            panic!("no question")
+        };
+        assert_eq!((tenant, policy), ("acme", "gate"));
+        assert!(matches!(deadline, Deadline::Absolute { .. }));
+        let Input::Http(http) = frame::decode(input).unwrap() else { panic!("not http") };
+        assert_eq!(
+            (http.method, http.scheme, http.host, http.path, http.query, http.body),
+            ("POST", "https", "api.example", "/v1", Some("a=b"), Some(b"from stdin".as_slice()))
+        );
+        let headers: Vec<_> = http.headers.iter().map(|header| (header.name, header.value)).collect();
+        assert_eq!(headers, [("x", b"1".as_slice()), ("y", b"2:3")]);
+        assert_eq!((http.source.port, http.source.principal), (5000, Some("shop")));
+        let obligations = Obligations {
+            status: Some(403),
+            headers_set: vec![HeaderValue { name: "a".to_owned(), value: b"b".as_slice().into() }],
+            ..Obligations::default()
+        };
+        peer.send(&ServerFrame::Decision { id, decision: Decision { obligations, ..denied("why") } });
+    });
+    let output = fed(
+        decide(service.socket())
+            .args(["--url", "https://api.example/v1?a=b", "--method", "POST", "--deadline", "20s"])
+            .args(["-H", "x: 1", "-H", "y:2:3", "--body", "-", "--json"])
+            .args(["--source", "[::1]:5000", "--source-principal", "shop"]),
+        b"from stdin",
+    );
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["outcome"], "deny");
+    assert_eq!(answer["reason"], "why");
+    assert_eq!(answer["obligations"]["status"], 403);
+    assert_eq!(answer["obligations"]["headers_set"], serde_json::json!([["a", "b"]]));
+    service.finish();
+}
+
+#[test]
+fn json_on_standard_input_becomes_the_question() {
+    let service = FakeService::start(|listener| {
+        let (mut peer, _) = Peer::welcome(listener, "retail");
+        let bytes = peer.frame().unwrap();
+        let ClientFrame::Decide { id, deadline, input, .. } = frame::decode(&bytes).unwrap() else {
+            panic!("no question")
+        };
+        assert_eq!(deadline, Deadline::Default);
+        assert_eq!(frame::decode(input), Ok(Input::Opaque { content_type: "text/plain", bytes: b"hello" }));
+        peer.echo(id, "");
+    });
+    let json = br#"{"opaque": {"content_type": "text/plain", "bytes": {"text": "hello"}}}"#;
+    let output = fed(decide(service.socket()).args(["--json-input", "-"]), json);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    service.finish();
+}
+
+#[test]
+fn what_makes_no_sense_exits_64_before_anything_is_asked() {
+    let nowhere = Path::new("/nonexistent/socket");
+    for args in [
+        &[][..],
+        &["--url", "no url"],
+        &["--url", "https://a/", "--opaque", "-"],
+        &["--url", "https://a/", "--deadline", "20"],
+        &["--url", "https://a/", "-H", "no colon"],
+        &["--url", "https://a/", "--body", "/nonexistent/body"],
+        &["--url", "https://a/", "--source", "somewhere"],
+        &["--json-input", "/dev/null"],
+        &["--url", "https://a/", "--tenant", "UPPER"],
+    ] {
+        let output = decide(nowhere).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    let output = decide(nowhere).args(["--url", "https://a/", "--deadline", "1ms"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(text(&output.stderr).contains("/nonexistent/socket"), "{output:?}");
+}
+
+/// Answers each operator in turn with the next of these.
+fn operators(listener: &UnixListener, replies: impl IntoIterator<Item = OperatorReply>) {
+    for reply in replies {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut incoming = BytesMut::new();
+        let request = loop {
+            if let Some(request) = frame::next_frame(&mut incoming, OPERATOR_REQUEST_MAX).unwrap() {
+                break request;
+            }
+            let mut chunk = [0; 64];
+            let length = stream.read(&mut chunk).unwrap();
+            assert_ne!(length, 0, "no request came");
+            incoming.extend_from_slice(&chunk[..length]);
+        };
+        assert_eq!(frame::decode(&request), Ok(OperatorRequest::Status));
+        let mut bytes = BytesMut::new();
+        frame::encode_frame(&reply, &mut bytes, OPERATOR_REPLY_MAX).unwrap();
+        stream.write_all(&bytes).unwrap();
+    }
+}
+
+fn status(supervisor_pid: i32, reloads: u64, last_reload_error: Option<&str>) -> OperatorReply {
+    OperatorReply::Status(Status {
+        version: "0.1.0".to_owned(),
+        supervisor_pid,
+        processes: ProcessTable {
+            isolation: Isolation::DistinctUids,
+            reloads,
+            last_reload_error: last_reload_error.map(str::to_owned),
+            processes: Vec::new(),
+        },
+        frontend: FrontendCounters { accepted: 42, ..FrontendCounters::default() },
+        workers: Vec::new(),
+    })
+}
+
+#[test]
+fn status_is_for_people_and_for_programs() {
+    let service =
+        FakeService::start(|listener| operators(listener, [status(77, 3, None), status(77, 3, None)]));
+    let output = portcullis(service.socket()).arg("status").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).starts_with("portcullis 0.1.0, supervisor 77, 3 reloads\n"), "{output:?}");
+    let output = portcullis(service.socket()).args(["status", "--json"]).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["frontend"]["accepted"], 42);
+    service.finish();
+}
+
+#[test]
+fn status_says_who_may_ask() {
+    let service = FakeService::start(|listener| operators(listener, [OperatorReply::NotPermitted]));
+    let output = portcullis(service.socket()).arg("status").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(text(&output.stderr).contains("`operators`"), "{output:?}");
+    service.finish();
+}
+
+/// A process with the supervisor's name that exits with 7 when it is told to reload.
+fn supervisor(directory: &Path) -> std::process::Child {
+    let program = directory.join("portcullis-supervisor");
+    std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+    let mut child = Command::new(program)
+        .args(["-c", "trap 'exit 7' HUP; echo ready; read nothing"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    assert_eq!(ready, "ready\n");
+    child
+}
+
+#[test]
+fn reload_signals_the_supervisor_and_waits_for_the_end() {
+    for (error, code, says) in [(None, 0, "reload 6 done"), (Some("line 3: no"), 1, "line 3: no")] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut supervisor = supervisor(directory.path());
+        let pid = i32::try_from(supervisor.id()).unwrap();
+        let service = FakeService::start(move |listener| {
+            let refused_before = Some("an old error");
+            operators(
+                listener,
+                [status(pid, 5, refused_before), status(pid, 5, refused_before), status(pid, 6, error)],
+            );
+        });
+        let output = portcullis(service.socket()).arg("reload").output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert!(format!("{output:?}").contains(says), "{output:?}");
+        assert_eq!(supervisor.wait().unwrap().code(), Some(7), "it was not signalled");
+        service.finish();
+    }
+}
+
+#[test]
+fn reload_signals_nothing_that_is_not_the_supervisor() {
+    let mut bystander = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = i32::try_from(bystander.id()).unwrap();
+    let service = FakeService::start(move |listener| operators(listener, [status(pid, 5, None)]));
+    let output = portcullis(service.socket()).arg("reload").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(text(&output.stderr).contains("not signalled"), "{output:?}");
+    service.finish();
+    // Killed by this and not by what came before.
+    bystander.kill().unwrap();
+    assert_eq!(bystander.wait().unwrap().signal(), Some(9));
+}
