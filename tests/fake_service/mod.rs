@@ -1,4 +1,5 @@
 //! The service's side of the client protocol, played by a test: one step at a time, on a thread of its own.
+#![allow(dead_code, reason = "each test plays its part of it")]
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
