@@ -1,0 +1,151 @@
+#!/bin/sh
+# Rebuilds every component in this folder from its source.
+#
+#   policies/build.sh           builds, writes the .wasm files and digests.txt
+#   policies/build.sh --check   builds elsewhere and compares with what is committed
+#
+# PORTCULLIS_BIN names a built `portcullis`; without it, cargo builds one.
+# POLICY_TOOLCHAIN=rustup or =debian takes that one. Otherwise rustup's wasm32 target is used where it is installed and
+# Debian's rustc-web where it is not; --check first looks for the toolchain that digests.txt names.
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+root=$(dirname -- "$here")
+target=wasm32-unknown-unknown
+# Stack of a guest, bytes: what p256 needs, four times over.
+stack=131072
+
+rust_policies="ip-allowlist jwt-gate rate-class hash"
+rust_hostile="import-wasi selective"
+
+main() {
+    case "${1-}" in
+        '') out=$here ;;
+        --check) out=$(mktemp -d) && trap 'rm -rf "$out"' EXIT ;;
+        *) fail "usage: policies/build.sh [--check]" ;;
+    esac
+    choose_toolchain "${1-}"
+    build_modules
+    write_components
+    case "${1-}" in
+        --check) compare ;;
+        *) write_digests >"$here/digests.txt" ;;
+    esac
+}
+
+fail() {
+    echo "policies/build.sh: $*" >&2
+    exit 1
+}
+
+has_rustup_target() {
+    command -v rustup >/dev/null && rustup target list --installed 2>/dev/null | grep -qx "$target"
+}
+
+has_debian() {
+    [ -x /usr/bin/rustc ] && [ -x /usr/bin/cargo ] && [ -x /usr/bin/wasm-ld ] &&
+        [ -f "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/Cargo.lock" ]
+}
+
+debian_name() {
+    echo "$(/usr/bin/rustc --version); $(/usr/bin/wasm-ld --version); Debian rustc-web with rust-web-src"
+}
+
+named_toolchain() {
+    sed -n 's/^# toolchain: //p' "$here/digests.txt"
+}
+
+# Sets `toolchain`, what to call it, and `name`, what exactly it is.
+choose_toolchain() {
+    toolchain=${POLICY_TOOLCHAIN-}
+    if [ -z "$toolchain" ]; then
+        if [ "$1" = --check ] && has_debian && [ "$(debian_name)" = "$(named_toolchain)" ]; then
+            toolchain=debian
+        elif has_rustup_target; then
+            toolchain=rustup
+        else
+            toolchain=debian
+        fi
+    fi
+    case $toolchain in
+        rustup)
+            has_rustup_target || fail "rustup has no $target; install it: rustup target add $target"
+            name="$(rustc --version); rustup"
+            ;;
+        debian)
+            has_debian || fail "no toolchain for $target; install one of them:
+    rustup target add $target
+    apt-get install rustc-web cargo-web rust-web-src lld"
+            name=$(debian_name)
+            ;;
+        *) fail "POLICY_TOOLCHAIN is \"$toolchain\", expected \"rustup\" or \"debian\"" ;;
+    esac
+    echo "building with $name" >&2
+}
+
+# The same bytes in every checkout: no path of this machine may be left in what is built.
+build_modules() {
+    cargo_home=${CARGO_HOME:-$HOME/.cargo}
+    flags="--remap-path-prefix=$here=/policies --remap-path-prefix=$cargo_home=/cargo -C link-arg=-zstack-size=$stack"
+    modules=$here/target/$target/release
+    set -- build --quiet --locked --release --target "$target" --target-dir "$here/target"
+    for each in $rust_policies $rust_hostile; do
+        set -- "$@" --package "$each"
+    done
+    cd "$here"
+    unset CARGO_ENCODED_RUSTFLAGS RUSTUP_TOOLCHAIN CARGO_BUILD_TARGET
+    if [ "$toolchain" = rustup ]; then
+        RUSTFLAGS="$flags" cargo "$@"
+    else
+        # rustc-web has no core for this target: cargo builds it from rust-web-src, which is a nightly option.
+        RUSTFLAGS="$flags -C linker=/usr/bin/wasm-ld" RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc \
+            /usr/bin/cargo "$@" -Zbuild-std=core,alloc
+    fi
+    cd "$root"
+}
+
+write_components() {
+    if [ -z "${PORTCULLIS_BIN-}" ]; then
+        cargo build --quiet --locked --bin portcullis
+        PORTCULLIS_BIN=${CARGO_TARGET_DIR:-$root/target}/debug/portcullis
+    fi
+    for each in $rust_policies; do
+        component "$modules/$(echo "$each" | tr - _).wasm" "$each/$each.wasm"
+    done
+    for each in $rust_hostile; do
+        component "$modules/$(echo "$each" | tr - _).wasm" "hostile/$each.wasm"
+    done
+    for each in "$here"/hostile/*.wat; do
+        component "$each" "hostile/$(basename "$each" .wat).wasm"
+    done
+}
+
+component() {
+    mkdir -p "$out/$(dirname "$2")"
+    "$PORTCULLIS_BIN" policy componentize "$1" -o "$out/$2"
+}
+
+write_digests() {
+    echo "# SHA-256 of every component here. Written by build.sh."
+    echo "# toolchain: $name"
+    (cd "$out" && LC_ALL=C && export LC_ALL && sha256sum ./*/*.wasm | sed 's| \./| |')
+}
+
+compare() {
+    write_digests >"$out/digests.txt"
+    if cmp -s "$out/digests.txt" "$here/digests.txt" && (cd "$here" && sha256sum --quiet --check digests.txt); then
+        echo "all components are what their sources give" >&2
+        return
+    fi
+    if [ "$name" != "$(named_toolchain)" ]; then
+        echo "policies/build.sh: everything builds, but not compared:" >&2
+        echo "    this toolchain: $name" >&2
+        echo "    digests.txt:    $(named_toolchain)" >&2
+        return
+    fi
+    diff -u "$here/digests.txt" "$out/digests.txt" >&2 || true
+    (cd "$here" && sha256sum --quiet --check digests.txt) || true
+    fail "committed components are not what their sources give; run policies/build.sh and commit the result"
+}
+
+main "$@"

@@ -1,0 +1,96 @@
+//! The policies in `policies/`: every case of every one of them, and that each hostile guest is as hostile as it says.
+//!
+//! They run in an engine of this test's own, with the builder's settings and next to no host around it.
+
+#![cfg(feature = "compiler")]
+
+mod cases;
+mod guest;
+mod hostile;
+mod tokens;
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("policies")
+}
+
+/// The committed component of a policy (`jwt-gate`) or of a hostile guest (`hostile/spin`).
+fn component(name: &str) -> Vec<u8> {
+    let file = match name.strip_prefix("hostile/") {
+        Some(guest) => folder().join(format!("hostile/{guest}.wasm")),
+        None => folder().join(format!("{name}/{name}.wasm")),
+    };
+    std::fs::read(&file).unwrap_or_else(|error| panic!("read {file:?}: {error}"))
+}
+
+/// Every `.wasm` in `policies/<folder>/`, as `<folder>/<file>`.
+fn committed() -> Vec<String> {
+    let entries = |path: &Path| -> Vec<PathBuf> {
+        path.read_dir().into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+    };
+    let mut names: Vec<_> = entries(&folder())
+        .iter()
+        .flat_map(|path| entries(path))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "wasm"))
+        .map(|path| path.strip_prefix(folder()).unwrap().to_str().unwrap().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_digests_are_those_of_the_committed_components() {
+    let listed = std::fs::read_to_string(folder().join("digests.txt")).unwrap();
+    let listed: Vec<_> = listed.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    let actual: Vec<_> = committed()
+        .iter()
+        .map(|name| {
+            format!("{}  {name}", hex::encode(Sha256::digest(std::fs::read(folder().join(name)).unwrap())))
+        })
+        .collect();
+    assert!(actual.len() > 15, "components are missing: {actual:?}");
+    assert_eq!(listed, actual, "run policies/build.sh");
+}
+
+#[test]
+fn the_text_guests_are_what_their_text_says() {
+    let texts: Vec<_> = folder()
+        .join("hostile")
+        .read_dir()
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "wat"))
+        .collect();
+    assert!(texts.len() > 10, "guests are missing: {texts:?}");
+    for text in texts {
+        let built = portcullis::builder::componentize(&std::fs::read(&text).unwrap()).unwrap();
+        assert!(
+            built == std::fs::read(text.with_extension("wasm")).unwrap(),
+            "{text:?}: run policies/build.sh"
+        );
+    }
+}
+
+#[test]
+fn a_policy_imports_only_what_it_uses() {
+    for (name, imports) in [
+        ("hash", &[][..]),
+        ("ip-allowlist", &[]),
+        ("jwt-gate", &["clock"]),
+        ("rate-class", &[]),
+        ("hostile/spin", &[]),
+        ("hostile/selective", &["clock", "log", "random"]),
+    ] {
+        let expected: Vec<_> = imports.iter().map(|name| format!("portcullis:policy/{name}@0.1.0")).collect();
+        let mut actual = guest::imports(&component(name));
+        actual.retain(|import| import != "portcullis:policy/types@0.1.0");
+        actual.sort();
+        assert_eq!(actual, expected, "{name}");
+    }
+    assert!(
+        guest::imports(&component("hostile/import-wasi")).contains(&"wasi:cli/environment@0.2.0".to_owned())
+    );
+}
