@@ -3,6 +3,13 @@
 //! They run in an engine of this test's own, with the builder's settings and next to no host around it.
 
 #![cfg(feature = "compiler")]
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and so do the functions it is made of"
+)]
 
 mod cases;
 mod guest;
