@@ -101,3 +101,18 @@ fn a_policy_imports_only_what_it_uses() {
         guest::imports(&component("hostile/import-wasi")).contains(&"wasi:cli/environment@0.2.0".to_owned())
     );
 }
+
+#[test]
+fn every_guest_builds_but_the_one_that_wants_too_much() {
+    for name in committed() {
+        let built = portcullis::builder::build(&std::fs::read(folder().join(&name)).unwrap());
+        match (name.as_str(), built) {
+            ("hostile/import-wasi.wasm", Err(error)) => {
+                assert!(error.to_string().contains("wasi:cli/environment@0.2.0"), "{error}");
+            }
+            ("hostile/import-wasi.wasm", Ok(_)) => panic!("{name} was built"),
+            (_, Ok(built)) => assert!(!built.cwasm.is_empty(), "{name}"),
+            (_, Err(error)) => panic!("{name}: {error}"),
+        }
+    }
+}
