@@ -66,7 +66,7 @@ async fn hand_over(
         uid: transfer.connection.peer.uid,
         tenants: transfer.tenants.clone(),
         resumed: transfer.resumed,
-        // What is announced is what follows; see `takeback::UNREAD_MAX`.
+        // What is announced is what follows; at most `UNREAD_MAX`.
         unread: u32::try_from(transfer.unread.len()).unwrap_or(u32::MAX),
     };
     let socket = std::os::fd::AsFd::as_fd(&transfer.connection.socket);

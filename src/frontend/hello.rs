@@ -1,11 +1,11 @@
 //! The first frame: who the client is here for. It is read byte for byte, never further, so whatever a client sends
 //! behind its Hello stays in the socket and travels with it. A connection that waits costs a small buffer and a timer.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -146,8 +146,8 @@ async fn fill(stream: &UnixStream, buffer: &mut [u8]) -> Result<(), Broken> {
             Ok(0) if filled == 0 => return Err(Broken::Gone),
             Ok(0) => return Err(Broken::Truncated),
             Ok(length) => filled += length,
-            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::Interrupted => {}
                 _ => return Err(Broken::Gone),
             },
         }

@@ -80,14 +80,10 @@ pub fn main() -> ExitCode {
     sandbox::install_panic_hook(Role::Frontend);
     sandbox::settle_allocator();
     journal::start("frontend");
-    let outcome = take_inherited(fd::CONTROL).map_err(FrontendError::Inherited).and_then(|control| {
-        let copy = control.try_clone().map_err(FrontendError::Inherited)?;
-        let outcome = seal_and_serve(Channel::new(control, CONTROL_MAX));
-        if let Err(error) = &outcome {
-            // It may be the supervisor that is gone.
-            let _ = Control::new(copy, CONTROL_MAX).send(&FromChild::Failed { why: error.to_string() }, None);
-        }
-        outcome
+    let outcome = take(fd::CONTROL).and_then(|control| {
+        let control = Channel::new(control, CONTROL_MAX);
+        let (sealed, runtime, frontend) = start(&control)?;
+        serve(sealed, &runtime, frontend, control)
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,39 +94,58 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn seal_and_serve(control: Control) -> Result<(), FrontendError> {
-    // Everything that takes more than a sealed process has: descriptors, memory for the event loop, hash seeds.
-    let assignment = read_assignment(take_inherited(fd::ASSIGNMENT).map_err(FrontendError::Inherited)?)?;
-    let clients = take_inherited(fd::FIRST).map_err(FrontendError::Inherited)?;
-    let operators = take_inherited(fd::SECOND).map_err(FrontendError::Inherited)?;
+fn take(number: i32) -> Result<OwnedFd, FrontendError> {
+    take_inherited(number).map_err(FrontendError::Inherited)
+}
+
+/// Up to Ready. If something goes wrong, the supervisor is told what.
+fn start(control: &Control) -> Result<(Sealed, Runtime, Frontend), FrontendError> {
+    match prepare_and_seal() {
+        Ok((sealed, ready, runtime, frontend)) => {
+            control.send(&FromChild::Ready(ready), None).map_err(FrontendError::Tell)?;
+            Ok((sealed, runtime, frontend))
+        }
+        Err(error) => {
+            // It may be gone itself.
+            let _ = control.send(&FromChild::Failed { why: error.to_string() }, None);
+            Err(error)
+        }
+    }
+}
+
+fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Frontend), FrontendError> {
+    let assignment = read_assignment(take(fd::ASSIGNMENT)?)?;
+    let (clients, operators) = (take(fd::FIRST)?, take(fd::SECOND)?);
     let given = Given::check(Role::Frontend, assignment.uid, assignment.gid, assignment.isolation)?;
+    // The event loop's descriptors are made while that is still possible.
     let runtime =
         Builder::new_current_thread().enable_io().enable_time().build().map_err(FrontendError::Runtime)?;
     let frontend = {
         let _within = runtime.enter();
         let supervisor_pid = nix::unistd::getppid().as_raw();
-        Frontend::new(control, assignment, clients.into(), operators.into(), supervisor_pid)
+        Frontend::new(assignment, clients.into(), operators.into(), supervisor_pid)
             .map_err(FrontendError::Runtime)?
     };
-
     let confined = given.confine(&[])?;
     let landlock_abi = confined.landlock_abi();
     sandbox::prove_landlock()?;
     let sealed = confined.seal()?;
     let ready =
         Ready { loaded: 0, refused: 0, pagemap_scan: false, landlock_abi, landlock_proven_threads: 1 };
-    frontend.control.try_send(&FromChild::Ready(ready)).map_err(FrontendError::Tell)?;
-    serve(sealed, &runtime, frontend)
+    Ok((sealed, ready, runtime, frontend))
 }
 
-fn serve(_sealed: Sealed, runtime: &Runtime, frontend: Frontend) -> Result<(), FrontendError> {
-    runtime.block_on(frontend.run())
+fn serve(
+    _sealed: Sealed,
+    runtime: &Runtime,
+    frontend: Frontend,
+    control: Control,
+) -> Result<(), FrontendError> {
+    runtime.block_on(frontend.run(control))
 }
 
 /// The event loop and what it waits for.
 struct Frontend {
-    control: Polled<FromChild, ToChild>,
-    buffer: Vec<u8>,
     uid: u32,
     operator_uids: Vec<u32>,
     hello_timeout: Duration,
@@ -151,7 +166,6 @@ struct Frontend {
 impl Frontend {
     /// Must be called within the runtime.
     fn new(
-        control: Control,
         assignment: FrontendAssignment,
         clients: UnixListener,
         operators: UnixListener,
@@ -160,8 +174,6 @@ impl Frontend {
         let limits = limits(&assignment);
         let (news_sender, news) = mpsc::channel(NEWS_MAX);
         Ok(Self {
-            control: Polled::new(control)?,
-            buffer: Vec::new(),
             uid: assignment.uid,
             operator_uids: assignment.operators,
             hello_timeout: Duration::from_millis(assignment.hello_timeout_ms.into()),
@@ -179,18 +191,20 @@ impl Frontend {
     }
 
     /// Until the supervisor has it drain and nothing is left.
-    async fn run(mut self) -> Result<(), FrontendError> {
+    async fn run(mut self, control: Control) -> Result<(), FrontendError> {
+        let control = Polled::new(control).map_err(FrontendError::Runtime)?;
+        let mut buffer = Vec::new();
         while !(self.board.is_drained() && self.greetings.is_empty()) {
             let deadline =
                 [self.board.next_deadline(), self.desk.next_deadline()].into_iter().flatten().min();
             tokio::select! {
-                message = self.control.receive(&mut self.buffer) => {
+                message = control.receive(&mut buffer) => {
                     let (message, descriptor) = message?.ok_or(FrontendError::SupervisorGone)?;
-                    self.heed(message, descriptor)?;
+                    self.heed(&control, message, descriptor)?;
                 }
                 Some(news) = self.news.recv() => {
                     // What the supervisor said before counts first: a return is legal after Drain only.
-                    self.heed_what_is_there()?;
+                    self.heed_all_there_is(&control, &mut buffer)?;
                     self.hear(news);
                 }
                 Some(greeting) = self.greetings.join_next() => {
@@ -211,20 +225,29 @@ impl Frontend {
         Ok(())
     }
 
-    fn heed_what_is_there(&mut self) -> Result<(), FrontendError> {
+    fn heed_all_there_is(
+        &mut self,
+        control: &Polled<FromChild, ToChild>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), FrontendError> {
         loop {
-            match self.control.try_receive(&mut self.buffer)? {
-                Received::Message(message, descriptor) => self.heed(message, descriptor)?,
+            match control.try_receive(buffer)? {
+                Received::Message(message, descriptor) => self.heed(control, message, descriptor)?,
                 Received::Nothing => return Ok(()),
                 Received::End => return Err(FrontendError::SupervisorGone),
             }
         }
     }
 
-    fn heed(&mut self, message: ToChild, descriptor: Option<OwnedFd>) -> Result<(), FrontendError> {
+    fn heed(
+        &mut self,
+        control: &Polled<FromChild, ToChild>,
+        message: ToChild,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), FrontendError> {
         match (message, descriptor) {
             (ToChild::Serve, _) => self.serving = true,
-            (ToChild::Ping { nonce }, _) => match self.control.try_send(&FromChild::Pong { nonce }) {
+            (ToChild::Ping { nonce }, _) => match control.try_send(&FromChild::Pong { nonce }) {
                 // It has not read hundreds of answers; it will not miss this one.
                 Ok(()) | Err(SendError::Full) => {}
                 Err(error) => return Err(FrontendError::Tell(error)),

@@ -2,11 +2,11 @@
 //! counters and what each current worker says within a second.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -86,8 +86,8 @@ async fn send_all(stream: &UnixStream, mut bytes: &[u8]) {
         });
         match sent {
             Ok(length) => bytes = bytes.get(length..).unwrap_or_default(),
-            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::Interrupted => {}
                 _ => return,
             },
         }

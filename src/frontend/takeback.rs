@@ -12,12 +12,8 @@ use super::routes::{LinkId, News, What};
 use super::table::Table;
 use crate::decision::TrustClass;
 use crate::wire::channel::ReceiveError;
-use crate::wire::client::CLIENT_FRAME_MAX;
-use crate::wire::frame::PREFIX;
-use crate::wire::handover::{Cookie, FromWorker, ToWorker};
+use crate::wire::handover::{Cookie, FromWorker, ToWorker, UNREAD_MAX};
 
-/// Most unread bytes of one connection: a frame that is not complete, and one read more.
-pub(super) const UNREAD_MAX: usize = CLIENT_FRAME_MAX + PREFIX + 64 * 1024;
 /// What returned connections of one class may take between two workers, in units of [`UNIT`] bytes: 8 MiB. The old
 /// worker is read no further until the new one has taken enough.
 pub(super) const RETURNS_MAX: usize = 1024;

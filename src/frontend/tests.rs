@@ -68,12 +68,12 @@ impl Service {
         let directory = tempfile::tempdir().unwrap();
         let listen = |name| UnixListener::bind(directory.path().join(name)).unwrap();
         let (ours, theirs) = Channel::pair(CONTROL_MAX).unwrap();
-        let frontend = Frontend::new(theirs, assignment, listen("clients"), listen("operators"), 77).unwrap();
+        let frontend = Frontend::new(assignment, listen("clients"), listen("operators"), 77).unwrap();
         for name in ["", "clients", "operators"] {
             let path = directory.path().join(name);
             std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         }
-        let frontend = tokio::spawn(frontend.run());
+        let frontend = tokio::spawn(frontend.run(theirs));
         let service = Self { directory, control: Polled::new(ours).unwrap(), frontend };
         service.tell(&ToChild::Serve);
         service
@@ -115,7 +115,11 @@ impl Service {
         let bytes = bytes.to_vec();
         blocking(move || {
             let mut client = Client::connect(path).unwrap();
-            client.write_all(&bytes).unwrap();
+            match client.write_all(&bytes) {
+                // Refused at the door, before it could write; the farewell is there to be read.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                written => written.unwrap(),
+            }
             client
         })
         .await
@@ -558,6 +562,32 @@ async fn a_connection_that_comes_back_waits_for_the_next_generation() {
 }
 
 #[tokio::test]
+async fn who_waits_too_long_for_a_worker_is_told() {
+    let (sender, mut news) = mpsc::channel(NEWS_MAX);
+    let limits = limits(&assignment());
+    let mut board = Switchboard::new(assignment().tenants, limits, sender);
+    let (theirs, worker) = Channel::<ToWorker, FromWorker>::pair(HANDOVER_MAX).unwrap();
+    board.route(TrustClass::new("gold").unwrap(), 1, theirs.into());
+    let (mut client, ours) = Client::pair().unwrap();
+    let connection = peer::Connection::of(ours.into()).unwrap();
+    let peer = connection.peer;
+    board.arrived(peer).unwrap();
+    board.greeted(Greeting { peer, outcome: hello::Outcome::Greeted(connection, "acme".to_owned()) });
+    // Gone before it got anything: the connection is still ours.
+    drop(worker);
+    let News { link, what } = news.recv().await.unwrap();
+    assert!(matches!(&what, What::Ended { unsent, .. } if unsent.len() == 1), "{what:?}");
+    board.hear(link, what);
+
+    let until = board.next_deadline().unwrap();
+    board.expire(until - Duration::from_millis(1));
+    assert_eq!(board.counters().open, 1, "still held");
+    board.expire(until);
+    assert_eq!(read_farewell(&mut client), Farewell::Unavailable);
+    assert_eq!((board.counters().open, board.next_deadline()), (0, None));
+}
+
+#[tokio::test]
 async fn a_peer_that_lost_its_grant_is_sent_away_when_it_comes_back() {
     let service = Service::start(assignment());
     let old = service.route("gold", 1).await;
@@ -708,8 +738,8 @@ async fn nobody_is_accepted_before_serve() {
     let listen = |name| UnixListener::bind(directory.path().join(name)).unwrap();
     let (ours, theirs) = Channel::pair(CONTROL_MAX).unwrap();
     let (clients, operators) = (listen("clients"), listen("operators"));
-    let frontend = Frontend::new(theirs, assignment(), clients, operators, 1).unwrap();
-    tokio::spawn(frontend.run());
+    let frontend = Frontend::new(assignment(), clients, operators, 1).unwrap();
+    tokio::spawn(frontend.run(theirs));
     let service =
         Service { directory, control: Polled::new(ours).unwrap(), frontend: tokio::spawn(async { Ok(()) }) };
     let worker = service.route("gold", 1).await;

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::client::CLIENT_FRAME_MAX;
+use super::frame::PREFIX;
 use super::operator::WorkerStatus;
 use crate::decision::Tenant;
 
@@ -13,6 +15,8 @@ use crate::decision::Tenant;
 pub const HANDOVER_MAX: usize = 64 * 1024;
 /// Unread bytes in one message.
 pub const UNREAD_CHUNK: usize = 32 * 1024;
+/// Most unread bytes of one connection: a frame that is not complete, and one read more.
+pub const UNREAD_MAX: usize = CLIENT_FRAME_MAX + PREFIX + 64 * 1024;
 
 /// Names a connection for both sides: the kernel's SO_COOKIE of the socket, which neither can choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
