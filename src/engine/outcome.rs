@@ -56,7 +56,10 @@ pub(super) fn from_guest(decision: types::Decision) -> Result<(Outcome, Obligati
 pub(super) fn from_error(error: &wasmtime::Error, growth_refused: bool) -> Refusal {
     match error.downcast_ref::<Trap>() {
         // Out of memory looks like `unreachable` from here: that is how allocators give up.
-        Some(Trap::UnreachableCodeReached) if growth_refused => Refusal::Trap(TrapKind::Memory),
+        // Some use the memory they did not get.
+        Some(Trap::UnreachableCodeReached | Trap::MemoryOutOfBounds) if growth_refused => {
+            Refusal::Trap(TrapKind::Memory)
+        }
         Some(trap) => match trap_kind(*trap) {
             Some(kind) => Refusal::Trap(kind),
             None => Refusal::InvalidOutput(trap.to_string()),

@@ -3,6 +3,7 @@
 //! Started as root, every role has its own UID, as in production; started by an ordinary user they share one.
 
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(unreachable_pub, reason = "a module of several programs")]
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,0 +1,326 @@
+//! Reload, replace, renew, stop: what happens to decisions while processes come and go.
+
+mod support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portcullis::client::{ClientError, Question};
+use portcullis::decision::{Outcome, Refusal, Stage};
+use portcullis::wire::client::Deadline;
+use portcullis::wire::control::{Process, ProcessState};
+use support::{PATIENCE, Service, Site, policy, tenant};
+
+fn one_class(more: &str) -> Site {
+    Site::new().class("one", more).tenant("acme", "one", &[("gate", "hostile/selective")], "")
+}
+
+fn serving(service: &Service, role: &str) -> Process {
+    let wait_until = Instant::now() + PATIENCE;
+    loop {
+        let processes = service.status().processes.processes;
+        let found = processes
+            .into_iter()
+            .filter(|process| process.role == role && process.state == ProcessState::Serving)
+            .max_by_key(|process| process.generation);
+        match found {
+            Some(process) => return process,
+            None => assert!(Instant::now() < wait_until, "no {role} serves\n{}", service.log()),
+        }
+    }
+}
+
+/// Asks until there is an answer again. Counts how often there was none.
+fn ask_until_answered(service: &Service) -> u32 {
+    let wait_until = Instant::now() + PATIENCE;
+    let mut failures = 0;
+    loop {
+        let question = Question::opaque("", b"allow");
+        let answer =
+            service.client().decide(&tenant("acme"), &policy("gate"), Deadline::Default, question.input());
+        match answer {
+            Ok(decision) => {
+                assert_eq!(decision.outcome, Outcome::Allow);
+                return failures;
+            }
+            Err(error) => {
+                failures += 1;
+                assert!(Instant::now() < wait_until, "no answer: {error}\n{}", service.log());
+            }
+        }
+    }
+}
+
+fn gone(pid: i32) -> bool {
+    // A process that is waited for by nobody we know: gone, or dead and not reaped by its new parent yet.
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(_) => true,
+        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
+    }
+}
+
+fn wait_until_gone(pid: i32) {
+    let wait_until = Instant::now() + PATIENCE;
+    while !gone(pid) {
+        assert!(Instant::now() < wait_until, "process {pid} is still there");
+        thread::yield_now();
+    }
+}
+
+/// Numbered questions, pipelined, while `meanwhile` runs. Returns how many were answered, each once and with its own
+/// number; anything else fails the test.
+fn numbered_questions(service: &Service, connections: u64, meanwhile: impl FnOnce()) -> u64 {
+    const DEEP: usize = 16;
+    let stop = AtomicBool::new(false);
+    let answered = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for number in 0..connections {
+            let (stop, answered) = (&stop, &answered);
+            scope.spawn(move || {
+                let mut connection = service.connect("acme");
+                let mut next = number << 32;
+                let mut open = HashSet::new();
+                let (acme, gate) = (tenant("acme"), policy("gate"));
+                loop {
+                    while open.len() < DEEP && !stop.load(Ordering::Relaxed) {
+                        let bytes = format!("number:{next}");
+                        let question = Question::opaque("", bytes.as_bytes());
+                        let deadline = Deadline::in_(PATIENCE);
+                        let id = connection.send(&acme, &gate, deadline, question.input()).unwrap();
+                        assert!(open.insert((id, next.to_string())));
+                        next += 1;
+                    }
+                    connection.flush().unwrap();
+                    if open.is_empty() {
+                        return;
+                    }
+                    let (id, decision) = connection.receive().unwrap_or_else(|error| {
+                        panic!("connection {number}, {} open: {error}\n{}", open.len(), service.log())
+                    });
+                    assert_eq!(decision.outcome, Outcome::Allow);
+                    let value = decision.obligations.metadata[0].value.clone();
+                    assert!(open.remove(&(id, value.clone())), "reply {id} with number {value} was not open");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        meanwhile();
+        stop.store(true, Ordering::Relaxed);
+    });
+    answered.into_inner()
+}
+
+#[test]
+fn two_hundred_reloads_lose_and_double_nothing() {
+    let service = one_class("").start();
+    let before = serving(&service, "worker");
+    let answered = numbered_questions(&service, 4, || {
+        for _ in 0..200 {
+            assert_eq!(service.reload(), None);
+        }
+    });
+    let after = serving(&service, "worker");
+    assert!(after.generation >= before.generation + 200, "{after:?}");
+    assert!(answered >= 200, "{answered}");
+    assert!(service.status().frontend.carried_over >= 200, "{:?}", service.status().frontend);
+}
+
+#[test]
+fn a_generation_is_renewed_by_its_number_of_decisions() {
+    let service = one_class("renew_after_decisions = 100").start();
+    let before = serving(&service, "worker");
+    let answered = numbered_questions(&service, 2, || {
+        let wait_until = Instant::now() + PATIENCE;
+        while serving(&service, "worker").generation < before.generation + 3 {
+            assert!(Instant::now() < wait_until, "{}", service.log());
+        }
+    });
+    assert!(answered >= 300, "{answered}");
+}
+
+#[test]
+fn a_generation_is_renewed_by_age() {
+    let service = one_class("renew_after = \"100ms\"").start();
+    let before = serving(&service, "worker");
+    numbered_questions(&service, 1, || {
+        let wait_until = Instant::now() + PATIENCE;
+        while serving(&service, "worker").generation < before.generation + 3 {
+            assert!(Instant::now() < wait_until, "{}", service.log());
+        }
+    });
+}
+
+#[test]
+fn a_killed_worker_is_replaced_and_its_clients_see_a_closed_connection() {
+    let service = one_class("")
+        .class("two", "")
+        .tenant("globex", "two", &[("gate", "hostile/selective")], "")
+        .start();
+    let worker = |class: &str| {
+        let processes = service.status().processes.processes;
+        processes.into_iter().find(|one| one.class.as_ref().is_some_and(|name| name.as_str() == class)).unwrap()
+    };
+    let (one, two) = (worker("one"), worker("two"));
+    let mut connection = service.connect("acme");
+    let question = Question::opaque("", b"spin");
+    connection.send(&tenant("acme"), &policy("gate"), Deadline::in_(PATIENCE), question.input()).unwrap();
+    connection.flush().unwrap();
+    kill(Pid::from_raw(one.pid), Signal::SIGKILL).unwrap();
+    assert!(matches!(connection.receive(), Err(ClientError::Closed(_))));
+    ask_until_answered(&service);
+    let replaced = serving(&service, "worker");
+    assert!(replaced.pid != one.pid);
+    assert_eq!(worker("two").pid, two.pid, "the other class has nothing to do with it");
+}
+
+#[test]
+fn a_stopped_worker_is_replaced() {
+    let mut site = one_class("");
+    site.service = "answer_within = \"500ms\"\n".into();
+    let service = site.start();
+    let before = serving(&service, "worker");
+    kill(Pid::from_raw(before.pid), Signal::SIGSTOP).unwrap();
+    wait_until_gone(before.pid);
+    ask_until_answered(&service);
+    assert!(serving(&service, "worker").generation > before.generation);
+}
+
+#[test]
+fn a_killed_frontend_is_replaced() {
+    let service = one_class("").start();
+    let before = serving(&service, "frontend");
+    kill(Pid::from_raw(before.pid), Signal::SIGKILL).unwrap();
+    wait_until_gone(before.pid);
+    ask_until_answered(&service);
+    assert_ne!(serving(&service, "frontend").pid, before.pid);
+}
+
+#[test]
+fn nobody_outlives_the_supervisor_not_even_stopped() {
+    let service = one_class("").start();
+    let children: Vec<i32> = service.status().processes.processes.iter().map(|one| one.pid).collect();
+    assert!(children.len() >= 2, "{children:?}");
+    let children: Vec<i32> = children.into_iter().filter(|pid| *pid != service.pid().as_raw()).collect();
+    for pid in &children {
+        kill(Pid::from_raw(*pid), Signal::SIGSTOP).unwrap();
+    }
+    service.signal(Signal::SIGKILL);
+    children.into_iter().for_each(wait_until_gone);
+}
+
+#[test]
+fn stopping_answers_what_was_asked_and_leaves_nothing_behind() {
+    let service = one_class("").start();
+    let mut connection = service.connect("acme");
+    let question = Question::opaque("", b"spin");
+    let deadline = Deadline::Budget { us: 300_000 };
+    connection.send(&tenant("acme"), &policy("gate"), deadline, question.input()).unwrap();
+    connection.flush().unwrap();
+    let children: Vec<i32> = service.status().processes.processes.iter().map(|one| one.pid).collect();
+    let socket = service.socket();
+    let waiting = thread::spawn(move || connection.receive().map(|(_, decision)| decision.outcome));
+    let (status, log) = service.stop();
+    assert!(status.success(), "{status}\n{log}");
+    assert_eq!(waiting.join().unwrap().unwrap(), Outcome::Refused(Refusal::Deadline(Stage::Run)), "{log}");
+    assert!(!socket.exists());
+    children.into_iter().for_each(wait_until_gone);
+}
+
+#[test]
+fn a_wrong_configuration_changes_nothing() {
+    let service = one_class("").start();
+    let before = serving(&service, "worker");
+    let path = service.site.path("portcullis.toml");
+    let sound = fs::read_to_string(&path).unwrap();
+    fs::write(&path, sound.replace("[tenant.acme]", "surprise = 1\n[tenant.acme]")).unwrap();
+    let error = service.reload().expect("refused");
+    assert!(error.contains("surprise"), "{error}");
+    assert_eq!(serving(&service, "worker").pid, before.pid);
+    ask_until_answered(&service);
+
+    fs::write(&path, &sound).unwrap();
+    assert_eq!(service.reload(), None);
+    assert!(serving(&service, "worker").generation > before.generation);
+}
+
+#[test]
+fn a_reload_takes_new_tenants_grants_and_policies_and_reaches_open_connections() {
+    let service = one_class("").start();
+    let mut connection = service.connect("acme");
+    let ask = |connection: &mut portcullis::client::blocking::Connection, name: &str| {
+        let question = Question::opaque("", b"allow");
+        connection.send(&tenant(name), &policy("gate"), Deadline::Default, question.input()).unwrap();
+        connection.flush().unwrap();
+        connection.receive().unwrap().1.outcome
+    };
+    assert_eq!(ask(&mut connection, "globex"), Outcome::Refused(Refusal::UnknownTenant));
+
+    service.site.install("globex", "gate", "hostile/selective", 1);
+    let path = service.site.path("portcullis.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    let uid = nix::unistd::geteuid();
+    let more = format!("[tenant.globex]\nclass = \"one\"\npolicies = [\"gate\"]\nuids = [{uid}]\n");
+    fs::write(&path, format!("{config}\n{more}")).unwrap();
+    assert_eq!(service.reload(), None);
+    assert_eq!(ask(&mut connection, "globex"), Outcome::Allow, "the open connection has the new grant");
+
+    // Taken away again: globex is there, but not for this peer.
+    fs::write(&path, format!("{config}\n{}", more.replace(&format!("uids = [{uid}]"), "uids = [4242]"))).unwrap();
+    assert_eq!(service.reload(), None);
+    assert_eq!(ask(&mut connection, "globex"), Outcome::Refused(Refusal::NotPermitted));
+    assert_eq!(ask(&mut connection, "acme"), Outcome::Allow);
+}
+
+#[test]
+fn a_bad_policy_is_refused_by_name_and_the_last_good_one_serves() {
+    let site = one_class("").tenant("globex", "one", &[("gate", "hostile/selective")], "");
+    let good = site.install("acme", "gate", "hostile/selective", 1);
+    let service = site.start();
+    assert_eq!(service.ask("acme", "gate", b"allow").digest, Some(good));
+
+    // A newer version, one byte of which has changed on its way.
+    service.site.install("acme", "gate", "hostile/trap", 2);
+    let cwasm = service.site.path("store/acme/gate.cwasm");
+    let mut bytes = fs::read(&cwasm).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&cwasm, &bytes).unwrap();
+    assert_eq!(service.reload(), None, "one bad policy does not stop the others");
+    let decision = service.ask("acme", "gate", b"allow");
+    assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, Some(good)));
+    assert_eq!(service.ask("globex", "gate", b"allow").outcome, Outcome::Allow);
+    let status = service.status();
+    let policies = &status.workers[0].policies;
+    let shown = policies.iter().find(|one| one.tenant.as_str() == "acme").unwrap();
+    assert!(shown.refused.as_deref().is_some_and(|why| why.contains("digest")), "{shown:?}");
+    assert_eq!(shown.serving.as_ref().map(|serving| (serving.digest, serving.from_cache)), Some((good, true)));
+
+    // The same version as it was signed.
+    let newer = service.site.install("acme", "gate", "hostile/trap", 2);
+    assert_eq!(service.reload(), None);
+    assert_eq!(service.ask("acme", "gate", b"allow").digest, Some(newer));
+
+    // An older version does not replace it, though its signature is good.
+    service.site.install("acme", "gate", "hostile/selective", 1);
+    assert_eq!(service.reload(), None);
+    assert_eq!(service.ask("acme", "gate", b"allow").digest, Some(newer));
+}
+
+#[test]
+fn without_a_store_the_last_good_set_serves_from_the_cache() {
+    let site = one_class("");
+    let service = site.start();
+    let digest = service.ask("acme", "gate", b"allow").digest;
+    let store = service.site.path("store/acme");
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::remove_dir_all(&store).unwrap();
+    assert_eq!(service.reload(), None);
+    let decision = service.ask("acme", "gate", b"allow");
+    assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, digest));
+}
