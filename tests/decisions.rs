@@ -26,7 +26,12 @@ fn allow_and_deny_come_with_reason_and_digest() {
 fn a_guest_that_does_not_end_is_refused_at_its_deadline() {
     let service = Site::new()
         .class("one", "")
-        .tenant("acme", "one", &[("spin", "hostile/spin"), ("fill", "hostile/spin-fill"), ("copy", "hostile/spin-copy")], "")
+        .tenant(
+            "acme",
+            "one",
+            &[("spin", "hostile/spin"), ("fill", "hostile/spin-fill"), ("copy", "hostile/spin-copy")],
+            "",
+        )
         .start();
     for policy in ["spin", "fill", "copy"] {
         let decision = service.ask_within("acme", policy, b"", Deadline::Budget { us: 5_000 });
@@ -41,7 +46,12 @@ fn a_guest_that_traps_is_refused_by_kind_and_the_worker_lives() {
         .tenant(
             "acme",
             "one",
-            &[("trap", "hostile/trap"), ("recurse", "hostile/recurse"), ("div-zero", "hostile/div-zero"), ("grow", "hostile/grow")],
+            &[
+                ("trap", "hostile/trap"),
+                ("recurse", "hostile/recurse"),
+                ("div-zero", "hostile/div-zero"),
+                ("grow", "hostile/grow"),
+            ],
             "",
         )
         .start();

@@ -65,6 +65,28 @@ impl<'a> Allowed<'a> {
     }
 }
 
+/// What every child needs of the system before it puts itself under a Landlock of its own, and so what the supervisor
+/// must allow, whose Landlock its children inherit: libraries, what the kernel says of the process and the machine,
+/// and /dev/null. The binaries' directory and all that is the service's own come beside it.
+#[must_use]
+pub fn system_paths() -> Vec<Allowed<'static>> {
+    [
+        Allowed::Execute(Path::new("/usr/lib")),
+        Allowed::Execute(Path::new("/usr/lib64")),
+        Allowed::Execute(Path::new("/lib")),
+        Allowed::Execute(Path::new("/lib64")),
+        Allowed::ReadFile(Path::new("/etc/ld.so.cache")),
+        Allowed::ReadDir(Path::new("/proc")),
+        Allowed::ReadDir(Path::new("/sys/fs/cgroup")),
+        Allowed::ReadDir(Path::new("/sys/devices/system/cpu")),
+        Allowed::ReadWriteFile(Path::new("/dev/null")),
+    ]
+    .into_iter()
+    // Distributions differ in which of them there are; what is missing cannot be needed.
+    .filter(|allowed| allowed.path().exists())
+    .collect()
+}
+
 /// Proves on the calling thread, which may be any, that Landlock lets a frontend or worker open nothing: an `open`
 /// that worked in [`Given::check`](super::Given::check) fails now.
 ///

@@ -36,7 +36,7 @@ use std::fmt;
 
 pub use allocator::settle_allocator;
 pub use given::Given;
-pub use landlock::{Allowed, prove_landlock};
+pub use landlock::{Allowed, prove_landlock, system_paths};
 pub use panic::install_panic_hook;
 pub use status::{Mismatch, StatusError};
 

@@ -23,7 +23,9 @@ use portcullis::client::{ClientError, Deadline, Question};
 use portcullis::decision::{Decision, PolicyName, Tenant};
 use portcullis::engine::{WASMTIME_VERSION, WORLD, settings_digest};
 use portcullis::wire::frame;
-use portcullis::wire::operator::{OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status};
+use portcullis::wire::operator::{
+    OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
+};
 use tempfile::TempDir;
 
 /// UIDs of the roles when started as root. Nothing else on a test machine uses them.
@@ -47,7 +49,8 @@ pub fn policy(name: &str) -> PolicyName {
 /// The committed component of that name: `hash`, `hostile/spin`, ...
 pub fn component(name: &str) -> Vec<u8> {
     let (folder, file) = name.rsplit_once('/').unwrap_or((name, name));
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies").join(folder).join(format!("{file}.wasm"));
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("policies").join(folder).join(format!("{file}.wasm"));
     fs::read(&path).unwrap_or_else(|error| panic!("read {path:?}: {error}; run policies/build.sh"))
 }
 
@@ -161,8 +164,14 @@ impl Site {
     }
 
     pub fn put(&self, tenant_name: &str, policy_name: &str, cwasm: &[u8], signed: &[u8]) {
-        artifact::store::write(&self.path("store"), &tenant(tenant_name), &policy(policy_name), cwasm, signed)
-            .unwrap();
+        artifact::store::write(
+            &self.path("store"),
+            &tenant(tenant_name),
+            &policy(policy_name),
+            cwasm,
+            signed,
+        )
+        .unwrap();
     }
 
     pub fn config(&self) -> String {
@@ -265,7 +274,13 @@ impl Service {
         self.ask_within(tenant_name, policy_name, bytes, Deadline::Default)
     }
 
-    pub fn ask_within(&self, tenant_name: &str, policy_name: &str, bytes: &[u8], deadline: Deadline) -> Decision {
+    pub fn ask_within(
+        &self,
+        tenant_name: &str,
+        policy_name: &str,
+        bytes: &[u8],
+        deadline: Deadline,
+    ) -> Decision {
         let question = Question::opaque("", bytes);
         self.client()
             .decide(&tenant(tenant_name), &policy(policy_name), deadline, question.input())

@@ -1,0 +1,213 @@
+//! Generated from the profiles: each rule lives with arguments it allows, and dies with any condition broken.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix::sys::signal::Signal;
+use portcullis::sandbox::Role;
+use serde_json::Value;
+
+use crate::child::{End, KILLED_BY_FILTER, call, run_sealed};
+
+/// One more than the largest number this kernel knows; what is added later has no rule either.
+const NUMBERS: std::ops::Range<i64> = 0..480;
+
+/// uretprobe and uprobe of x86-64: the kernel lets them by every filter, for its own trampolines. Called from anywhere
+/// else they are refused or an illegal instruction.
+const PROBES: [i64; 2] = [335, 336];
+
+pub(crate) fn worker() {
+    rules_of(Role::Worker);
+}
+
+pub(crate) fn frontend() {
+    rules_of(Role::Frontend);
+}
+
+pub(crate) fn supervisor() {
+    rules_of(Role::Supervisor);
+}
+
+fn rules_of(role: Role) {
+    let rules = read(role);
+    let mut wrong = Vec::new();
+    for rule in &rules {
+        if let Some(expected) = allowed_ends(&rule.name) {
+            let end = run_sealed(role, |_| {
+                call(rule.number, rule.arguments());
+            });
+            if !expected.contains(&end) {
+                wrong.push(format!("{} with allowed arguments: {end:?}", rule.name));
+            }
+        }
+        for broken in rule.broken(&rules) {
+            let end = run_sealed(role, |_| {
+                call(rule.number, broken);
+            });
+            if end != KILLED_BY_FILTER {
+                wrong.push(format!("{} with {broken:x?}: {end:?}", rule.name));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{role}:\n{}", wrong.join("\n"));
+}
+
+pub(crate) fn every_other_call_dies() {
+    for role in Role::ALL {
+        let listed: BTreeSet<i64> = read(role).iter().map(|rule| rule.number).collect();
+        assert!(listed.len() > 20);
+        for number in NUMBERS.filter(|number| !listed.contains(number)) {
+            if cfg!(target_arch = "x86_64") && PROBES.contains(&number) {
+                continue;
+            }
+            let end = run_sealed(role, |_| {
+                call(number, [0; 6]);
+            });
+            assert_eq!(end, KILLED_BY_FILTER, "{role}: system call {number}");
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Condition {
+    index: usize,
+    mask: u64,
+    value: u64,
+}
+
+impl Condition {
+    fn holds(&self, arguments: &[u64; 6]) -> bool {
+        arguments[self.index] & self.mask == self.value & self.mask
+    }
+}
+
+#[derive(Debug)]
+struct Rule {
+    name: String,
+    number: i64,
+    conditions: Vec<Condition>,
+}
+
+impl Rule {
+    /// Arguments that satisfy the rule and otherwise mean nothing to the kernel: no descriptor, no memory, no length.
+    fn arguments(&self) -> [u64; 6] {
+        let mut arguments = [u64::MAX, 0, 0, 0, 0, 0];
+        match self.name.as_str() {
+            // Takes a new thread pointer only from the upper half, where it is refused.
+            "arch_prctl" => arguments[1] = u64::MAX,
+            // No descriptors, and back at once.
+            "poll" => arguments = [0; 6],
+            // A timeout that cannot be read; NULL would wait for ever.
+            "ppoll" => arguments = [0, 0, u64::MAX, 0, 0, 0],
+            // Only whether this process may signal itself.
+            "kill" => arguments = [u64::from(std::process::id()), 0, 0, 0, 0, 0],
+            "exit" | "exit_group" => arguments = [0; 6],
+            _ => {}
+        }
+        for condition in &self.conditions {
+            let kept = arguments[condition.index] & !condition.mask;
+            // What a condition does not look at is 0, except in a 32-bit argument given as -1.
+            arguments[condition.index] =
+                if kept == u64::MAX & !condition.mask { 0 } else { kept } | condition.value;
+        }
+        arguments
+    }
+
+    /// For each condition, the allowed arguments with that one broken, so that no other rule of the call allows them.
+    fn broken(&self, rules: &[Self]) -> Vec<[u64; 6]> {
+        let same: Vec<_> = rules.iter().filter(|rule| rule.number == self.number).collect();
+        let allowed = |arguments: &[u64; 6]| {
+            same.iter().any(|rule| rule.conditions.iter().all(|condition| condition.holds(arguments)))
+        };
+        assert!(allowed(&self.arguments()), "{self:?} with {:x?}", self.arguments());
+        self.conditions
+            .iter()
+            .flat_map(|condition| {
+                let flips = (0..64).map(|bit| 1_u64 << bit).filter(|bit| bit & condition.mask != 0);
+                let broken: Vec<_> = flips
+                    .map(|flip| {
+                        let mut arguments = self.arguments();
+                        arguments[condition.index] ^= flip;
+                        arguments
+                    })
+                    .filter(|arguments| !allowed(arguments))
+                    .collect();
+                assert!(!broken.is_empty(), "{self:?} cannot be broken");
+                // The lowest and the highest bit that matter, and one between.
+                [broken[0], broken[broken.len() / 2], broken[broken.len() - 1]]
+            })
+            .collect()
+    }
+}
+
+fn read(role: Role) -> Vec<Rule> {
+    let file: Value = serde_json::from_str(role.profile()).expect("JSON");
+    let numbers = numbers();
+    file[role.name()]["filter"]
+        .as_array()
+        .expect("filter")
+        .iter()
+        .map(|rule| {
+            let name = rule["syscall"].as_str().expect("name").to_owned();
+            let number =
+                *numbers.get(name.as_str()).unwrap_or_else(|| panic!("add {name} to the test's table"));
+            let conditions = rule["args"].as_array().into_iter().flatten().map(condition).collect();
+            Rule { name, number, conditions }
+        })
+        .collect()
+}
+
+fn condition(json: &Value) -> Condition {
+    let width = if json["type"] == "dword" { u64::from(u32::MAX) } else { u64::MAX };
+    let mask = match &json["op"] {
+        Value::String(op) if op == "eq" => u64::MAX,
+        op => op["masked_eq"].as_u64().expect("eq or masked_eq"),
+    };
+    Condition {
+        index: json["index"].as_u64().expect("index") as usize,
+        mask: mask & width,
+        value: json["val"].as_u64().expect("val"),
+    }
+}
+
+/// How a process may end that makes the call as allowed; `None` where it cannot be tried this way.
+fn allowed_ends(name: &str) -> Option<&'static [End]> {
+    match name {
+        // A second copy of this process would go on.
+        "clone" => None,
+        // There is no signal frame to return from: a crash, which ends as a panic does.
+        "rt_sigreturn" => Some(&[End::Signal(Signal::SIGABRT)]),
+        _ => Some(&[End::Exit(0)]),
+    }
+}
+
+macro_rules! table {
+    ($($name:ident)*) => {
+        BTreeMap::from([$((stringify!($name).trim_start_matches("SYS_"), libc::$name)),*])
+    };
+}
+
+/// Numbers of all calls in the profiles, from libc and not from the crate that compiles the profiles.
+fn numbers() -> BTreeMap<&'static str, i64> {
+    #[cfg_attr(target_arch = "aarch64", expect(unused_mut, reason = "nothing to add"))]
+    let mut all = table![
+        SYS_accept4 SYS_brk SYS_capget SYS_capset SYS_chdir SYS_clock_gettime SYS_clock_nanosleep SYS_clone SYS_clone3
+        SYS_close SYS_close_range SYS_dup SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2
+        SYS_execveat SYS_exit SYS_exit_group SYS_faccessat SYS_fchmod SYS_fcntl SYS_fdatasync SYS_flock SYS_fstat
+        SYS_fsync SYS_ftruncate SYS_futex SYS_getcwd SYS_getdents64 SYS_getegid SYS_geteuid SYS_getgid SYS_getpid
+        SYS_getppid SYS_getrandom SYS_getresgid SYS_getresuid SYS_getsockopt SYS_gettid SYS_getuid SYS_ioctl SYS_kill
+        SYS_landlock_add_rule SYS_landlock_create_ruleset SYS_landlock_restrict_self SYS_lseek SYS_madvise
+        SYS_membarrier SYS_memfd_create SYS_mkdirat SYS_mmap SYS_mprotect SYS_mremap SYS_munmap SYS_newfstatat
+        SYS_openat SYS_openat2 SYS_pidfd_open SYS_pidfd_send_signal SYS_ppoll SYS_prctl SYS_pread64 SYS_prlimit64
+        SYS_pwrite64 SYS_read SYS_readlinkat SYS_recvfrom SYS_recvmsg SYS_renameat SYS_renameat2 SYS_restart_syscall
+        SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_yield
+        SYS_seccomp SYS_sendmsg SYS_sendto SYS_set_robust_list SYS_set_tid_address SYS_setgroups SYS_setresgid
+        SYS_setresuid SYS_setsid SYS_shutdown SYS_sigaltstack SYS_signalfd4 SYS_socketpair SYS_statx SYS_sysinfo
+        SYS_tgkill SYS_timer_create SYS_timer_delete SYS_timer_settime SYS_timerfd_create SYS_timerfd_settime SYS_umask
+        SYS_uname SYS_unlinkat SYS_wait4 SYS_waitid SYS_write SYS_writev
+    ];
+    #[cfg(target_arch = "x86_64")]
+    all.append(&mut table![
+        SYS_access SYS_arch_prctl SYS_dup2 SYS_epoll_wait SYS_mkdir SYS_poll SYS_readlink SYS_rename SYS_unlink
+    ]);
+    all
+}
