@@ -147,7 +147,7 @@ fn what_makes_no_sense_exits_64_before_anything_is_asked() {
         &[][..],
         &["--url", "no url"],
         &["--url", "https://a/", "--opaque", "-"],
-        &["--url", "https://a/", "--deadline", "20"],
+        &["--url", "https://a/", "--deadline", "20m"],
         &["--url", "https://a/", "-H", "no colon"],
         &["--url", "https://a/", "--body", "/nonexistent/body"],
         &["--url", "https://a/", "--source", "somewhere"],

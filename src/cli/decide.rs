@@ -1,7 +1,7 @@
 //! `portcullis decide`: one question from the shell.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
+use super::output;
 use super::question::{End, EndAddress, Http, Opaque, OwnedQuestion, Payload, Url};
 use super::terminal::printable;
+use super::units::microseconds;
 use crate::client::{ClientError, Deadline, blocking};
 use crate::decision::{Decision, HeaderValue, Obligations, Outcome, PolicyName, Tenant};
 use crate::wire::client::CLIENT_FRAME_MAX;
@@ -35,8 +37,8 @@ pub struct DecideArgs {
     #[arg(long)]
     policy: PolicyName,
     /// How long it may take, like 500us, 20ms or 1s; the policy's own limit without it
-    #[arg(long, value_parser = duration)]
-    deadline: Option<Duration>,
+    #[arg(long, value_name = "TIME", value_parser = microseconds)]
+    deadline: Option<u32>,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
@@ -44,6 +46,7 @@ pub struct DecideArgs {
     /// Ask about an HTTP request to this URL
     #[arg(long, help_heading = "HTTP request")]
     url: Option<Url>,
+    /// The request's method
     #[arg(long, default_value = "GET", requires = "url", help_heading = "HTTP request")]
     method: String,
     /// A header line, like 'authorization: Bearer x'; may be repeated
@@ -68,6 +71,7 @@ pub struct DecideArgs {
     /// Where it goes
     #[arg(long, value_name = "ADDRESS", requires = "url", help_heading = "HTTP request")]
     destination: Option<EndAddress>,
+    /// Who the proxy has authenticated there
     #[arg(long, value_name = "NAME", requires = "url", help_heading = "HTTP request")]
     destination_principal: Option<String>,
 
@@ -103,7 +107,7 @@ pub enum DecideError {
     #[error("ask {socket:?}: {cause}")]
     Ask { socket: PathBuf, cause: ClientError },
     #[error("print the answer: {0}")]
-    Print(io::Error),
+    Print(#[source] io::Error),
 }
 
 impl DecideError {
@@ -128,13 +132,14 @@ pub fn run(args: &DecideArgs) -> Result<ExitCode, DecideError> {
     let question = question(args)?;
     let mut client = blocking::Client::new(&socket);
     let start = Instant::now();
-    let deadline = args.deadline.map_or(Deadline::Default, Deadline::in_);
+    let deadline =
+        args.deadline.map_or(Deadline::Default, |us| Deadline::in_(Duration::from_micros(us.into())));
     let decision = client
         .decide(&args.tenant, &args.policy, deadline, &question.input())
         .map_err(|cause| DecideError::Ask { socket, cause })?;
     let took = start.elapsed();
     let text = if args.json { as_json(&decision, took) } else { for_people(&decision, took) };
-    io::stdout().write_all(text.as_bytes()).map_err(DecideError::Print)?;
+    output::text(format_args!("{text}")).map_err(DecideError::Print)?;
     Ok(ExitCode::from(match decision.outcome {
         Outcome::Allow => 0,
         Outcome::Deny { .. } => 1,
@@ -182,18 +187,6 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, DecideError> {
         return Err(DecideError::TooLong { what, path: path.to_owned() });
     }
     Ok(bytes)
-}
-
-/// "500us", "20ms", "1s".
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u32 = digits.parse().map_err(|_| "expected a number and a unit, like 20ms".to_owned())?;
-    match text.strip_prefix(digits) {
-        Some("us") => Ok(Duration::from_micros(number.into())),
-        Some("ms") => Ok(Duration::from_millis(number.into())),
-        Some("s") => Ok(Duration::from_secs(number.into())),
-        _ => Err("expected the unit us, ms or s".to_owned()),
-    }
 }
 
 fn header_line(line: &str) -> Result<(String, String), String> {
@@ -282,16 +275,6 @@ fn as_json(decision: &Decision, took: Duration) -> String {
 mod tests {
     use super::*;
     use crate::decision::Refusal;
-
-    #[test]
-    fn durations_have_a_unit() {
-        assert_eq!(duration("500us"), Ok(Duration::from_micros(500)));
-        assert_eq!(duration("20ms"), Ok(Duration::from_millis(20)));
-        assert_eq!(duration("1s"), Ok(Duration::from_secs(1)));
-        for bad in ["", "20", "ms", "-1s", "1 s", "1m", "1.5s", "99999999999s"] {
-            assert!(duration(bad).is_err(), "{bad:?} was taken");
-        }
-    }
 
     #[test]
     fn a_policy_cannot_drive_the_terminal() {

@@ -1,6 +1,5 @@
 //! `portcullis reload`: read the configuration and the policies again, and wait until that is done.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,7 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::operator::{OperatorError, ask_status, socket};
-use super::terminal::{paragraph, printable};
+use super::output;
+use super::terminal::printable;
 
 /// First and longest wait between two looks at the status.
 const LOOK_FIRST: Duration = Duration::from_millis(10);
@@ -73,8 +73,8 @@ pub fn run(args: &ReloadArgs) -> Result<ExitCode, ReloadError> {
         let error = match ask_status(&socket) {
             Ok(now) if now.processes.reloads > before.processes.reloads => {
                 let Some(error) = now.processes.last_reload_error else {
-                    let done = format!("reload {} done", now.processes.reloads);
-                    let _ = io::stdout().write_all(paragraph(&done, "").as_bytes());
+                    // Done it is, even where nobody reads so.
+                    let _ = output::text(format_args!("reload {} done\n", now.processes.reloads));
                     return Ok(ExitCode::SUCCESS);
                 };
                 return Err(ReloadError::Refused(printable(&error)));

@@ -1,6 +1,6 @@
 //! `portcullis status`: what runs, what serves, what holds it apart, and what it has answered.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use clap::Args;
 
 pub use super::operator::OperatorError;
 use super::operator::{ask_status, socket};
+use super::output;
 use super::terminal::{paragraph, printable, table};
 use crate::wire::control::{Isolation, Process, ProcessState};
 use crate::wire::operator::{PolicyStatus, Status, WorkerStatus};
@@ -48,7 +49,7 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode, StatusError> {
     } else {
         for_people(&status)
     };
-    io::stdout().write_all(text.as_bytes())?;
+    output::text(format_args!("{text}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
