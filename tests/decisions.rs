@@ -1,5 +1,13 @@
 //! What a client sees: allowed, denied, refused, each with its reason and the digest that decided.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed test panics"
+)]
+
 mod support;
 
 use portcullis::decision::{Outcome, Refusal, Stage, TrapKind};

@@ -1,5 +1,13 @@
 //! Reload, replace, renew, stop: what happens to decisions while processes come and go.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed test panics"
+)]
+
 mod support;
 
 use std::collections::HashSet;
@@ -146,11 +154,11 @@ fn a_generation_is_renewed_by_its_number_of_decisions() {
 
 #[test]
 fn a_generation_is_renewed_by_age() {
-    let service = one_class("renew_after = \"100ms\"").start();
+    let service = one_class("renew_after = \"1s\"").start();
     let before = serving(&service, "worker");
     numbered_questions(&service, 1, || {
         let wait_until = Instant::now() + PATIENCE;
-        while serving(&service, "worker").generation < before.generation + 3 {
+        while serving(&service, "worker").generation < before.generation + 2 {
             assert!(Instant::now() < wait_until, "{}", service.log());
         }
     });
@@ -158,13 +166,14 @@ fn a_generation_is_renewed_by_age() {
 
 #[test]
 fn a_killed_worker_is_replaced_and_its_clients_see_a_closed_connection() {
-    let service = one_class("")
-        .class("two", "")
-        .tenant("globex", "two", &[("gate", "hostile/selective")], "")
-        .start();
+    let service =
+        one_class("").class("two", "").tenant("globex", "two", &[("gate", "hostile/selective")], "").start();
     let worker = |class: &str| {
         let processes = service.status().processes.processes;
-        processes.into_iter().find(|one| one.class.as_ref().is_some_and(|name| name.as_str() == class)).unwrap()
+        processes
+            .into_iter()
+            .find(|one| one.class.as_ref().is_some_and(|name| name.as_str() == class))
+            .unwrap()
     };
     let (one, two) = (worker("one"), worker("two"));
     let mut connection = service.connect("acme");
@@ -271,7 +280,8 @@ fn a_reload_takes_new_tenants_grants_and_policies_and_reaches_open_connections()
     assert_eq!(ask(&mut connection, "globex"), Outcome::Allow, "the open connection has the new grant");
 
     // Taken away again: globex is there, but not for this peer.
-    fs::write(&path, format!("{config}\n{}", more.replace(&format!("uids = [{uid}]"), "uids = [4242]"))).unwrap();
+    fs::write(&path, format!("{config}\n{}", more.replace(&format!("uids = [{uid}]"), "uids = [4242]")))
+        .unwrap();
     assert_eq!(service.reload(), None);
     assert_eq!(ask(&mut connection, "globex"), Outcome::Refused(Refusal::NotPermitted));
     assert_eq!(ask(&mut connection, "acme"), Outcome::Allow);
@@ -299,7 +309,10 @@ fn a_bad_policy_is_refused_by_name_and_the_last_good_one_serves() {
     let policies = &status.workers[0].policies;
     let shown = policies.iter().find(|one| one.tenant.as_str() == "acme").unwrap();
     assert!(shown.refused.as_deref().is_some_and(|why| why.contains("digest")), "{shown:?}");
-    assert_eq!(shown.serving.as_ref().map(|serving| (serving.digest, serving.from_cache)), Some((good, true)));
+    assert_eq!(
+        shown.serving.as_ref().map(|serving| (serving.digest, serving.from_cache)),
+        Some((good, true))
+    );
 
     // The same version as it was signed.
     let newer = service.site.install("acme", "gate", "hostile/trap", 2);

@@ -18,7 +18,7 @@ use crate::decision::{Decision, HeaderValue, Obligations, Outcome, PolicyName, T
 use crate::wire::client::CLIENT_FRAME_MAX;
 
 /// Where the service listens for questions unless the flag or the environment says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/portcullis/decide.sock";
+pub(super) const DEFAULT_SOCKET: &str = "/run/portcullis/decide.sock";
 
 /// Ask one question and print the answer.
 ///
@@ -26,7 +26,7 @@ pub const DEFAULT_SOCKET: &str = "/run/portcullis/decide.sock";
 /// not be reached or did not answer, 64 the question makes no sense. Only 0 opens a gate.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("question").required(true).args(["url", "opaque", "json_input"])))]
-pub struct DecideArgs {
+pub(super) struct DecideArgs {
     /// The service's socket [default: $PORTCULLIS_SOCKET or /run/portcullis/decide.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -97,7 +97,7 @@ pub struct DecideArgs {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum DecideError {
+pub(super) enum DecideError {
     #[error("read {what} {path:?}: {cause}")]
     Read { what: &'static str, path: PathBuf, cause: io::Error },
     #[error("read {what} {path:?}: it is larger than the {CLIENT_FRAME_MAX} bytes a question may have")]
@@ -113,7 +113,7 @@ pub enum DecideError {
 impl DecideError {
     /// 64 where the question is at fault, 3 where the service is.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Read { .. } | Self::TooLong { .. } | Self::Json { .. } => 64,
             Self::Ask { cause: ClientError::TooLong | ClientError::BatchSize(_), .. } => 64,
@@ -123,7 +123,7 @@ impl DecideError {
 }
 
 /// Asks, prints the answer to standard output, and gives the exit code that says the same.
-pub fn run(args: &DecideArgs) -> Result<ExitCode, DecideError> {
+pub(super) fn run(args: &DecideArgs) -> Result<ExitCode, DecideError> {
     let socket = args
         .socket
         .clone()

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the service's state is not known.
 #[derive(Debug, thiserror::Error)]
-pub enum OperatorError {
+pub(super) enum OperatorError {
     #[error("connect to {socket:?}: {cause}; is the service running, and is this its operators' socket?")]
     Connect { socket: PathBuf, cause: io::Error },
     #[error("ask {socket:?}: {cause}")]

@@ -24,7 +24,7 @@ const SUPERVISOR: &str = "portcullis-supe";
 /// The exit code is 0 when the new set serves, 1 when it was refused and the old one still serves, 3 when the service
 /// does not answer or was not done in time.
 #[derive(Debug, Args)]
-pub struct ReloadArgs {
+pub(super) struct ReloadArgs {
     /// The operators' socket [default: $PORTCULLIS_OPERATOR_SOCKET or /run/portcullis/operator.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub struct ReloadArgs {
 
 /// Why it is not known that the new set serves.
 #[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
+pub(super) enum ReloadError {
     #[error(transparent)]
     Operator(#[from] OperatorError),
     #[error("process {pid} is not a portcullis-supervisor: not signalled")]
@@ -52,7 +52,7 @@ pub enum ReloadError {
 
 impl ReloadError {
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(_) => 1,
             Self::Operator(_) | Self::NotSupervisor { .. } | Self::Signal { .. } | Self::Timeout { .. } => 3,
@@ -61,7 +61,7 @@ impl ReloadError {
 }
 
 /// Signals the supervisor, waits, says how it ended.
-pub fn run(args: &ReloadArgs) -> Result<ExitCode, ReloadError> {
+pub(super) fn run(args: &ReloadArgs) -> Result<ExitCode, ReloadError> {
     let socket = socket(args.socket.as_deref());
     let until = Instant::now() + Duration::from_secs(args.timeout.into());
     let before = ask_status(&socket)?;

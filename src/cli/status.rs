@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-pub use super::operator::OperatorError;
+use super::operator::OperatorError;
 use super::operator::{ask_status, socket};
 use super::output;
 use super::terminal::{paragraph, printable, table};
@@ -15,7 +15,7 @@ use crate::wire::operator::{PolicyStatus, Status, WorkerStatus};
 
 /// Show the running service: processes, generations, policies, isolation, counters
 #[derive(Debug, Args)]
-pub struct StatusArgs {
+pub(super) struct StatusArgs {
     /// The operators' socket [default: $PORTCULLIS_OPERATOR_SOCKET or /run/portcullis/operator.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -26,7 +26,7 @@ pub struct StatusArgs {
 
 /// Why no status was shown.
 #[derive(Debug, thiserror::Error)]
-pub enum StatusError {
+pub(super) enum StatusError {
     #[error(transparent)]
     Operator(#[from] OperatorError),
     #[error("print the status: {0}")]
@@ -36,13 +36,13 @@ pub enum StatusError {
 impl StatusError {
     /// 3: the service is not there, or does not answer this user.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub(super) fn exit_code(&self) -> u8 {
         3
     }
 }
 
 /// Asks and prints.
-pub fn run(args: &StatusArgs) -> Result<ExitCode, StatusError> {
+pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, StatusError> {
     let status = ask_status(&socket(args.socket.as_deref()))?;
     let text = if args.json {
         serde_json::to_string_pretty(&status).map_err(io::Error::other)? + "\n"

@@ -4,6 +4,14 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(unreachable_pub, reason = "a module of several programs")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed test panics"
+)]
+#![allow(clippy::print_stderr, reason = "what a failed test's service said")]
 
 use std::fmt::Write as _;
 use std::fs;
