@@ -81,6 +81,14 @@ fn wait_until_gone(pid: i32) {
     }
 }
 
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Numbered questions, pipelined, while `meanwhile` runs. Returns how many were answered, each once and with its own
 /// number; anything else fails the test.
 fn numbered_questions(service: &Service, connections: u64, meanwhile: impl FnOnce()) -> u64 {
@@ -118,8 +126,9 @@ fn numbered_questions(service: &Service, connections: u64, meanwhile: impl FnOnc
                 }
             });
         }
+        // Also when `meanwhile` fails: the scope waits for its threads.
+        let _stop = SetOnDrop(&stop);
         meanwhile();
-        stop.store(true, Ordering::Relaxed);
     });
     answered.into_inner()
 }

@@ -321,9 +321,16 @@ impl Service {
         let before = self.status().processes.reloads;
         self.signal(Signal::SIGHUP);
         self.await_notification("READY=1");
-        let processes = self.status().processes;
-        assert_eq!(processes.reloads, before + 1, "{}", self.log());
-        processes.last_reload_error
+        // The frontend, which tells the status, hears of it on another channel.
+        let patience = std::time::Instant::now() + PATIENCE;
+        loop {
+            let processes = self.status().processes;
+            if processes.reloads > before {
+                assert_eq!(processes.reloads, before + 1, "{}", self.log());
+                return processes.last_reload_error;
+            }
+            assert!(std::time::Instant::now() < patience, "{}", self.log());
+        }
     }
 
     /// Waits until the service tells its manager this.
