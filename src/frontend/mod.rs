@@ -86,10 +86,10 @@ pub fn main() -> ExitCode {
         serve(sealed, &runtime, frontend, control)
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => sandbox::end(0),
         Err(error) => {
             error!(%error, "frontend ends");
-            ExitCode::FAILURE
+            sandbox::end(1)
         }
     }
 }

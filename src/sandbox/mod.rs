@@ -17,6 +17,7 @@
 //!   .. start every thread there will ever be, each: warm up, prove_landlock()?, wait ..
 //! confined.seal()?                              seccomp on all of them at once
 //! serve(sealed, ..)
+//! end(0)                                        never a return from main: see there
 //! ```
 //!
 //! The supervisor takes a child's power away between fork and exec ([`privileges::surrender`]), its own before it
@@ -24,6 +25,7 @@
 //! traffic reaches it ([`witness::look`]).
 
 mod allocator;
+mod end;
 mod given;
 mod landlock;
 mod panic;
@@ -35,6 +37,7 @@ pub mod witness;
 use std::fmt;
 
 pub use allocator::settle_allocator;
+pub use end::end;
 pub use given::Given;
 pub use landlock::{Allowed, prove_landlock, system_paths};
 pub use panic::install_panic_hook;

@@ -78,16 +78,16 @@ pub fn main() -> ExitCode {
         }
     };
     match run(&control) {
-        Ok(code) => code,
+        Ok(()) => sandbox::end(0),
         Err(error) => {
             tracing::error!(%error, "worker ends");
             let _ = control.send(&FromChild::Failed { why: error.to_string() }, None);
-            ExitCode::FAILURE
+            sandbox::end(1)
         }
     }
 }
 
-fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<ExitCode, WorkerError> {
+fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     let assignment = read_assignment()?;
     let handover = take_inherited(fd::FIRST).map_err(WorkerError::Inherited)?;
     let given = Given::check(Role::Worker, assignment.uid, assignment.gid, assignment.isolation)?;

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -115,7 +114,7 @@ impl Steward {
     }
 
     /// Serves until the process is to end. Takes the proof that the sandbox is in force.
-    pub(super) fn serve(mut self, _sealed: Sealed) -> Result<ExitCode, StewardError> {
+    pub(super) fn serve(mut self, _sealed: Sealed) -> Result<(), StewardError> {
         let mut events = [EpollEvent::empty(); 4];
         loop {
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -127,7 +126,7 @@ impl Steward {
                 match event.data() {
                     CONTROL => {
                         if self.on_control()? == Flow::Exit {
-                            return Ok(ExitCode::SUCCESS);
+                            return Ok(());
                         }
                     }
                     HANDOVER => self.on_handover()?,
@@ -136,7 +135,7 @@ impl Steward {
             }
             self.send_outbox()?;
             if self.retiring.is_some_and(|retiring| retiring.executors_left == 0) && self.outbox.is_empty() {
-                return Ok(ExitCode::SUCCESS);
+                return Ok(());
             }
         }
     }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, getpid};
 use portcullis::sandbox::privileges::{settle, surrender};
 use portcullis::sandbox::{
-    Allowed, Confined, Given, Role, install_panic_hook, prove_landlock, settle_allocator, system_paths,
+    Allowed, Confined, Given, Role, end, install_panic_hook, prove_landlock, settle_allocator, system_paths,
     witness,
 };
 use portcullis::wire::channel::{Channel, Received};
@@ -259,6 +259,20 @@ pub(crate) fn malloc() {
     }
 }
 
+/// std tidies up on the way out of main, and of `exit`; a sealed role ends without.
+pub(crate) fn ends() {
+    for role in [Role::Worker, Role::Frontend] {
+        let sealed_then = |way_out: fn()| {
+            run_unsealed(role, || {
+                let _sealed = confine(role).seal().expect("seal");
+                way_out();
+            })
+        };
+        assert_eq!(sealed_then(|| end(3)), End::Exit(3));
+        assert_eq!(sealed_then(|| std::process::exit(3)), KILLED_BY_FILTER, "control");
+    }
+}
+
 /// A tokio runtime as the frontend uses it: accept, who is it, read, answer, hand the descriptor on.
 pub(crate) fn runtime_runs_sealed() {
     let home = tempfile::tempdir().expect("tempdir");
@@ -385,6 +399,5 @@ pub(crate) fn program(role: Role) {
         }
     }
     report_and_wait(tell, hold);
-    // SAFETY: ends the process; the destructors of a sealed role are not run.
-    unsafe { libc::_exit(0) }
+    end(0)
 }

@@ -72,6 +72,7 @@ const TESTS: &[Test] = &[
     test("life::a_crash_ends_in_sigabrt_under_every_profile", life::crashes),
     test("life::a_worker_runs_guests_sealed", life::guests_run_sealed),
     test("life::malloc_dies_sealed_unless_settled", life::malloc),
+    test("life::a_sealed_role_can_end_and_not_by_exit", life::ends),
     test("life::a_frontend_runtime_runs_sealed", life::runtime_runs_sealed),
     test("life::children_start_under_the_sealed_supervisor", life::children_of_sealed_supervisor),
 ];
