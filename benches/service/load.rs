@@ -1,0 +1,80 @@
+//! Load from many connections at once, and what it cost the processes under it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// One question and its answer, over one connection. Panics if the answer is not the one expected.
+pub(super) trait Exchange: Send {
+    fn exchange(&mut self);
+}
+
+/// What one run of closed loops came to.
+#[derive(Debug, Clone)]
+pub(super) struct Load {
+    /// Processor time of the servers for each exchange, microseconds.
+    pub(super) cpu_us: f64,
+    pub(super) per_second: f64,
+    /// Microseconds, ascending.
+    pub(super) latencies_us: Vec<f64>,
+}
+
+impl Load {
+    pub(super) fn percentile(&self, percent: f64) -> f64 {
+        percentile(&self.latencies_us, percent)
+    }
+}
+
+/// Every peer asks, waits for the answer, and asks again, each on its own thread. `servers` are the processes whose
+/// time counts.
+pub(super) fn closed_loop(peers: &mut [impl Exchange], servers: &[i32], duration: Duration) -> Load {
+    let cpu_before = cpu_ns(servers);
+    let start = Instant::now();
+    let until = start + duration;
+    let mut latencies_us: Vec<f64> = thread::scope(|scope| {
+        let threads: Vec<_> =
+            peers.iter_mut().map(|peer| scope.spawn(move || exchange_until(peer, until))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let elapsed = start.elapsed();
+    let cpu = cpu_ns(servers) - cpu_before;
+    latencies_us.sort_by(f64::total_cmp);
+    let count = latencies_us.len() as f64;
+    Load { cpu_us: cpu as f64 / 1e3 / count, per_second: count / elapsed.as_secs_f64(), latencies_us }
+}
+
+fn exchange_until(peer: &mut impl Exchange, until: Instant) -> Vec<f64> {
+    let mut latencies = Vec::with_capacity(1 << 17);
+    let mut before = Instant::now();
+    while before < until {
+        peer.exchange();
+        let after = Instant::now();
+        latencies.push((after - before).as_secs_f64() * 1e6);
+        before = after;
+    }
+    latencies
+}
+
+/// Of ascending numbers; the nearest rank.
+pub(super) fn percentile(ascending: &[f64], percent: f64) -> f64 {
+    assert!(!ascending.is_empty(), "nothing was measured");
+    let rank = (percent / 100.0 * ascending.len() as f64).ceil() as usize;
+    ascending[rank.clamp(1, ascending.len()) - 1]
+}
+
+/// Processor time of every thread these processes have, user and system, nanoseconds.
+///
+/// The scheduler's own figures, which are exact for threads that sleep; `stat` counts in steps of 10 ms. A thread that
+/// ends takes its time along: no server here ends one while its connections are open.
+pub(super) fn cpu_ns(pids: &[i32]) -> u64 {
+    let of_thread = |path: std::path::PathBuf| -> u64 {
+        let text = std::fs::read_to_string(path.join("schedstat"))
+            .unwrap_or_else(|error| panic!("read {path:?}/schedstat: {error}"));
+        text.split(' ').next().unwrap().parse().unwrap()
+    };
+    let of_process = |pid: &i32| -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap_or_else(|error| panic!("process {pid} is gone: {error}"));
+        tasks.map(|task| of_thread(task.unwrap().path())).sum()
+    };
+    pids.iter().map(of_process).sum()
+}
