@@ -1,13 +1,18 @@
 //! Processor time of one decision, over all processes of the service.
 
+use std::time::Duration;
+
 use crate::Plan;
 use crate::bare::Bare;
 use crate::echo::Echo;
-use crate::load::{Load, closed_loop};
+use crate::load::{Load, closed_loop, paced_loop};
 use crate::report::{Reach, Row, Spread, median};
 use crate::subject::{POLICY, TENANT, hashing, processes};
-use crate::support::Site;
+use crate::support::{Service, Site};
 use crate::wire::Wire;
+
+/// Longer than the service stays awake for.
+const SPARSE: Duration = Duration::from_millis(10);
 
 /// Against the floor: the echo of the same bytes and one fresh instance with nothing around it.
 pub(super) fn per_decision(plan: &Plan) -> Vec<Row> {
@@ -50,7 +55,31 @@ pub(super) fn per_decision(plan: &Plan) -> Vec<Row> {
     });
     let scan = if bare.pagemap_scan { "on" } else { "off" };
     rows[0].detail += &format!("; pagemap_scan {scan}");
-    rows.into()
+    let mut rows = Vec::from(rows);
+    rows.push(sparse(plan, &service, &echo, &pids));
+    rows
+}
+
+/// A question now and then: what waking up and going to sleep again cost, which a loaded service never sees.
+fn sparse(plan: &Plan, service: &Service, echo: &Echo, pids: &[i32]) -> Row {
+    let (mut to_service, mut to_echo) = ([Wire::to_service(service, TENANT)], [echo.connect()]);
+    let rounds: Vec<[Load; 2]> = (0..plan.rounds)
+        .map(|_| {
+            let echo = paced_loop(&mut to_echo, &[echo.pid()], plan.round, SPARSE);
+            [echo, paced_loop(&mut to_service, pids, plan.round, SPARSE)]
+        })
+        .collect();
+    let figure = |which: usize, of: fn(&Load) -> f64| median(rounds.iter().map(|round| of(&round[which])));
+    let detail = format!(
+        "{:.0} us against echo {:.0}; p50 {:.0} against {:.0} us",
+        figure(1, |load| load.cpu_us),
+        figure(0, |load| load.cpu_us),
+        figure(1, |load| load.percentile(50.0)),
+        figure(0, |load| load.percentile(50.0)),
+    );
+    let ratios = Spread::of(rounds.iter().map(|[echo, service]| service.cpu_us / echo.cpu_us));
+    let what = "server CPU of a decision asked for once in 10 ms, against the echo alone";
+    Row::new("cpu/sparse", what, "x", ratios).detail(detail)
 }
 
 /// What zeroing fiber stacks between decisions costs.

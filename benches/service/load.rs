@@ -27,12 +27,22 @@ impl Load {
 /// Every peer asks, waits for the answer, and asks again, each on its own thread. `servers` are the processes whose
 /// time counts.
 pub(super) fn closed_loop(peers: &mut [impl Exchange], servers: &[i32], duration: Duration) -> Load {
+    paced_loop(peers, servers, duration, Duration::ZERO)
+}
+
+/// The same with a pause before each question, which does not count as part of its latency.
+pub(super) fn paced_loop(
+    peers: &mut [impl Exchange],
+    servers: &[i32],
+    duration: Duration,
+    pause: Duration,
+) -> Load {
     let cpu_before = cpu_ns(servers);
     let start = Instant::now();
     let until = start + duration;
     let mut latencies_us: Vec<f64> = thread::scope(|scope| {
         let threads: Vec<_> =
-            peers.iter_mut().map(|peer| scope.spawn(move || exchange_until(peer, until))).collect();
+            peers.iter_mut().map(|peer| scope.spawn(move || exchange_until(peer, until, pause))).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     let elapsed = start.elapsed();
@@ -42,10 +52,14 @@ pub(super) fn closed_loop(peers: &mut [impl Exchange], servers: &[i32], duration
     Load { cpu_us: cpu as f64 / 1e3 / count, per_second: count / elapsed.as_secs_f64(), latencies_us }
 }
 
-fn exchange_until(peer: &mut impl Exchange, until: Instant) -> Vec<f64> {
+fn exchange_until(peer: &mut impl Exchange, until: Instant, pause: Duration) -> Vec<f64> {
     let mut latencies = Vec::with_capacity(1 << 17);
     let mut before = Instant::now();
     while before < until {
+        if !pause.is_zero() {
+            thread::sleep(pause);
+            before = Instant::now();
+        }
         peer.exchange();
         let after = Instant::now();
         latencies.push((after - before).as_secs_f64() * 1e6);
