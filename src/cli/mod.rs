@@ -1,6 +1,7 @@
 //! What people type. One file per command; this one reads the command line, runs the command, and says what went wrong.
 
 mod decide;
+mod demo;
 mod operator;
 mod output;
 mod policy;
@@ -35,6 +36,7 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
     Decide(Box<decide::DecideArgs>),
     Status(status::StatusArgs),
     Reload(reload::ReloadArgs),
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match command_line.command {
+        Command::Demo(args) => demo::run(&args),
         Command::Decide(args) => decide::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Status(args) => status::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Reload(args) => reload::run(&args).or_else(|error| complain(&error, error.exit_code())),

@@ -1,0 +1,158 @@
+//! The processes as the kernel sees them: every thread's status, read from `/proc`, and not what anybody says of
+//! itself. But for Landlock, which `/proc` does not show: that each thread has tried and failed to open a file.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::DemoError;
+use super::event::{Process, Unexpected};
+use crate::sandbox::privileges::SUPERVISOR_KEEPS;
+use crate::wire::control::{self, Isolation, ProcessState};
+use crate::wire::operator::Status;
+
+/// What the status of one thread says.
+#[derive(Debug)]
+struct Thread {
+    /// Real, effective, saved, filesystem.
+    uids: Vec<u32>,
+    cap_eff: u64,
+    cap_bnd: u64,
+    no_new_privs: u32,
+    seccomp: u32,
+}
+
+/// All processes of the service: the supervisor, and those that serve.
+pub(super) fn look(status: &Status) -> Result<(Vec<Process>, Isolation), DemoError> {
+    let isolation = status.processes.isolation;
+    let supervisor = process(status.supervisor_pid, None, isolation)?;
+    let mut uids = HashSet::from([supervisor.uid]);
+    let mut processes = vec![supervisor];
+    let serving = |process: &&control::Process| process.state == ProcessState::Serving;
+    for known in status.processes.processes.iter().filter(serving) {
+        let mut seen = process(known.pid, Some(known), isolation)?;
+        if !uids.insert(seen.uid) && isolation == Isolation::DistinctUids {
+            seen.unexpected.0.push(format!("expected a UID of its own, {} is another's too", seen.uid));
+        }
+        processes.push(seen);
+    }
+    Ok((processes, isolation))
+}
+
+fn process(pid: i32, known: Option<&control::Process>, isolation: Isolation) -> Result<Process, DemoError> {
+    let proc = format!("/proc/{pid}");
+    let look = |cause| DemoError::Look { pid, cause };
+    let threads = threads(Path::new(&proc)).map_err(look)?;
+    let first = threads.first().ok_or_else(|| look(io::ErrorKind::NotFound.into()))?;
+    let ready = known.and_then(|known| known.ready.as_ref());
+    let keeps = SUPERVISOR_KEEPS.iter().fold(0, |mask, capability| mask | capability.bitmask());
+    let may_hold = if known.is_none() && isolation == Isolation::DistinctUids { keeps } else { 0 };
+    let every = |holds: &dyn Fn(&Thread) -> bool| threads.iter().all(holds);
+    let proven = ready.map(|ready| ready.landlock_proven_threads);
+    let expectations = [
+        (every(&|thread| thread.cap_eff == may_hold), "expected no other effective capabilities"),
+        (
+            isolation == Isolation::SharedUid || every(&|thread| thread.cap_bnd == may_hold),
+            "expected no other capabilities in the bounding set",
+        ),
+        (every(&|thread| thread.no_new_privs == 1), "expected no_new_privs on every thread"),
+        (every(&|thread| thread.seccomp == 2), "expected a seccomp filter on every thread"),
+        (every(&|thread| thread.uids.iter().all(|uid| thread.uids.first() == Some(uid))), "expected one UID"),
+        (
+            known.is_none_or(|known| first.uids.first() == Some(&known.uid)),
+            "expected the UID that status gives",
+        ),
+        (
+            known.is_none() || proven.and_then(|proven| usize::try_from(proven).ok()) == Some(threads.len()),
+            "expected every thread to have proved Landlock",
+        ),
+    ];
+    Ok(Process {
+        role: known.map_or("supervisor", |known| &known.role).to_owned(),
+        class: known.and_then(|known| known.class.as_ref()).map(ToString::to_string),
+        pid,
+        uid: first.uids.first().copied().unwrap_or(u32::MAX),
+        cap_eff: format!("{:x}", threads.iter().fold(0, |all, thread| all | thread.cap_eff)),
+        cap_bnd: format!("{:x}", threads.iter().fold(0, |all, thread| all | thread.cap_bnd)),
+        no_new_privs: threads.iter().map(|thread| thread.no_new_privs).min().unwrap_or(0),
+        seccomp: threads.iter().map(|thread| thread.seccomp).min().unwrap_or(0),
+        threads: threads.len(),
+        landlock_proven_threads: proven,
+        landlock_abi: ready.map(|ready| ready.landlock_abi),
+        open_files: fs::read_dir(format!("{proc}/fd")).map(Iterator::count).ok(),
+        unexpected: Unexpected::where_not(expectations),
+    })
+}
+
+fn threads(proc: &Path) -> io::Result<Vec<Thread>> {
+    fs::read_dir(proc.join("task"))?
+        .map(|entry| thread(&fs::read_to_string(entry?.path().join("status"))?))
+        .collect()
+}
+
+fn thread(status: &str) -> io::Result<Thread> {
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("its status has no {name}")))
+    };
+    let wrong = |error: std::num::ParseIntError| io::Error::new(io::ErrorKind::InvalidData, error);
+    let number = |name| field(name)?.parse().map_err(wrong);
+    let mask = |name| u64::from_str_radix(field(name)?, 16).map_err(wrong);
+    let uids = field("Uid")?.split_whitespace().map(|uid| uid.parse().map_err(wrong));
+    Ok(Thread {
+        uids: uids.collect::<io::Result<_>>()?,
+        cap_eff: mask("CapEff")?,
+        cap_bnd: mask("CapBnd")?,
+        no_new_privs: number("NoNewPrivs")?,
+        seccomp: number("Seccomp")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::control::Ready;
+
+    /// This very process is not sealed: all of that must be noticed.
+    #[test]
+    fn a_process_that_is_not_sealed_is_not_as_expected() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let known = control::Process {
+            role: "worker".to_owned(),
+            class: None,
+            generation: 1,
+            pid,
+            uid: 4_000_000_000,
+            state: ProcessState::Serving,
+            threads: 1,
+            restarts: 0,
+            ready: Some(Ready {
+                loaded: 0,
+                refused: 0,
+                pagemap_scan: false,
+                landlock_abi: 7,
+                landlock_proven_threads: 0,
+            }),
+        };
+        let seen = process(pid, Some(&known), Isolation::DistinctUids).unwrap();
+        let text = seen.unexpected.0.join("; ");
+        for part in ["no_new_privs", "seccomp", "UID that status gives", "proved Landlock"] {
+            assert!(text.contains(part), "no {part:?} in {text}");
+        }
+        assert!(seen.threads >= 1 && seen.open_files.is_some_and(|count| count > 0));
+    }
+
+    #[test]
+    fn a_status_without_a_field_is_an_error() {
+        let status = "Uid:\t1\t1\t1\t1\nCapEff:\t0\nCapBnd:\t00000000000001e0\nNoNewPrivs:\t1\nSeccomp:\t2\n";
+        let found = thread(status).unwrap();
+        assert_eq!((found.cap_bnd, found.seccomp, found.uids), (0x1e0, 2, vec![1; 4]));
+        for line in status.lines() {
+            assert!(thread(&status.replace(line, "X:\t1")).is_err(), "{line}");
+        }
+    }
+}
