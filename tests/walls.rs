@@ -1,0 +1,397 @@
+//! The project's own rules, where a compiler does not see them: who imports whom, where `unsafe` may be, how long a file
+//! may get, what is linked into the process with privilege, and whether the documents speak of things that exist.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test says no by panicking"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// One process each, or one program that only makes files for them. None knows another; they meet in `wire`.
+const ROLES: [&str; 4] = ["supervisor", "frontend", "worker", "builder"];
+/// What roles and people's programs are made from. None of these knows who uses it.
+const SHARED: [&str; 6] = ["artifact", "decision", "engine", "journal", "sandbox", "wire"];
+/// The only files with an `unsafe` outside tests: what the kernel or wasmtime offers in no other way.
+const UNSAFE: [&str; 8] = [
+    "src/engine/load.rs",
+    "src/frontend/peer.rs",
+    "src/frontend/polled.rs",
+    "src/sandbox/allocator.rs",
+    "src/supervisor/signals.rs",
+    "src/supervisor/spawn.rs",
+    "src/wire/channel.rs",
+    "src/worker/ticker.rs",
+];
+/// Lines before a file's tests. What is longer has two subjects.
+const LINES_MAX: usize = 460;
+/// Names that say nothing of what is in a file.
+const NAMELESS: [&str; 10] =
+    ["utils", "util", "common", "helpers", "helper", "misc", "types", "traits", "prelude", "shared"];
+/// Machine code of the supervisor, bytes, in the largest profile (dev). A fifth of a worker's.
+const SUPERVISOR_CODE_MAX: u64 = 2 << 20;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file below `folder`, as its path in the repository.
+fn files(folder: &str, extension: &str) -> Vec<String> {
+    fn walk(directory: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+        let mut entries: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        entries.sort();
+        for path in entries {
+            if path.is_dir() {
+                // What cargo and git keep here is not the project's.
+                if !path.ends_with("target") && !path.ends_with(".git") {
+                    walk(&path, extension, found);
+                }
+            } else if path.extension().is_some_and(|found| found == extension) {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join(folder), extension, &mut found);
+    assert!(!found.is_empty(), "no .{extension} in {folder}");
+    let name = |path: PathBuf| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+    found.into_iter().map(name).collect()
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("read {path}: {error}"))
+}
+
+/// A source file without its comments and without the tests at its end.
+fn code(path: &str) -> String {
+    let text = text(path);
+    let before_tests = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
+    before_tests.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The room a source file is in: `worker` for `src/worker/load.rs`.
+fn room(path: &str) -> &str {
+    let inside = path.strip_prefix("src/").unwrap();
+    inside.split(['/', '.']).next().unwrap()
+}
+
+/// Every `word` of a text, where it stands by itself.
+fn words<'t>(text: &'t str) -> impl Iterator<Item = &'t str> {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
+}
+
+/// The rooms of this crate that a text names: `crate::wire::..`, `crate::{wire, engine::..}`, `super::super::wire`.
+fn rooms_named(code: &str) -> BTreeSet<String> {
+    let mut named = BTreeSet::new();
+    for start in ["crate::", "super::", "portcullis::"] {
+        for (at, _) in code.match_indices(start) {
+            let rest = &code[at + start.len()..];
+            match rest.strip_prefix('{') {
+                Some(group) => named.extend(first_names(group)),
+                None => named.extend(words(rest).next().map(str::to_owned)),
+            }
+        }
+    }
+    named
+}
+
+/// Of the inside of `{a, b::c, d::{e, f}}`: a, b and d.
+fn first_names(group: &str) -> BTreeSet<String> {
+    let (mut depth, mut names, mut expected) = (0, BTreeSet::new(), true);
+    let mut rest = group;
+    while let Some(c) = rest.chars().next() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' => expected |= depth == 0,
+            c if c.is_alphabetic() && expected && depth == 0 => {
+                names.extend(words(rest).next().map(str::to_owned));
+                expected = false;
+            }
+            _ => {}
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    names
+}
+
+#[test]
+fn no_room_imports_another_roles_folder() {
+    let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
+    for path in files("src", "rs") {
+        let here = room(&path).to_owned();
+        let forbidden: &[&str] = match here.as_str() {
+            role if ROLES.contains(&role) => &["supervisor", "frontend", "worker", "builder", "client", "cli"],
+            shared if SHARED.contains(&shared) => {
+                &["supervisor", "frontend", "worker", "builder", "client", "cli"]
+            }
+            // What proxies embed: the protocol, and the words it is made of.
+            "client" => &[
+                "supervisor", "frontend", "worker", "builder", "cli", "engine", "artifact", "sandbox", "journal",
+            ],
+            _ => continue,
+        };
+        seen.insert(here.clone());
+        for named in rooms_named(&code(&path)) {
+            if named != here && forbidden.contains(&named.as_str()) {
+                wrong.push(format!("{path} names {named}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let rooms: BTreeSet<String> = ROLES.iter().chain(&SHARED).chain(&["client"]).map(ToString::to_string).collect();
+    assert_eq!(seen, rooms, "every room was looked at");
+}
+
+#[test]
+fn imports_are_found_in_every_form() {
+    let named = |code: &str| rooms_named(code).into_iter().collect::<Vec<_>>().join(" ");
+    assert_eq!(named("use crate::worker::load;"), "worker");
+    assert_eq!(named("use crate::{artifact, wire::{frame, client}, worker::tickets};"), "artifact wire worker");
+    assert_eq!(named("use crate::{\n    engine::{Slice,\n evaluate},\n};"), "engine");
+    assert_eq!(named("fn f() { super::super::worker::run() }"), "super worker");
+    assert_eq!(named("let x = portcullis::builder::build(y);"), "builder");
+}
+
+#[test]
+fn unsafe_is_where_it_is_listed_and_justified() {
+    let with_unsafe: Vec<String> = files("src", "rs")
+        .into_iter()
+        .filter(|path| !path.ends_with("/tests.rs") && words(&code(path)).any(|word| word == "unsafe"))
+        .collect();
+    assert_eq!(with_unsafe, UNSAFE, "unsafe belongs in as few files as possible; is there no other way?");
+    for path in UNSAFE {
+        let text = text(path);
+        assert!(text.contains("JUSTIFICATION:") && text.contains("SAFETY:"), "{path}: unsafe without its reasons");
+    }
+}
+
+#[test]
+fn files_have_one_subject_and_say_which() {
+    let mut wrong = Vec::new();
+    for path in files("src", "rs") {
+        let lines = code(&path).lines().count();
+        if lines > LINES_MAX && !path.ends_with("/tests.rs") {
+            wrong.push(format!("{path}: {lines} lines before its tests, at most {LINES_MAX}"));
+        }
+        for part in path.trim_end_matches(".rs").split('/') {
+            if NAMELESS.contains(&part) {
+                wrong.push(format!("{path}: \"{part}\" does not say what is in it"));
+            }
+        }
+        let begins = text(&path);
+        if !path.starts_with("src/bin/") && !path.ends_with("/tests.rs") && !begins.starts_with("//!") {
+            wrong.push(format!("{path}: does not begin with what it is for"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn programs_are_three_lines() {
+    for path in files("src/bin", "rs") {
+        assert!(text(&path).lines().count() <= 4, "{path}: programs only call their room's main");
+    }
+}
+
+/// What is linked into the one process with privilege. The same symbols are looked for where they must be.
+#[test]
+fn the_supervisor_links_no_runtime_no_compiler_and_no_engine() {
+    let supervisor = Program::read(env!("CARGO_BIN_EXE_portcullis-supervisor"));
+    let frontend = Program::read(env!("CARGO_BIN_EXE_portcullis-frontend"));
+    let worker = Program::read(env!("CARGO_BIN_EXE_portcullis-worker"));
+    let command = Program::read(env!("CARGO_BIN_EXE_portcullis"));
+    // Wasmtime exports some functions for its machine code to call; the linker keeps those in every program of this
+    // crate. Without an engine, which these make, nothing can call them.
+    for (what, symbol, has_it) in [
+        ("a compiler", "cranelift_codegen", &command),
+        ("a maker of components", "wit_component", &command),
+        ("a command line parser", "clap_builder", &command),
+        ("an engine", "6engine6Engine3new", &worker),
+        ("a loader of machine code", "9component9component9Component", &worker),
+        ("an event loop", "5tokio7runtime", &frontend),
+    ] {
+        assert!(has_it.functions_with(symbol) > 0, "{symbol} is not found where it is: the test sees nothing");
+        let found = supervisor.functions_with(symbol);
+        assert_eq!(found, 0, "the supervisor has {what}: {found} functions with {symbol}");
+    }
+    for (what, symbol) in [("a compiler", "cranelift_codegen"), ("an engine", "6engine6Engine3new")] {
+        assert_eq!(frontend.functions_with(symbol), 0, "the frontend has {what}");
+    }
+    assert_eq!(worker.functions_with("5tokio7runtime"), 0, "the worker has an event loop besides its own");
+    let code = supervisor.code_bytes;
+    assert!(code < SUPERVISOR_CODE_MAX, "{code} bytes of code in the supervisor, at most {SUPERVISOR_CODE_MAX}");
+    assert!(code * 5 < worker.code_bytes * 2, "{code} bytes in the supervisor, {} in a worker", worker.code_bytes);
+}
+
+/// As much of an ELF file as the test needs: sizes of code, names of functions.
+struct Program {
+    functions: Vec<String>,
+    code_bytes: u64,
+}
+
+impl Program {
+    fn read(path: &str) -> Self {
+        let bytes = fs::read(path).unwrap();
+        assert_eq!(&bytes[..6], b"\x7fELF\x02\x01", "{path}: ELF, 64 bits, little-endian");
+        let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap()) as usize;
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        // Section headers: 64 bytes each; type at 4, flags at 8, offset at 24, size at 32, link at 40.
+        let header = |number: usize| u64_at(40) + number * u16_at(58);
+        let sections = (0..u16_at(60)).map(header);
+        // SHT_PROGBITS and SHF_EXECINSTR.
+        let code = sections.clone().filter(|at| u32_at(at + 4) == 1 && u64_at(at + 8) & 4 != 0);
+        let code_bytes = code.map(|at| u64_at(at + 32) as u64).sum();
+        // SHT_SYMTAB; the linked section has the names.
+        let table = sections.clone().find(|at| u32_at(at + 4) == 2);
+        let table = table.unwrap_or_else(|| panic!("{path}: stripped, so nothing can be said of it"));
+        let names = u64_at(header(u32_at(table + 40)) + 24);
+        let symbols = (u64_at(table + 24)..u64_at(table + 24) + u64_at(table + 32)).step_by(24);
+        // STT_FUNC, defined here.
+        let functions = symbols.filter(|at| bytes[at + 4] & 15 == 2 && u16_at(at + 6) != 0).map(|at| {
+            let name = &bytes[names + u32_at(at)..];
+            String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap()).into_owned()
+        });
+        Self { functions: functions.collect(), code_bytes }
+    }
+
+    fn functions_with(&self, part: &str) -> usize {
+        self.functions.iter().filter(|name| name.contains(part)).count()
+    }
+}
+
+/// The project's own documents.
+fn documents() -> Vec<String> {
+    let documents = files("", "md");
+    for expected in ["README.md", "docs/architecture.md", "docs/threats.md", ".github/SECURITY.md"] {
+        assert!(documents.iter().any(|path| path == expected), "{expected} is missing");
+    }
+    documents
+}
+
+#[test]
+fn documents_link_to_what_exists() {
+    let mut wrong = Vec::new();
+    let mut links = 0;
+    for document in documents() {
+        let text = prose(&text(&document));
+        let folder = Path::new(&document).parent().unwrap();
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split(')').next().unwrap();
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            links += 1;
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let path = if path.is_empty() { root().join(&document) } else { root().join(folder).join(path) };
+            if !path.exists() {
+                wrong.push(format!("{document}: {target} is not there"));
+            } else if !heading.is_empty() && !headings(&path).contains(heading) {
+                wrong.push(format!("{document}: {target} has no such heading"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(links > 20, "{links} links: the test does not see them");
+}
+
+#[test]
+fn documents_name_files_that_exist() {
+    let mut wrong = Vec::new();
+    let mut named = 0;
+    for document in documents() {
+        let text = prose(&text(&document));
+        for (number, path) in text.split('`').enumerate() {
+            let ours = ["src/", "tests/", "docs/", "policies/", "sandbox/", "benches/", "systemd/", ".ci/", ".github/"];
+            let is_path = number % 2 == 1
+                && ours.iter().any(|folder| path.starts_with(folder))
+                && path.chars().all(|c| c.is_alphanumeric() || "/._-".contains(c));
+            if is_path {
+                named += 1;
+                if !root().join(path).exists() {
+                    wrong.push(format!("{document}: `{path}` is not there"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(named > 40, "{named} files named: the test does not see them");
+}
+
+/// A promise whose test is gone is an empty one.
+#[test]
+fn tests_that_the_threat_model_names_exist() {
+    let mut tests = String::new();
+    for path in files("tests", "rs").into_iter().chain(files("src", "rs")) {
+        tests.push_str(&text(&path));
+    }
+    let exists = |name: &str| {
+        tests.contains(&format!("fn {name}(")) || tests.contains(&format!("::{name}\""))
+    };
+    assert!(exists("tests_that_the_threat_model_names_exist") && !exists("there_is_no_such_test"));
+    let threats = prose(&text("docs/threats.md"));
+    let names = threats.split('`').skip(1).step_by(2).filter(|name| {
+        name.matches('_').count() >= 2
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    });
+    let (found, missing): (Vec<&str>, Vec<&str>) = names.partition(|name| exists(name));
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(found.len() > 50, "{} tests named: the test does not see them", found.len());
+}
+
+#[test]
+fn the_map_of_the_source_has_every_room() {
+    let map = text("docs/architecture.md");
+    for path in files("src", "rs") {
+        let folder = Path::new(&path).parent().unwrap().to_str().unwrap();
+        let named = map.contains(&format!("`{folder}/`")) || map.contains(&format!("`{path}`"));
+        assert!(named, "docs/architecture.md does not mention {path} or its folder");
+    }
+}
+
+#[test]
+fn ci_types_what_the_readme_says() {
+    let readme = text("README.md");
+    let ci = text(".ci/run");
+    for command in ["cargo build --release && ./target/release/portcullis demo", "cargo test"] {
+        let typed = readme.lines().any(|line| line.trim_start_matches("$ ") == command);
+        assert!(typed, "README.md does not show `{command}` as a line to type");
+    }
+    let last = ci.lines().rfind(|line| !line.trim().is_empty()).unwrap();
+    assert_eq!(last, "step 'README: cargo test' cargo test", "CI ends with the summary of README's test command");
+}
+
+/// Without what stands in fenced blocks.
+fn prose(document: &str) -> String {
+    let mut fenced = false;
+    let outside = document.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence
+    });
+    outside.collect::<Vec<_>>().join("\n")
+}
+
+/// The anchors of a document's headings, as they are on its web page.
+fn headings(document: &Path) -> BTreeSet<String> {
+    let text = prose(&fs::read_to_string(document).unwrap());
+    let mut times: BTreeMap<String, usize> = BTreeMap::new();
+    let titles = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    titles
+        .map(|title| {
+            let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            let anchor = kept.collect::<String>().to_lowercase().replace(' ', "-");
+            let again = times.entry(anchor.clone()).or_default();
+            *again += 1;
+            if *again == 1 { anchor } else { format!("{anchor}-{}", *again - 1) }
+        })
+        .collect()
+}
