@@ -87,7 +87,7 @@ fn room(path: &str) -> &str {
 }
 
 /// Every `word` of a text, where it stands by itself.
-fn words<'t>(text: &'t str) -> impl Iterator<Item = &'t str> {
+fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }
 
