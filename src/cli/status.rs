@@ -6,8 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::operator::OperatorError;
-use super::operator::{ask_status, socket};
+use super::operator::{OperatorError, ask_status, socket};
 use super::output;
 use super::terminal::{paragraph, printable, table};
 use crate::wire::control::{Isolation, Process, ProcessState};
