@@ -1,6 +1,6 @@
 //! `portcullis reload`: read the configuration and the policies again, and wait until that is done.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use super::operator::{OperatorError, ask_status, socket};
 use super::output;
 use super::terminal::printable;
+use crate::wire::operator::Status;
 
 /// First and longest wait between two looks at the status.
 const LOOK_FIRST: Duration = Duration::from_millis(10);
@@ -45,7 +46,7 @@ pub(super) enum ReloadError {
     #[error(
         "reload of supervisor {pid}: not done after {seconds} s; `portcullis status` shows how it goes on"
     )]
-    Timeout { pid: i32, seconds: u32 },
+    Timeout { pid: i32, seconds: u64 },
     #[error("reload refused, what served before still serves: {0}")]
     Refused(String),
 }
@@ -62,24 +63,27 @@ impl ReloadError {
 
 /// Signals the supervisor, waits, says how it ended.
 pub(super) fn run(args: &ReloadArgs) -> Result<ExitCode, ReloadError> {
-    let socket = socket(args.socket.as_deref());
-    let until = Instant::now() + Duration::from_secs(args.timeout.into());
-    let before = ask_status(&socket)?;
+    let status = reload(&socket(args.socket.as_deref()), Duration::from_secs(args.timeout.into()))?;
+    // Done it is, even where nobody reads so.
+    let _ = output::text(format_args!("reload {} done\n", status.processes.reloads));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reloads, and gives the status in which the new set serves.
+pub(super) fn reload(socket: &Path, within: Duration) -> Result<Status, ReloadError> {
+    let until = Instant::now() + within;
+    let before = ask_status(socket)?;
     let pid = before.supervisor_pid;
     signal(pid)?;
     let mut wait = LOOK_FIRST;
     loop {
         // While generations change hands a look may fail; the last one tells why.
-        let error = match ask_status(&socket) {
+        let error = match ask_status(socket) {
             Ok(now) if now.processes.reloads > before.processes.reloads => {
-                let Some(error) = now.processes.last_reload_error else {
-                    // Done it is, even where nobody reads so.
-                    let _ = output::text(format_args!("reload {} done\n", now.processes.reloads));
-                    return Ok(ExitCode::SUCCESS);
-                };
-                return Err(ReloadError::Refused(printable(&error)));
+                let Some(error) = &now.processes.last_reload_error else { return Ok(now) };
+                return Err(ReloadError::Refused(printable(error)));
             }
-            Ok(_) => ReloadError::Timeout { pid, seconds: args.timeout },
+            Ok(_) => ReloadError::Timeout { pid, seconds: within.as_secs() },
             Err(error) => error.into(),
         };
         if Instant::now() + wait > until {
