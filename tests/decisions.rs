@@ -10,6 +10,7 @@
 
 mod support;
 
+use portcullis::artifact::Digest;
 use portcullis::decision::{Outcome, Refusal, Stage, TrapKind};
 use portcullis::wire::client::Deadline;
 use support::Site;
@@ -41,9 +42,16 @@ fn a_guest_that_does_not_end_is_refused_at_its_deadline() {
             "",
         )
         .start();
-    for policy in ["spin", "fill", "copy"] {
+    for (policy, component) in
+        [("spin", "hostile/spin"), ("fill", "hostile/spin-fill"), ("copy", "hostile/spin-copy")]
+    {
         let decision = service.ask_within("acme", policy, b"", Deadline::Budget { us: 5_000 });
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::Deadline(Stage::Run)), "{policy}");
+        assert_eq!(
+            decision.digest,
+            Some(support::built(component).cwasm.as_slice()).map(Digest::of),
+            "{policy}"
+        );
     }
 }
 

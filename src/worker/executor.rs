@@ -284,6 +284,7 @@ impl Executor {
             }
             task.start(now, &self.slice);
             self.running.began(task.flow);
+            self.shared.tickets.started(task.ticket);
         }
         let State::Running { evaluation, started_ns } = &mut task.state else { return now };
         let queue_ns = started_ns.saturating_sub(task.received_ns);
@@ -322,10 +323,7 @@ impl Executor {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let state = std::mem::replace(&mut task.state, State::Done);
         let (ticket, index, connection, flow) = (task.ticket, task.index, task.connection, task.flow);
-        let digest = match &state {
-            State::Waiting { policy, .. } => Some(policy.digest()),
-            State::Running { .. } | State::Done => None,
-        };
+        let digest = Some(task.digest);
         let decision = result.unwrap_or_else(|refusal| Decision { digest, ..Decision::refused(refusal) });
         self.shared.counters.count(&decision.outcome);
         let reply = self.shared.tickets.answer(ticket, index, decision);

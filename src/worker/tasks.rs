@@ -7,6 +7,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::tickets::TicketKey;
+use crate::artifact::Digest;
 use crate::engine::{Call, Evaluated, Policy};
 
 pub(super) type Tasks = Slab<Task>;
@@ -21,6 +22,8 @@ pub(super) struct Task {
     pub(super) flow: usize,
     pub(super) received_ns: u64,
     pub(super) deadline_ns: u64,
+    /// Of the policy that is asked.
+    pub(super) digest: Digest,
     pub(super) state: State,
 }
 

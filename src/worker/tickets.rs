@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use slab::Slab;
 
 use super::outbound::Outbound;
+use crate::artifact::Digest;
 use crate::decision::{Decision, Refusal, Stage};
 use crate::wire::client::ServerFrame;
 
@@ -28,6 +29,10 @@ struct Ticket {
     connection: Arc<Outbound>,
     id: u64,
     deadline_ns: u64,
+    /// Of the policy that is asked.
+    digest: Digest,
+    /// A guest has been at it.
+    started: bool,
     answers: Answers,
 }
 
@@ -58,6 +63,7 @@ impl Tickets {
         connection: &Arc<Outbound>,
         id: u64,
         deadline_ns: u64,
+        digest: Digest,
         batch: Option<usize>,
     ) -> TicketKey {
         let answers = match batch {
@@ -67,8 +73,17 @@ impl Tickets {
         let mut open = self.lock();
         open.issued += 1;
         let serial = open.issued;
-        let ticket = Ticket { serial, connection: Arc::clone(connection), id, deadline_ns, answers };
+        let connection = Arc::clone(connection);
+        let ticket = Ticket { serial, connection, id, deadline_ns, digest, started: false, answers };
         TicketKey { slot: open.slots.insert(ticket), serial }
+    }
+
+    /// From now on it is not in the queue any more, should somebody else have to say where it was.
+    pub(super) fn started(&self, key: TicketKey) {
+        if let Some(ticket) = self.lock().slots.get_mut(key.slot).filter(|ticket| ticket.serial == key.serial)
+        {
+            ticket.started = true;
+        }
     }
 
     /// Answers question `index` (0 if it is no batch). Returns the reply once it is complete; `None` as well if
@@ -86,7 +101,7 @@ impl Tickets {
                     *place = Some(decision);
                     *missing -= 1;
                 }
-                if *missing > 0 { None } else { Some(open.slots.remove(key.slot).late(Stage::Reply)) }
+                if *missing > 0 { None } else { Some(open.slots.remove(key.slot).late()) }
             }
         }
     }
@@ -100,7 +115,7 @@ impl Tickets {
             .filter(|(_, ticket)| ticket.deadline_ns < now_ns)
             .map(|(slot, _)| slot)
             .collect();
-        late.into_iter().map(|slot| open.slots.remove(slot).late(Stage::Run)).collect()
+        late.into_iter().map(|slot| open.slots.remove(slot).late()).collect()
     }
 
     /// A thread that panics aborts the process, so a poisoned lock cannot be met.
@@ -111,8 +126,10 @@ impl Tickets {
 
 impl Ticket {
     /// The answer as it stands; what is missing is refused.
-    fn late(self, stage: Stage) -> Reply {
-        let refused = || Decision::refused(Refusal::Deadline(stage));
+    fn late(self) -> Reply {
+        let stage = if self.started { Stage::Run } else { Stage::Queue };
+        let digest = Some(self.digest);
+        let refused = || Decision { digest, ..Decision::refused(Refusal::Deadline(stage)) };
         let id = self.id;
         let frame = match self.answers {
             Answers::One => ServerFrame::Decision { id, decision: refused() },
@@ -137,6 +154,10 @@ mod tests {
         Arc::new(Outbound::new(OwnedFd::from(ours)))
     }
 
+    fn policy() -> Digest {
+        Digest::of(b"policy")
+    }
+
     fn decision() -> Decision {
         Decision::refused(Refusal::Overloaded)
     }
@@ -144,7 +165,7 @@ mod tests {
     #[test]
     fn a_ticket_is_answered_once() {
         let tickets = Tickets::default();
-        let key = tickets.open(&connection(), 7, 100, None);
+        let key = tickets.open(&connection(), 7, 100, policy(), None);
         assert!(tickets.answer(key, 0, decision()).is_some());
         assert!(tickets.answer(key, 0, decision()).is_none());
     }
@@ -152,9 +173,9 @@ mod tests {
     #[test]
     fn an_old_key_does_not_answer_the_slots_next_ticket() {
         let tickets = Tickets::default();
-        let old = tickets.open(&connection(), 1, 100, None);
+        let old = tickets.open(&connection(), 1, 100, policy(), None);
         assert_eq!(tickets.expire(101).len(), 1);
-        let new = tickets.open(&connection(), 2, 200, None);
+        let new = tickets.open(&connection(), 2, 200, policy(), None);
         assert!(tickets.answer(old, 0, decision()).is_none());
         assert!(tickets.answer(new, 0, decision()).is_some());
     }
@@ -162,20 +183,21 @@ mod tests {
     #[test]
     fn a_batch_is_complete_when_all_are_in_or_time_is_up() {
         let tickets = Tickets::default();
-        let key = tickets.open(&connection(), 1, 100, Some(2));
+        let key = tickets.open(&connection(), 1, 100, policy(), Some(2));
         assert!(tickets.answer(key, 1, decision()).is_none());
         assert!(tickets.answer(key, 1, decision()).is_none(), "the same answer again does not complete it");
         let reply = tickets.answer(key, 0, decision()).unwrap();
         assert!(matches!(reply.frame, ServerFrame::Decisions { id: 1, decisions } if decisions.len() == 2));
 
-        let key = tickets.open(&connection(), 2, 100, Some(3));
+        let key = tickets.open(&connection(), 2, 100, policy(), Some(3));
+        tickets.started(key);
         assert!(tickets.answer(key, 2, decision()).is_none());
         assert!(tickets.expire(100).is_empty(), "at the deadline it is not late yet");
         let replies = tickets.expire(101);
         let [Reply { frame: ServerFrame::Decisions { decisions, .. }, .. }] = &replies[..] else {
             panic!("{replies:?}")
         };
-        let late = Decision::refused(Refusal::Deadline(Stage::Run));
+        let late = Decision { digest: Some(policy()), ..Decision::refused(Refusal::Deadline(Stage::Run)) };
         assert_eq!(decisions[..], [late.clone(), late, decision()]);
     }
 }

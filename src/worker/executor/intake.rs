@@ -252,7 +252,8 @@ impl Executor {
             }
         };
         let size = batch.then_some(inputs.len());
-        let ticket = self.shared.tickets.open(&connection.outbound, id, admitted.deadline_ns, size);
+        let (deadline_ns, digest) = (admitted.deadline_ns, admitted.policy.digest());
+        let ticket = self.shared.tickets.open(&connection.outbound, id, deadline_ns, digest, size);
         connection.requests.push(InProgress { id, ticket, left: inputs.len() });
         let connection = ConnectionKey { slot, serial: connection.serial };
         for (index, input) in inputs.iter().enumerate() {
@@ -266,6 +267,7 @@ impl Executor {
                 flow: admitted.flow,
                 received_ns: receipt.monotonic_ns,
                 deadline_ns: admitted.deadline_ns,
+                digest: admitted.policy.digest(),
                 state: State::Waiting { policy: Arc::clone(&admitted.policy), call },
             });
             self.schedule.enqueue(admitted.flow, task);
