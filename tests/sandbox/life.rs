@@ -184,7 +184,7 @@ impl EpochTimer {
                 engine.increment_epoch();
             }
         }
-        ENGINE.set(engine.clone()).ok().expect("one engine");
+        assert!(ENGINE.set(engine.clone()).is_ok(), "one engine");
         // SAFETY: all zero is a valid value of both structures.
         let (mut action, mut event): (libc::sigaction, libc::sigevent) = unsafe { std::mem::zeroed() };
         action.sa_sigaction = tick as *const () as usize;

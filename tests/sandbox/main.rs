@@ -4,13 +4,13 @@
 //! A test that something is stopped also does it unsealed, where it must work, or it would prove nothing.
 
 #![expect(unsafe_code, reason = "forks, and makes system calls by number as an intruder would")]
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::expect_used, clippy::panic, reason = "tests")]
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "system call arguments are untyped"
 )]
-#![expect(clippy::print_stderr, clippy::indexing_slicing, reason = "tests")]
+#![expect(clippy::indexing_slicing, reason = "tests")]
 
 mod child;
 mod escapes;

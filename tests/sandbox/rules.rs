@@ -106,8 +106,7 @@ impl Rule {
         for condition in &self.conditions {
             let kept = arguments[condition.index] & !condition.mask;
             // What a condition does not look at is 0, except in a 32-bit argument given as -1.
-            arguments[condition.index] =
-                if kept == u64::MAX & !condition.mask { 0 } else { kept } | condition.value;
+            arguments[condition.index] = if kept == !condition.mask { 0 } else { kept } | condition.value;
         }
         arguments
     }
