@@ -23,6 +23,8 @@ use crate::wire::operator::{OperatorReply, OperatorRequest, Status, WorkerCounte
 
 /// Longer than any test takes.
 const FOREVER_MS: u32 = 600_000;
+/// A test that waits this long waits for something that will not come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Service {
     directory: tempfile::TempDir,
@@ -115,6 +117,7 @@ impl Service {
         let bytes = bytes.to_vec();
         blocking(move || {
             let mut client = Client::connect(path).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
             match client.write_all(&bytes) {
                 // Refused at the door, before it could write; the farewell is there to be read.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -136,7 +139,13 @@ impl Service {
 
 impl Worker {
     async fn next(&self) -> (ToWorker, Option<OwnedFd>) {
-        self.0.receive(&mut Vec::new()).await.unwrap().expect("a message, not the end")
+        self.receive().await.expect("a message, not the end")
+    }
+
+    async fn receive(&self) -> Option<(ToWorker, Option<OwnedFd>)> {
+        let mut buffer = Vec::new();
+        let received = tokio::time::timeout(PATIENCE, self.0.receive(&mut buffer)).await;
+        received.expect("a message or the end").unwrap()
     }
 
     async fn adopted(&self) -> Adopted {
@@ -167,7 +176,7 @@ impl Worker {
 
     /// The frontend has closed this worker's channel.
     async fn is_cut(&self) -> bool {
-        self.0.receive(&mut Vec::new()).await.unwrap().is_none()
+        self.receive().await.is_none()
     }
 }
 
@@ -233,6 +242,7 @@ fn ask_status(mut operator: Client) -> OperatorReply {
 
 fn read_exactly(socket: &mut Client, length: usize) -> Vec<u8> {
     socket.set_nonblocking(false).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut bytes = vec![0; length];
     socket.read_exact(&mut bytes).unwrap();
     bytes
@@ -654,25 +664,32 @@ async fn a_return_of_another_descriptor_ends_the_worker() {
 
 #[tokio::test]
 async fn a_worker_that_breaks_the_protocol_is_ended() {
-    let whole = |unread| FromWorker::Return { cookie: Cookie(1), unread };
-    let cases: [(&str, Vec<(FromWorker, bool)>); 10] = [
-        ("a return without descriptor", vec![(whole(0), false)]),
-        ("a descriptor with something else", vec![(FromWorker::Drained, true)]),
-        ("too much unread", vec![(whole(2 << 20), true)]),
-        ("more unread than announced", vec![(whole(2), true), (FromWorker::Unread(vec![1, 2, 3]), false)]),
-        ("empty unread", vec![(whole(2), true), (FromWorker::Unread(vec![]), false)]),
-        ("something between", vec![(whole(2), true), (FromWorker::Drained, false)]),
-        ("unread of nothing", vec![(FromWorker::Unread(vec![1]), false)]),
-        ("closed what is not its own", vec![(FromWorker::Closed { cookie: Cookie(u64::MAX) }, false)]),
-        (
-            "a status that nobody asked for",
-            vec![(FromWorker::Status { nonce: 1, part: worker_status("gold", 1), last: true }, false)],
-        ),
-        ("more after Drained", vec![(FromWorker::Drained, false), (FromWorker::Drained, false)]),
+    /// One message, and whether it comes with the worker's own connection.
+    type Said = (FromWorker, bool);
+    type Lie = fn(Cookie) -> Vec<Said>;
+    fn returned(cookie: Cookie, unread: u32) -> FromWorker {
+        FromWorker::Return { cookie, unread }
+    }
+    // With their true name, so that nothing but the one thing is wrong.
+    let cases: [(&str, Lie); 10] = [
+        ("a return without descriptor", |own| vec![(returned(own, 0), false)]),
+        ("a descriptor with something else", |_| vec![(FromWorker::Drained, true)]),
+        ("too much unread", |own| vec![(returned(own, 2 << 20), true)]),
+        ("more unread than announced", |own| {
+            vec![(returned(own, 2), true), (FromWorker::Unread(vec![1, 2, 3]), false)]
+        }),
+        ("empty unread", |own| vec![(returned(own, 2), true), (FromWorker::Unread(vec![]), false)]),
+        ("something between", |own| vec![(returned(own, 2), true), (FromWorker::Drained, false)]),
+        ("unread of nothing", |_| vec![(FromWorker::Unread(vec![1]), false)]),
+        ("closed what is not its own", |_| vec![(FromWorker::Closed { cookie: Cookie(u64::MAX) }, false)]),
+        ("a status that nobody asked for", |_| {
+            vec![(FromWorker::Status { nonce: 1, part: worker_status("gold", 1), last: true }, false)]
+        }),
+        ("more after Drained", |_| vec![(FromWorker::Drained, false), (FromWorker::Drained, false)]),
     ];
     for (name, messages) in cases {
         let (_service, [gold, _iron], [acme, _crow], _clients) = two_classes().await;
-        for (message, with_descriptor) in messages {
+        for (message, with_descriptor) in messages(acme.cookie) {
             let descriptor = with_descriptor.then(|| acme.socket.as_fd());
             gold.0.send(&message, descriptor).await.unwrap();
         }
