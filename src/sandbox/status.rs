@@ -52,6 +52,8 @@ pub(super) struct Status {
     ambient: u64,
     no_new_privs: u32,
     seccomp: u32,
+    /// How many filters are in force, inherited ones included.
+    pub(super) seccomp_filters: u32,
     /// Bit n - 1 is signal n.
     signals_ignored: u64,
 }
@@ -96,6 +98,7 @@ impl Status {
             ambient: mask("CapAmb")?,
             no_new_privs: number("NoNewPrivs")?,
             seccomp: number("Seccomp")?,
+            seccomp_filters: number("Seccomp_filters")?,
             signals_ignored: mask("SigIgn")?,
         })
     }
@@ -128,13 +131,18 @@ impl Status {
         }
     }
 
-    /// No new privileges, and a seccomp filter.
-    pub(super) fn expect_sealed(&self) -> Result<(), Mismatch> {
+    /// No new privileges, and a seccomp filter besides those it was born with: children inherit the supervisor's, and
+    /// those of whatever started the supervisor.
+    pub(super) fn expect_sealed(&self, inherited_filters: u32) -> Result<(), Mismatch> {
         if self.no_new_privs != 1 {
             return Err(Mismatch::new("NoNewPrivs", self.no_new_privs, 1));
         }
         if self.seccomp != 2 {
             return Err(Mismatch::new("Seccomp", self.seccomp, 2));
+        }
+        if self.seccomp_filters <= inherited_filters {
+            let expected = format!("more than the {inherited_filters} inherited");
+            return Err(Mismatch::new("Seccomp_filters", self.seccomp_filters, expected));
         }
         Ok(())
     }
@@ -180,7 +188,8 @@ mod tests {
         assert_eq!(status.state, 'S');
         status.expect_identity(61001, 61001, Isolation::DistinctUids).expect("identity");
         status.expect_capabilities(Role::Worker, Isolation::DistinctUids).expect("capabilities");
-        status.expect_sealed().expect("sealed");
+        status.expect_sealed(0).expect("sealed");
+        status.expect_sealed(1).expect("sealed beyond what it inherited");
         status.expect_abort_works().expect("abort");
     }
 
@@ -198,6 +207,7 @@ mod tests {
             ("CapAmb:\t0000000000000000", "CapAmb:\t0000000000000080", "CapAmb"),
             ("NoNewPrivs:\t1", "NoNewPrivs:\t0", "NoNewPrivs"),
             ("Seccomp:\t2", "Seccomp:\t0", "Seccomp"),
+            ("Seccomp_filters:\t2", "Seccomp_filters:\t1", "Seccomp_filters"),
             ("SigIgn:\t0000000000001000", "SigIgn:\t0000000000000020", "SigIgn (SIGABRT)"),
         ];
         for (from, to, field) in cases {
@@ -206,7 +216,7 @@ mod tests {
             let mismatch = status
                 .expect_identity(61001, 61001, Isolation::DistinctUids)
                 .and_then(|()| status.expect_capabilities(Role::Worker, Isolation::DistinctUids))
-                .and_then(|()| status.expect_sealed())
+                .and_then(|()| status.expect_sealed(1))
                 .and_then(|()| status.expect_abort_works())
                 .expect_err(field);
             assert_eq!(mismatch.field, field);
@@ -231,7 +241,7 @@ mod tests {
             let field = line.split(':').next().expect("name");
             let cut = Status::parse(&TEXT.replace(line, "X:\t1"));
             match field {
-                "Name" | "Umask" | "Tgid" | "Pid" | "FDSize" | "Threads" | "Seccomp_filters" => {
+                "Name" | "Umask" | "Tgid" | "Pid" | "FDSize" | "Threads" => {
                     cut.expect("not needed");
                 }
                 needed => assert_eq!(cut.expect_err("needed"), needed),

@@ -46,18 +46,20 @@ pub enum WitnessError {
 
 /// Reads the status of every thread of `pid` until two looks in a row find the same threads, all as `expected`.
 ///
-/// `pid` must be a child that the caller has not waited for, so that the number cannot come to mean another process.
+/// `pid` must be a child of the caller, born under the filters it has now, that the caller has not waited for, so that the number cannot come to mean another process.
 ///
 /// # Errors
 /// Names the thread and the field that is not as expected.
 pub fn look(pid: i32, expected: &Expected) -> Result<Witnessed, WitnessError> {
     let role = expected.role;
+    // A child is born under our own filters: they say nothing of whether it is sealed.
+    let inherited = Status::of_this_thread().map_err(|source| WitnessError::Status { role, pid, source })?;
     let mut before = BTreeSet::new();
     for _ in 0..LOOKS {
         let threads = threads(pid, role)?;
         let mut vanished = false;
         for &thread in &threads {
-            vanished |= !check(pid, thread, expected)?;
+            vanished |= !check(pid, thread, expected, inherited.seccomp_filters)?;
         }
         if threads == before && !vanished {
             let threads = u32::try_from(threads.len()).unwrap_or(u32::MAX);
@@ -87,7 +89,7 @@ fn threads(pid: i32, role: Role) -> Result<BTreeSet<i32>, WitnessError> {
 }
 
 /// False if the thread ended between the listing and the look.
-fn check(pid: i32, thread: i32, expected: &Expected) -> Result<bool, WitnessError> {
+fn check(pid: i32, thread: i32, expected: &Expected, inherited_filters: u32) -> Result<bool, WitnessError> {
     let Expected { role, uid, gid, isolation } = *expected;
     let path = format!("/proc/{pid}/task/{thread}/status");
     let status = match Status::read(Path::new(&path)) {
@@ -99,7 +101,7 @@ fn check(pid: i32, thread: i32, expected: &Expected) -> Result<bool, WitnessErro
         return Err(WitnessError::Gone { role, pid });
     }
     status
-        .expect_sealed()
+        .expect_sealed(inherited_filters)
         .and_then(|()| status.expect_identity(uid, gid, isolation))
         .and_then(|()| status.expect_capabilities(role, isolation))
         .map(|()| true)
