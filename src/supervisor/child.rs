@@ -79,8 +79,8 @@ pub(super) struct Child {
     pub(super) answers: Answers,
     pub(super) ready: Option<Ready>,
     pub(super) threads: u32,
-    /// Nothing more comes from it.
-    pub(super) silent: bool,
+    /// When it closed its control channel; it should end at that moment.
+    pub(super) closed: Option<Instant>,
     /// What it may still say before the next ping.
     messages_left: u32,
 }
@@ -132,7 +132,7 @@ impl Child {
             answers,
             ready: None,
             threads: 0,
-            silent: false,
+            closed: None,
             messages_left: MESSAGES_PER_PING,
         }
     }
@@ -182,6 +182,11 @@ impl Child {
 
     pub(super) fn is_serving(&self) -> bool {
         matches!(self.stage, Stage::Serving { .. })
+    }
+
+    /// Serves, and hears us.
+    pub(super) fn takes_orders(&self) -> bool {
+        self.is_serving() && self.closed.is_none()
     }
 
     /// On its way to serve.

@@ -110,9 +110,15 @@ impl Lineage {
         }
     }
 
-    /// The one that served since `since` is gone.
+    /// The one that served since `since` was killed, or ended with an error.
     pub(super) fn died(&mut self, since: Instant, now: Instant) {
         self.restarts = self.restarts.saturating_add(1);
+        self.left(since, now);
+    }
+
+    /// The one that served since `since` ended by itself: a worker does when the frontend is gone, which may be seen
+    /// a little later.
+    pub(super) fn left(&mut self, since: Instant, now: Instant) {
         if now.saturating_duration_since(since) >= SERVED_A_WHILE {
             self.backoff = Backoff::default();
         }

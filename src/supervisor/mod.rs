@@ -37,16 +37,13 @@ use spawn::{Programs, SpawnError};
 use supervise::{GaveUp, Supervision};
 
 use crate::sandbox::privileges::{SurrenderError, settle};
-use crate::sandbox::{Allowed, Given, Role, SealError, Sealed, install_panic_hook};
+use crate::sandbox::{Allowed, Given, Role, SealError, Sealed, install_panic_hook, system_paths};
 use crate::wire::control::Isolation;
 
 /// EX_USAGE, EX_UNAVAILABLE and EX_CONFIG of sysexits.h.
 const EXIT_USAGE: u8 = 64;
 const EXIT_UNAVAILABLE: u8 = 69;
 const EXIT_CONFIG: u8 = 78;
-
-/// What children need to start, under the supervisor's Landlock as well as under none: the loader and its libraries.
-const LIBRARIES: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
 
 /// Why the service does not run (any more).
 #[derive(Debug, thiserror::Error)]
@@ -153,20 +150,15 @@ fn lock_in(
     let given = Given::check(Role::Supervisor, surroundings.uid, surroundings.gid, surroundings.isolation)?;
     let socket_directories = sockets.directories();
     let keys = &config.service.trusted_keys;
-    let mut allowed = vec![
-        // The witness; the children's look at themselves.
-        Allowed::ReadDir(Path::new("/proc")),
-        Allowed::ReadDir(&config.service.store),
-        Allowed::Execute(programs.directory()),
-    ];
+    // The loader and its libraries, and /proc for the witness.
+    let mut allowed = system_paths();
+    allowed.push(Allowed::ReadDir(&config.service.store));
+    allowed.push(Allowed::Execute(programs.directory()));
     // Editors replace files, so a reload finds a new file in the same directory.
     allowed.extend(path.parent().map(Allowed::ReadDir));
     allowed.extend(keys.iter().filter_map(|key| key.path.parent()).map(Allowed::ReadDir));
     allowed.extend(config.classes.iter().map(|class| Allowed::ReadWriteDir(&class.cache)));
     allowed.extend(socket_directories.iter().map(|directory| Allowed::ReadWriteDir(directory)));
-    let there = |path: &&Path| path.exists();
-    allowed.extend(LIBRARIES.map(Path::new).iter().copied().filter(there).map(Allowed::Execute));
-    allowed.extend(Some(Path::new("/etc/ld.so.cache")).filter(there).map(Allowed::ReadFile));
     given.confine(&allowed)?.seal()
 }
 

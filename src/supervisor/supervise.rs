@@ -82,7 +82,7 @@ impl Supervision {
                 Phase::Running => Phase::Running,
                 Phase::Reloading => self.reloading(),
                 Phase::Stopping { until, why } => {
-                    if self.fleet.children().is_empty() || now >= until + KILLED_WITHIN {
+                    if self.fleet.is_empty() || now >= until + KILLED_WITHIN {
                         break why.map_or(Ok(()), Err);
                     }
                     Phase::Stopping { until, why }
@@ -196,8 +196,8 @@ impl Supervision {
             }
         };
         let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let audible = self.fleet.children().iter().filter(|child| !child.silent);
-        watched.extend(audible.map(|child| PollFd::new(child.channel.as_fd(), PollFlags::POLLIN)));
+        watched
+            .extend(self.fleet.audible().map(|child| PollFd::new(child.channel.as_fd(), PollFlags::POLLIN)));
         match poll(&mut watched, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),

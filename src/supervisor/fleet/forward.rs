@@ -31,7 +31,7 @@ impl Fleet {
     pub(super) fn reassign(&mut self, now: Instant) {
         let current = self.current.clone();
         let outdated = |child: &Child| {
-            child.part == Part::Frontend && child.is_serving() && child.epoch() < current.epoch
+            child.part == Part::Frontend && child.takes_orders() && child.epoch() < current.epoch
         };
         let Some(index) = self.find(outdated) else { return };
         let Some(child) = self.children.get_mut(index) else { return };
@@ -54,10 +54,12 @@ impl Fleet {
 
     /// Makes workers known to a frontend that serves; the frontend then drains the one before, in order.
     pub(super) fn route_workers(&mut self, now: Instant) {
-        let Some(frontend) = self.find(|child| child.part == Part::Frontend && child.is_serving()) else {
+        let Some(frontend) = self.find(|child| child.part == Part::Frontend && child.takes_orders()) else {
             return;
         };
-        let routable = |child: &Child| child.part != Part::Frontend && child.stage == Stage::Witnessed;
+        let routable = |child: &Child| {
+            child.part != Part::Frontend && child.stage == Stage::Witnessed && child.closed.is_none()
+        };
         while let Some(index) = self.find(routable) {
             let (Some(front), Some(child)) = (self.children.get(frontend), self.children.get(index)) else {
                 return;
@@ -100,7 +102,7 @@ impl Fleet {
         if !self.changed {
             return;
         }
-        let Some(index) = self.find(|child| child.part == Part::Frontend && child.is_serving()) else {
+        let Some(index) = self.find(|child| child.part == Part::Frontend && child.takes_orders()) else {
             return;
         };
         let table = ToChild::Processes(self.table());

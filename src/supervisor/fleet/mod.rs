@@ -24,9 +24,13 @@ use super::listen::Sockets;
 use super::log::say;
 use super::spawn::Programs;
 use crate::sandbox::witness::{self, Expected};
-use crate::wire::channel::{ReceiveError, Received};
+use crate::wire::channel::{ReceiveError, Received, SendError};
 use crate::wire::control::{Isolation, Ready, ToChild};
 
+/// From the end of the control channel to the end of the process.
+const END_WITHIN: Duration = Duration::from_millis(50);
+/// How the end of a process that wanted to end is called.
+const LEFT: &str = "exited with 0";
 /// A full channel is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 /// Messages read from one child in one wake-up, so that none keeps us from the others.
@@ -75,8 +79,8 @@ impl Fleet {
         }
     }
 
-    pub(super) fn children(&self) -> &[Child] {
-        &self.children
+    pub(super) fn is_empty(&self) -> bool {
+        self.children.is_empty()
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -93,16 +97,16 @@ impl Fleet {
     fn listen_to(&mut self, index: usize, now: Instant) {
         for _ in 0..MESSAGES_A_ROUND {
             let Some(child) = self.children.get_mut(index) else { return };
-            if child.silent {
+            if child.closed.is_some() || child.stage == Stage::Condemned {
                 return;
             }
             match child.channel.receive(&mut self.buffer) {
                 Ok(Received::Nothing) => return,
                 Ok(Received::End) => {
-                    child.silent = true;
-                    if !matches!(child.stage, Stage::Draining { .. }) {
-                        // It is exiting, most likely; if not, it has no business without us.
-                        self.condemn(index, "closed its control channel", now);
+                    child.closed = Some(now);
+                    if child.part == Part::Frontend && child.is_serving() {
+                        // Its workers see their ends and leave, maybe before we see its death.
+                        self.orphan_workers(now);
                     }
                     return;
                 }
@@ -172,11 +176,16 @@ impl Fleet {
             let child = self.children.remove(index);
             match child.stage {
                 Stage::Condemned => {}
-                Stage::Draining { .. } if how == "exited with 0" => say!("{child}: drained"),
+                Stage::Draining { .. } if how == LEFT => say!("{child}: drained"),
                 _ => say!("{child}: {how}"),
             }
             self.changed = true;
-            self.lost(&child.part, child.stage, child.epoch(), &how, now);
+            match (child.stage, &child.part) {
+                (Stage::Serving { since }, Part::Worker(_)) if how == LEFT => {
+                    self.lineage(&child.part).left(since, now);
+                }
+                _ => self.lost(&child.part, child.stage, child.epoch(), &how, now),
+            }
         }
     }
 
@@ -188,6 +197,11 @@ impl Fleet {
                 Stage::Starting { until } if now >= until => Some("was not ready in time"),
                 Stage::Draining { until } if now >= until => Some("did not drain in time"),
                 Stage::Serving { .. } if child.answers.too_late(now) => Some("does not answer"),
+                Stage::Draining { .. } => None,
+                // It has no business without us.
+                _ if child.closed.is_some_and(|closed| now >= closed + END_WITHIN) => {
+                    Some("closed its control channel and lives on")
+                }
                 _ => None,
             };
             if let Some(why) = late {
@@ -195,6 +209,7 @@ impl Fleet {
                 continue;
             }
             if child.is_serving()
+                && child.closed.is_none()
                 && let Some(nonce) = child.answers.ping_due(now)
             {
                 child.refill_messages();
@@ -222,7 +237,6 @@ impl Fleet {
             return;
         }
         say!("{child}: killed: {why}");
-        child.silent = true;
         child.handover = None;
         if let Err(errno) = kill(child.pid, Signal::SIGKILL) {
             say!("{child}: kill: {errno}");
@@ -325,8 +339,10 @@ impl Fleet {
                 Stage::Starting { .. } | Stage::Witnessed => self.condemn(index, "the service stops", now),
                 Stage::Serving { .. } => {
                     child.stage = Stage::Draining { until };
-                    if let Err(why) = child.channel.send(&ToChild::Drain, None) {
-                        self.condemn(index, &format!("tell it to drain: {why}"), now);
+                    match child.channel.send(&ToChild::Drain, None) {
+                        // A worker also leaves when the frontend does, and may have been quicker than this.
+                        Ok(()) | Err(SendError::Closed) => {}
+                        Err(why) => self.condemn(index, &format!("tell it to drain: {why}"), now),
                     }
                 }
                 Stage::Draining { until: before } => {
@@ -343,12 +359,20 @@ impl Fleet {
         }
     }
 
+    /// Those from whom something may come.
+    pub(super) fn audible(&self) -> impl Iterator<Item = &Child> {
+        self.children.iter().filter(|child| child.closed.is_none() && child.stage != Stage::Condemned)
+    }
+
     /// When there is something to do although nothing happens.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        let children = self.children.iter().filter_map(|child| match child.stage {
-            Stage::Starting { until } | Stage::Draining { until } => Some(until),
-            Stage::Serving { .. } => Some(child.answers.next()),
-            Stage::Witnessed | Stage::Condemned => None,
+        let children = self.children.iter().filter_map(|child| match (child.stage, child.closed) {
+            (Stage::Condemned, _) => None,
+            (Stage::Draining { until }, _) => Some(until),
+            (_, Some(closed)) => Some(closed + END_WITHIN),
+            (Stage::Starting { until }, _) => Some(until),
+            (Stage::Serving { .. }, _) => Some(child.answers.next()),
+            (Stage::Witnessed, _) => None,
         });
         let lineages = std::iter::once(&self.frontend).chain(&self.classes).filter_map(|l| l.next(now));
         let retry = self.retry.then(|| now + TRY_AGAIN);

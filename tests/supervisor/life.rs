@@ -1,0 +1,203 @@
+//! Reloads, deaths and misbehaviour while the service runs.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portcullis::wire::control::ProcessState;
+
+use crate::Test;
+use crate::service::{As, Site, generation, serving};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "a_worker_that_dies_is_replaced_and_the_others_go_on",
+        a_worker_that_dies_is_replaced_and_the_others_go_on,
+    ),
+    ("a_worker_that_is_stopped_is_replaced", a_worker_that_is_stopped_is_replaced),
+    ("a_worker_that_does_not_answer_is_replaced", a_worker_that_does_not_answer_is_replaced),
+    ("a_worker_that_says_ready_twice_is_replaced", a_worker_that_says_ready_twice_is_replaced),
+    ("a_worker_that_says_garbage_is_replaced", a_worker_that_says_garbage_is_replaced),
+    ("a_frontend_that_dies_is_replaced_with_its_workers", a_frontend_that_dies_is_replaced_with_its_workers),
+    ("a_worker_that_asks_is_renewed", a_worker_that_asks_is_renewed),
+    ("a_reload_switches_to_new_generations", a_reload_switches_to_new_generations),
+    ("a_wrong_configuration_is_refused_by_a_reload", a_wrong_configuration_is_refused_by_a_reload),
+    ("what_is_fixed_at_the_start_is_refused_by_a_reload", what_is_fixed_at_the_start_is_refused_by_a_reload),
+    ("a_generation_that_cannot_start_leaves_the_old_one", a_generation_that_cannot_start_leaves_the_old_one),
+    ("the_supervisors_death_takes_everyone_with_it", the_supervisors_death_takes_everyone_with_it),
+];
+
+fn tenant(name: &str, class: &str) -> String {
+    format!("[tenant.{name}]\nclass = \"{class}\"\npolicies = []\nuids = [1]\n")
+}
+
+fn pid(process: &portcullis::wire::control::Process) -> Pid {
+    Pid::from_raw(process.pid)
+}
+
+#[track_caller]
+fn replaced_by_itself(name: &str, answer_within: &str, because: &str) {
+    let site = Site::new(As::Caller);
+    site.write(&site.sound(answer_within, &tenant(name, "a")));
+    let mut service = site.start();
+    let table =
+        service.wait_until(|_, table| generation(table, "a") == Some(2) && serving(table, "b").is_some());
+    assert_eq!(serving(&table, "a").expect("serving").restarts, 1);
+    assert_eq!(generation(&table, "b"), Some(1), "the other class is not touched");
+    let said = service.stop();
+    assert!(said.contains(because), "{said}");
+}
+
+fn a_worker_that_dies_is_replaced_and_the_others_go_on() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    let before = service.wait_until_all_serve();
+    let mut after = before.clone();
+    for round in 2..=3 {
+        kill(pid(serving(&after, "a").expect("a")), Signal::SIGKILL).expect("kill");
+        after = service.wait_until(|_, table| generation(table, "a") == Some(round));
+    }
+    assert_eq!(serving(&after, "a").expect("a").restarts, 2);
+    assert_eq!(serving(&after, "b"), serving(&before, "b"));
+    let said = service.stop();
+    assert!(said.contains("killed by SIGKILL"), "it is said how: {said}");
+}
+
+fn a_worker_that_is_stopped_is_replaced() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    let table = service.wait_until_all_serve();
+    kill(pid(serving(&table, "b").expect("b")), Signal::SIGSTOP).expect("stop");
+    service.wait_until(|_, table| generation(table, "b") == Some(2));
+    assert!(service.stop().contains("stopped by SIGSTOP"));
+}
+
+fn a_worker_that_does_not_answer_is_replaced() {
+    replaced_by_itself("mute", "1s", "worker a generation 1");
+}
+
+fn a_worker_that_says_ready_twice_is_replaced() {
+    replaced_by_itself("ready-twice", "10s", "misbehaved: unpermitted message Ready at this point");
+}
+
+fn a_worker_that_says_garbage_is_replaced() {
+    replaced_by_itself("garbage", "10s", "misbehaved: message on channel: frame does not decode");
+}
+
+fn a_frontend_that_dies_is_replaced_with_its_workers() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    let table = service.wait_until_all_serve();
+    kill(pid(&table.processes[0]), Signal::SIGKILL).expect("kill");
+    service.wait_until(|_, table| table.processes.first().is_some_and(|frontend| frontend.generation == 2));
+    let table = service.wait_until_all_serve();
+    assert_eq!((table.processes[0].generation, table.processes[0].restarts), (2, 1));
+    for worker in table.processes.iter().skip(1) {
+        assert!(worker.generation >= 2, "its channel to the frontend died with it: {worker:?}");
+        assert_eq!(worker.restarts, 0, "it left, it did not die: {worker:?}");
+    }
+    service.stop();
+}
+
+fn a_worker_that_asks_is_renewed() {
+    let site = Site::new(As::Caller);
+    site.configure(&tenant("renews", "a"));
+    let mut service = site.start();
+    let table =
+        service.wait_until(|_, table| generation(table, "a") == Some(2) && table.processes.len() == 3);
+    assert_eq!(serving(&table, "a").expect("a").restarts, 0, "not a death");
+    assert_eq!(generation(&table, "b"), Some(1));
+    service.stop();
+}
+
+fn a_reload_switches_to_new_generations() {
+    let site = Site::new(As::Caller);
+    site.configure(&tenant("acme", "a"));
+    let mut service = site.start();
+    service.wait_until(|tenants, table| tenants == 1 && generation(table, "a") == Some(1));
+    service.wait_until_all_serve();
+    for round in 1..=20 {
+        let names =
+            if round % 2 == 0 { tenant("acme", "a") } else { tenant("acme", "a") + &tenant("blue", "b") };
+        site.configure(&names);
+        service.signal(Signal::SIGHUP);
+        let table = service.wait_until(|_, table| table.reloads == round);
+        assert_eq!(table.last_reload_error, None);
+        assert_eq!((generation(&table, "a"), generation(&table, "b")), (Some(round + 1), Some(round + 1)));
+        assert_eq!(table.processes[0].generation, 1, "the frontend stays and is told");
+    }
+    let (tenants, table) =
+        (2, service.wait_until(|tenants, table| tenants == 1 && table.processes.len() == 3));
+    assert_eq!((tenants, table.processes[1].restarts), (2, 0));
+    service.stop();
+}
+
+fn a_wrong_configuration_is_refused_by_a_reload() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    let before = service.wait_until_all_serve();
+    site.configure("[tenant.acme]\nclass = \"c\"\npolicies = []\nuids = [1]\n");
+    service.signal(Signal::SIGHUP);
+    let table = service.wait_until(|_, table| table.reloads == 1);
+    let error = table.last_reload_error.expect("refused");
+    assert!(error.contains("portcullis.toml:23:9: class: there is no [class.c]"), "{error}");
+    assert_eq!(table.processes, before.processes, "nobody was touched");
+    site.configure("");
+    service.signal(Signal::SIGHUP);
+    assert_eq!(
+        service.wait_until(|_, table| table.reloads == 2).last_reload_error,
+        None,
+        "and the next is good"
+    );
+    service.stop();
+}
+
+fn what_is_fixed_at_the_start_is_refused_by_a_reload() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    service.wait_until_all_serve();
+    site.write(&site.sound("10s", "").replace("/run/decide.sock", "/run/other.sock"));
+    service.signal(Signal::SIGHUP);
+    let table = service.wait_until(|_, table| table.reloads == 1);
+    assert_eq!(table.last_reload_error.as_deref(), Some("restart the service to change service.socket"));
+    service.stop();
+}
+
+fn a_generation_that_cannot_start_leaves_the_old_one() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    service.wait_until_all_serve();
+    site.configure(&tenant("fails", "a"));
+    service.signal(Signal::SIGHUP);
+    let table = service.wait_until(|_, table| table.reloads == 1);
+    let error = table.last_reload_error.clone().expect("refused");
+    assert_eq!(error, "worker a: did not start: no policy could be loaded");
+    assert_eq!((generation(&table, "a"), generation(&table, "b")), (Some(1), Some(2)), "b follows, a stays");
+    // When the old one dies, it is followed by one like it.
+    kill(pid(serving(&table, "a").expect("a")), Signal::SIGKILL).expect("kill");
+    service.wait_until(|_, table| generation(table, "a") == Some(3));
+    service.stop();
+}
+
+/// Also those that are stopped and could not leave by themselves.
+fn the_supervisors_death_takes_everyone_with_it() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    let table = service.wait_until_all_serve();
+    // Both at once, or the supervisor would replace it.
+    service.signal(Signal::SIGSTOP);
+    kill(pid(serving(&table, "a").expect("a")), Signal::SIGSTOP).expect("stop");
+    service.signal(Signal::SIGKILL);
+    // The log ends when the last of them is gone.
+    service.end();
+    let start = Instant::now();
+    for process in &table.processes {
+        assert_ne!(process.state, ProcessState::Starting);
+        // Its descriptors go a moment before its number does.
+        while Path::new(&format!("/proc/{}/cwd", process.pid)).exists() {
+            assert!(start.elapsed() < Duration::from_secs(10), "{process:?} lives on");
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The real supervisor, in a directory of its own, with this binary as its children.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portcullis::wire::control::{Process, ProcessState, ProcessTable};
+
+/// Long enough for a machine that does other things; only ever waited for when something is wrong.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Directory with the supervisor and this binary twice, made once.
+pub(crate) fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<tempfile::TempDir> = OnceLock::new();
+    PROGRAMS
+        .get_or_init(|| {
+            let directory = tempfile::tempdir().expect("tempdir");
+            let own = std::env::current_exe().expect("exe");
+            let supervisor = PathBuf::from(env!("CARGO_BIN_EXE_portcullis-supervisor"));
+            for (from, to) in [
+                (&supervisor, "portcullis-supervisor"),
+                (&own, "portcullis-frontend"),
+                (&own, "portcullis-worker"),
+            ] {
+                let to = directory.path().join(to);
+                fs::copy(from, &to).expect("copy");
+                fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).expect("chmod");
+            }
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).expect("chmod");
+            directory
+        })
+        .path()
+}
+
+/// Who starts the service.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum As {
+    /// Whoever runs the tests: root, with a UID for each role, or an ordinary user.
+    Caller,
+    /// A UID without any privilege.
+    Ordinary,
+    /// A UID with the four capabilities, as under systemd.
+    Ambient,
+}
+
+/// The UID of [`As::Ordinary`] and [`As::Ambient`].
+const STARTER: u32 = 61009;
+
+pub(crate) struct Site {
+    pub(crate) directory: tempfile::TempDir,
+    starter: As,
+}
+
+impl Site {
+    /// Everything a configuration with the classes a and b names.
+    pub(crate) fn new(starter: As) -> Self {
+        let site = Self { directory: tempfile::tempdir().expect("tempdir"), starter };
+        let own = nix::unistd::geteuid().as_raw();
+        let (own, distinct) = match starter {
+            As::Caller => (own, own == 0),
+            As::Ordinary => (STARTER, false),
+            As::Ambient => (STARTER, true),
+        };
+        site.give(".", 0o711, own);
+        for (name, owner) in [
+            ("run", own),
+            ("store", own),
+            ("keys", own),
+            ("a", if distinct { 61001 } else { own }),
+            ("b", if distinct { 61002 } else { own }),
+        ] {
+            fs::create_dir(site.path(name)).expect("mkdir");
+            // The children have to reach the socket's directory's parent no more than anybody else.
+            site.give(name, if name == "run" { 0o755 } else { 0o700 }, owner);
+        }
+        fs::write(site.path("keys/k.pub"), "-----BEGIN PUBLIC KEY-----\n").expect("key");
+        site.give("keys/k.pub", 0o644, own);
+        site.configure("");
+        site
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn give(&self, name: &str, mode: u32, owner: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).expect("chmod");
+        chown(self.path(name), Some(owner), Some(owner)).expect("chown");
+    }
+
+    /// Writes a sound configuration and `more`. Answers may take long here: the machine does other things.
+    pub(crate) fn configure(&self, more: &str) {
+        self.write(&self.sound("10s", more));
+    }
+
+    pub(crate) fn sound(&self, answer_within: &str, more: &str) -> String {
+        format!(
+            r#"
+[service]
+socket = "@/run/decide.sock"
+operator_socket = "@/run/operator.sock"
+store = "@/store"
+trusted_keys = ["@/keys/k.pub"]
+drain = "10s"
+answer_within = "{answer_within}"
+[frontend]
+uid = 61000
+gid = 61000
+[class.a]
+uid = 61001
+gid = 61001
+cache = "@/a"
+threads = 1
+[class.b]
+uid = 61002
+gid = 61002
+cache = "@/b"
+threads = 1
+{more}"#
+        )
+    }
+
+    pub(crate) fn write(&self, text: &str) {
+        let text = text.replace('@', &self.directory.path().display().to_string());
+        let new = self.path("new");
+        fs::write(&new, text).expect("write");
+        fs::rename(&new, self.path("portcullis.toml")).expect("rename");
+        fs::set_permissions(self.path("portcullis.toml"), fs::Permissions::from_mode(0o644)).expect("chmod");
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        let program = programs().join("portcullis-supervisor");
+        let mut command = match self.starter {
+            As::Caller => Command::new(program),
+            As::Ordinary | As::Ambient => {
+                let mut command = Command::new("setpriv");
+                command
+                    .args([&format!("--reuid={STARTER}"), &format!("--regid={STARTER}")])
+                    .arg("--clear-groups");
+                if self.starter == As::Ambient {
+                    let four = "+setuid,+setgid,+setpcap,+kill";
+                    command.args([format!("--inh-caps={four}"), format!("--ambient-caps={four}")]);
+                }
+                command.arg(program);
+                command
+            }
+        };
+        command
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("INVOCATION_ID")
+            .env("CANARY", "must not reach the children");
+        command.arg("--config").arg(self.path("portcullis.toml")).stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end, which must come by itself; its exit code and what it said.
+    pub(crate) fn run_to_end(&self) -> (Option<i32>, String) {
+        let output = self.command().output().expect("run");
+        let said = String::from_utf8(output.stderr).expect("text");
+        (output.status.code(), said.replace(&self.directory.path().display().to_string(), "@"))
+    }
+
+    pub(crate) fn start(&self) -> Service {
+        self.start_with(self.command())
+    }
+
+    pub(crate) fn start_with(&self, mut command: Command) -> Service {
+        let process = command.spawn().expect("spawn");
+        Service { process, socket: self.path("run/decide.sock"), tables: None, last: None }
+    }
+}
+
+/// A running supervisor. Dropped without having ended, it is killed.
+pub(crate) struct Service {
+    pub(crate) process: Child,
+    socket: PathBuf,
+    tables: Option<BufReader<UnixStream>>,
+    last: Option<(usize, ProcessTable)>,
+}
+
+impl Service {
+    /// Reads process tables, which the frontend sends whenever they change, until one is as `wanted`. The one read last
+    /// is looked at first.
+    #[track_caller]
+    pub(crate) fn wait_until(&mut self, wanted: impl Fn(usize, &ProcessTable) -> bool) -> ProcessTable {
+        let start = std::time::Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Some((tenants, table)) = &self.last
+                && wanted(*tenants, table)
+            {
+                return table.clone();
+            }
+            if let Some(status) = self.process.try_wait().expect("wait") {
+                panic!("supervisor ended: {status}: {}", self.said());
+            }
+            let Some(reader) = &mut self.tables else {
+                match UnixStream::connect(&self.socket) {
+                    Ok(stream) => {
+                        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+                        self.tables = Some(BufReader::new(stream));
+                    }
+                    // Not bound yet: there is nothing to wait for but time.
+                    Err(_) => std::thread::sleep(Duration::from_millis(2)),
+                }
+                continue;
+            };
+            let mut line = String::new();
+            match reader.read_line(&mut line) {
+                Ok(1..) => self.last = Some(serde_json::from_str(&line).expect("table")),
+                // The frontend died; the next one takes over the listening socket.
+                _ => self.tables = None,
+            }
+        }
+        panic!("never came about; the last table was {:?}", self.last)
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_all_serve(&mut self) -> ProcessTable {
+        self.wait_until(|_, table| {
+            let serving = |process: &&Process| process.state == ProcessState::Serving;
+            table.processes.len() == 3 && table.processes.iter().filter(serving).count() == 3
+        })
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("signal");
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.process.id().try_into().expect("pid"))
+    }
+
+    /// Waits for the end; what it said.
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
+        let said = self.said();
+        (self.process.wait().expect("wait"), said)
+    }
+
+    /// Until everybody who holds the log has closed it.
+    fn said(&mut self) -> String {
+        let mut said = String::new();
+        if let Some(mut stderr) = self.process.stderr.take() {
+            stderr.read_to_string(&mut said).expect("text");
+        }
+        said
+    }
+
+    #[track_caller]
+    pub(crate) fn stop(self) -> String {
+        self.signal(Signal::SIGTERM);
+        let (status, said) = self.end();
+        assert_eq!((status.code(), status.signal()), (Some(0), None), "{said}");
+        said
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Its children die with it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The worker of class `class` that serves.
+pub(crate) fn serving<'t>(table: &'t ProcessTable, class: &str) -> Option<&'t Process> {
+    let of_class = |process: &&Process| process.class.as_ref().is_some_and(|name| name.as_str() == class);
+    table.processes.iter().filter(of_class).find(|process| process.state == ProcessState::Serving)
+}
+
+pub(crate) fn generation(table: &ProcessTable, class: &str) -> Option<u64> {
+    serving(table, class).map(|process| process.generation)
+}
