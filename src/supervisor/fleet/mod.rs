@@ -7,6 +7,7 @@
 //! When the frontend dies its channels to the workers die with it. The workers that serve own their clients'
 //! connections, so they are let drain, not killed; a new frontend and new workers start at the same time.
 
+mod end;
 mod forward;
 mod start;
 
@@ -24,7 +25,7 @@ use super::listen::Sockets;
 use super::log::say;
 use super::spawn::Programs;
 use crate::sandbox::witness::{self, Expected};
-use crate::wire::channel::{ReceiveError, Received, SendError};
+use crate::wire::channel::{ReceiveError, Received};
 use crate::wire::control::{Isolation, Ready, ToChild};
 
 /// From the end of the control channel to the end of the process.
@@ -329,34 +330,6 @@ impl Fleet {
             self.children.iter().filter(of_it).count()
         };
         self.classes.iter().map(draining).max().unwrap_or(0)
-    }
-
-    /// Everybody finishes what was begun; who has not even begun goes.
-    pub(super) fn drain_all(&mut self, until: Instant, now: Instant) {
-        for index in 0..self.children.len() {
-            let Some(child) = self.children.get_mut(index) else { return };
-            match child.stage {
-                Stage::Starting { .. } | Stage::Witnessed => self.condemn(index, "the service stops", now),
-                Stage::Serving { .. } => {
-                    child.stage = Stage::Draining { until };
-                    match child.channel.send(&ToChild::Drain, None) {
-                        // A worker also leaves when the frontend does, and may have been quicker than this.
-                        Ok(()) | Err(SendError::Closed) => {}
-                        Err(why) => self.condemn(index, &format!("tell it to drain: {why}"), now),
-                    }
-                }
-                Stage::Draining { until: before } => {
-                    child.stage = Stage::Draining { until: before.min(until) }
-                }
-                Stage::Condemned => {}
-            }
-        }
-    }
-
-    pub(super) fn kill_all(&mut self, why: &str, now: Instant) {
-        for index in 0..self.children.len() {
-            self.condemn(index, why, now);
-        }
     }
 
     /// Those from whom something may come.

@@ -1,0 +1,38 @@
+//! The end of the service: drained, or killed.
+
+use std::time::Instant;
+
+use super::Fleet;
+use crate::supervisor::child::Stage;
+use crate::wire::channel::SendError;
+use crate::wire::control::ToChild;
+
+impl Fleet {
+    /// Everybody finishes what was begun; who has not even begun goes.
+    pub(in crate::supervisor) fn drain_all(&mut self, until: Instant, now: Instant) {
+        for index in 0..self.children.len() {
+            let Some(child) = self.children.get_mut(index) else { return };
+            match child.stage {
+                Stage::Starting { .. } | Stage::Witnessed => self.condemn(index, "the service stops", now),
+                Stage::Serving { .. } => {
+                    child.stage = Stage::Draining { until };
+                    match child.channel.send(&ToChild::Drain, None) {
+                        // A worker also leaves when the frontend does, and may have been quicker than this.
+                        Ok(()) | Err(SendError::Closed) => {}
+                        Err(why) => self.condemn(index, &format!("tell it to drain: {why}"), now),
+                    }
+                }
+                Stage::Draining { until: before } => {
+                    child.stage = Stage::Draining { until: before.min(until) }
+                }
+                Stage::Condemned => {}
+            }
+        }
+    }
+
+    pub(in crate::supervisor) fn kill_all(&mut self, why: &str, now: Instant) {
+        for index in 0..self.children.len() {
+            self.condemn(index, why, now);
+        }
+    }
+}
