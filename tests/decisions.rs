@@ -11,7 +11,8 @@
 mod support;
 
 use portcullis::artifact::Digest;
-use portcullis::decision::{Outcome, Refusal, Stage, TrapKind};
+use portcullis::client::Question;
+use portcullis::decision::{Obligations, Outcome, Refusal, Stage, TrapKind};
 use portcullis::wire::client::Deadline;
 use support::Site;
 
@@ -85,4 +86,65 @@ fn a_guest_that_traps_is_refused_by_kind_and_the_worker_lives() {
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::Trap(kind)), "{policy}");
     }
     assert_eq!(pids(&service), before);
+}
+
+#[test]
+fn nothing_of_a_request_is_there_for_the_next() {
+    // One slot, so that every instance has the memory of the one before it.
+    let service = Site::new()
+        .class("one", "threads = 1\ninstances = 1")
+        .tenant("acme", "one", &[("canary", "hostile/canary")], "")
+        .start();
+    let mut connection = service.connect("acme");
+    let question = Question::opaque("", b"a pattern that would be seen again");
+    let (acme, canary) = (support::tenant("acme"), support::policy("canary"));
+    for _ in 0..10_000 {
+        connection.send(&acme, &canary, Deadline::Default, question.input()).unwrap();
+        connection.flush().unwrap();
+        let (_, decision) = connection.receive().unwrap();
+        assert_eq!(decision.outcome, Outcome::Allow, "{decision:?}");
+        assert_eq!(decision.obligations.metadata[0].value, "clean");
+    }
+}
+
+#[test]
+fn what_a_guest_returns_is_believed_as_a_whole_or_not_at_all() {
+    let service = Site::new()
+        .class("one", "")
+        .tenant(
+            "acme",
+            "one",
+            &[
+                ("lie", "hostile/lie-lengths"),
+                ("huge", "hostile/huge-output"),
+                ("bad", "hostile/bad-headers"),
+            ],
+            "",
+        )
+        .start();
+    for (policy, variants) in [("lie", "pahrwnuds"), ("huge", "brx"), ("bad", "szneNrx")] {
+        for variant in variants.chars() {
+            let decision = service.ask("acme", policy, variant.to_string().as_bytes());
+            assert!(
+                matches!(decision.outcome, Outcome::Refused(Refusal::InvalidOutput(_) | Refusal::Trap(_))),
+                "{policy} {variant}: {decision:?}"
+            );
+            assert_eq!(decision.obligations, Obligations::default());
+        }
+    }
+}
+
+#[test]
+fn the_clock_stands_still_and_random_numbers_differ_between_requests() {
+    let service =
+        Site::new().class("one", "").tenant("acme", "one", &[("gate", "hostile/selective")], "").start();
+    let ask = |bytes: &[u8]| service.ask("acme", "gate", bytes).obligations.metadata;
+    let before = std::time::SystemTime::now();
+    let clock = ask(b"clock");
+    let after = std::time::SystemTime::now();
+    let values: Vec<u128> = clock.iter().map(|one| one.value.parse().unwrap()).collect();
+    let ns = |time: std::time::SystemTime| time.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    assert!(values.iter().all(|value| (ns(before)..=ns(after)).contains(value)), "{clock:?}");
+    assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "{clock:?}");
+    assert_ne!(ask(b"random"), ask(b"random"));
 }
