@@ -9,7 +9,7 @@ use super::event::{Answered, Ending, Event, Keeping, Unexpected, micros};
 use super::scene::{Scene, SceneError, TENANTS};
 use crate::artifact::Digest;
 use crate::client::{ClientError, Deadline, Question, blocking};
-use crate::decision::{Decision, InvalidName, Outcome, PolicyName, Refusal, Tenant};
+use crate::decision::{Decision, InvalidName, Outcome, PolicyName, Refusal, Stage, Tenant};
 
 /// For questions that are answered in microseconds; a machine that compiles something meanwhile may take longer.
 const UNHURRIED: Duration = Duration::from_secs(5);
@@ -234,8 +234,11 @@ impl Ask {
                 Expected::Denied(expected, why) => status == Some(expected) && reason == why,
                 Expected::Allowed | Expected::TimedOut | Expected::Trapped => true,
             };
-        // Whatever a policy did, it is on record which one it was.
-        let nameless = digest(answer).is_none();
+        // Whatever a policy did, it is on record which one it was; but for a question that was late already when the
+        // worker read it, no policy was looked up.
+        let unread = Refusal::Deadline(Stage::Receipt);
+        let unread = matches!(answer, Ok(decision) if decision.outcome == Outcome::Refused(unread));
+        let nameless = digest(answer).is_none() && !unread;
         match (good, nameless) {
             (true, false) => None,
             (true, true) => Some("the answer does not name the policy that decided".to_owned()),

@@ -60,8 +60,8 @@ impl Signals {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let mut woken = Woken::default();
-        woken.readable = watched.get(1).and_then(PollFd::any).unwrap_or(false);
+        let readable = watched.get(1).and_then(PollFd::any).unwrap_or(false);
+        let mut woken = Woken { readable, ..Woken::default() };
         while let Some(signal) = self.descriptor.read_signal()? {
             match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
                 Ok(Ok(Signal::SIGCHLD)) => woken.child = true,
