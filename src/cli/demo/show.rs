@@ -196,7 +196,7 @@ impl Show {
         ];
         let mut text = table(2, head.each_ref().map(String::as_str), &rows);
         text += &paragraph(
-            " ",
+            "  ",
             "Seccomp and NoNewPrivs hold for every thread. /proc does not show Landlock: so many threads of each \
              child tried to open a file and failed.",
         );
@@ -204,14 +204,14 @@ impl Show {
             Isolation::DistinctUids => {
                 let names = SUPERVISOR_KEEPS.map(|capability| capability.to_string()).join(", ");
                 text += &paragraph(
-                    " ",
+                    "  ",
                     &format!("The supervisor keeps {names}; nobody else has any capability."),
                 );
                 text += &self.paint(Ink::Good, "  isolation: every process has a UID of its own");
             }
             Isolation::SharedUid => {
                 text += &paragraph(
-                    " ",
+                    "  ",
                     "Without privilege CapBnd cannot be emptied; under NoNewPrivs nothing in it can be had.",
                 );
                 text += &self.paint(
@@ -238,7 +238,7 @@ impl Show {
             time(summary.p50_ns),
             time(summary.p99_ns),
             paragraph(
-                " ",
+                "  ",
                 "Next: run `portcullis demo --keep` and ask it yourself, or put a policy of your own behind it as \
                  the README's quick start shows.",
             )
