@@ -40,7 +40,6 @@ mod pipelined;
 mod report;
 #[path = "service/subject.rs"]
 mod subject;
-#[allow(unreachable_pub, reason = "written for many test programs")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 #[path = "service/wire.rs"]
