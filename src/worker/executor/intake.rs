@@ -401,11 +401,11 @@ impl Executor {
 
 fn interest(connection: &Connection) -> EpollFlags {
     let mut flags = EpollFlags::empty();
-    if connection.phase == Phase::Open {
-        flags |= EpollFlags::EPOLLIN;
-    }
     if connection.blocked {
+        // Who does not take answers is not asked for questions.
         flags |= EpollFlags::EPOLLOUT;
+    } else if connection.phase == Phase::Open {
+        flags |= EpollFlags::EPOLLIN;
     }
     flags
 }
