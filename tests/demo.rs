@@ -121,6 +121,11 @@ fn everything_is_shown(events: &[Value], isolation: &str) {
     for process in processes {
         assert_eq!((&process["seccomp"], &process["no_new_privs"]), (&2.into(), &1.into()), "{process}");
         if process["role"] != "supervisor" {
+            // Its own, besides those it was born under.
+            assert!(
+                process["seccomp_filters"].as_u64() > processes[0]["seccomp_filters"].as_u64(),
+                "{process}"
+            );
             assert_eq!(
                 (&process["cap_eff"], &process["landlock_proven_threads"]),
                 (&"0".into(), &process["threads"])

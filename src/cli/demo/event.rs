@@ -180,6 +180,8 @@ pub(super) struct Process {
     /// The lowest of all threads.
     pub(super) no_new_privs: u32,
     pub(super) seccomp: u32,
+    /// Filters in force, inherited ones included; the lowest of all threads.
+    pub(super) seccomp_filters: u32,
     pub(super) threads: usize,
     /// Threads whose `open` failed under it, and the kernel's ABI; `/proc` does not show Landlock.
     pub(super) landlock_proven_threads: Option<u32>,

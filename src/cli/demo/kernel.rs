@@ -21,17 +21,21 @@ struct Thread {
     cap_bnd: u64,
     no_new_privs: u32,
     seccomp: u32,
+    seccomp_filters: u32,
 }
 
 /// All processes of the service: the supervisor, and those that serve.
 pub(super) fn look(status: &Status) -> Result<(Vec<Process>, Isolation), DemoError> {
     let isolation = status.processes.isolation;
-    let supervisor = process(status.supervisor_pid, None, isolation)?;
+    // This process started the supervisor, and the supervisor all others.
+    let own = own_filters()?;
+    let supervisor = process(status.supervisor_pid, None, isolation, own)?;
+    let inherited = supervisor.seccomp_filters;
     let mut uids = HashSet::from([supervisor.uid]);
     let mut processes = vec![supervisor];
     let serving = |process: &&control::Process| process.state == ProcessState::Serving;
     for known in status.processes.processes.iter().filter(serving) {
-        let mut seen = process(known.pid, Some(known), isolation)?;
+        let mut seen = process(known.pid, Some(known), isolation, inherited)?;
         if !uids.insert(seen.uid) && isolation == Isolation::DistinctUids {
             seen.unexpected.0.push(format!("expected a UID of its own, {} is another's too", seen.uid));
         }
@@ -40,7 +44,13 @@ pub(super) fn look(status: &Status) -> Result<(Vec<Process>, Isolation), DemoErr
     Ok((processes, isolation))
 }
 
-fn process(pid: i32, known: Option<&control::Process>, isolation: Isolation) -> Result<Process, DemoError> {
+/// `inherited` is how many seccomp filters it was born under: they say nothing of whether it is sealed.
+fn process(
+    pid: i32,
+    known: Option<&control::Process>,
+    isolation: Isolation,
+    inherited: u32,
+) -> Result<Process, DemoError> {
     let proc = format!("/proc/{pid}");
     let look = |cause| DemoError::Look { pid, cause };
     let threads = threads(Path::new(&proc)).map_err(look)?;
@@ -57,7 +67,10 @@ fn process(pid: i32, known: Option<&control::Process>, isolation: Isolation) -> 
             "expected no other capabilities in the bounding set",
         ),
         (every(&|thread| thread.no_new_privs == 1), "expected no_new_privs on every thread"),
-        (every(&|thread| thread.seccomp == 2), "expected a seccomp filter on every thread"),
+        (
+            every(&|thread| thread.seccomp == 2 && thread.seccomp_filters > inherited),
+            "expected a seccomp filter of its own on every thread",
+        ),
         (every(&|thread| thread.uids.iter().all(|uid| thread.uids.first() == Some(uid))), "expected one UID"),
         (
             known.is_none_or(|known| first.uids.first() == Some(&known.uid)),
@@ -77,12 +90,19 @@ fn process(pid: i32, known: Option<&control::Process>, isolation: Isolation) -> 
         cap_bnd: format!("{:x}", threads.iter().fold(0, |all, thread| all | thread.cap_bnd)),
         no_new_privs: threads.iter().map(|thread| thread.no_new_privs).min().unwrap_or(0),
         seccomp: threads.iter().map(|thread| thread.seccomp).min().unwrap_or(0),
+        seccomp_filters: threads.iter().map(|thread| thread.seccomp_filters).min().unwrap_or(0),
         threads: threads.len(),
         landlock_proven_threads: proven,
         landlock_abi: ready.map(|ready| ready.landlock_abi),
         open_files: fs::read_dir(format!("{proc}/fd")).map(Iterator::count).ok(),
         unexpected: Unexpected::where_not(expectations),
     })
+}
+
+fn own_filters() -> Result<u32, DemoError> {
+    let look = |cause| DemoError::Look { pid: i32::try_from(std::process::id()).unwrap_or(0), cause };
+    let status = fs::read_to_string("/proc/thread-self/status").map_err(look)?;
+    Ok(thread(&status).map_err(look)?.seccomp_filters)
 }
 
 fn threads(proc: &Path) -> io::Result<Vec<Thread>> {
@@ -109,6 +129,7 @@ fn thread(status: &str) -> io::Result<Thread> {
         cap_bnd: mask("CapBnd")?,
         no_new_privs: number("NoNewPrivs")?,
         seccomp: number("Seccomp")?,
+        seccomp_filters: number("Seccomp_filters")?,
     })
 }
 
@@ -138,9 +159,9 @@ mod tests {
                 landlock_proven_threads: 0,
             }),
         };
-        let seen = process(pid, Some(&known), Isolation::DistinctUids).unwrap();
+        let seen = process(pid, Some(&known), Isolation::DistinctUids, own_filters().unwrap()).unwrap();
         let text = seen.unexpected.0.join("; ");
-        for part in ["no_new_privs", "seccomp", "UID that status gives", "proved Landlock"] {
+        for part in ["no_new_privs", "filter of its own", "UID that status gives", "proved Landlock"] {
             assert!(text.contains(part), "no {part:?} in {text}");
         }
         assert!(seen.threads >= 1 && seen.open_files.is_some_and(|count| count > 0));
@@ -148,11 +169,12 @@ mod tests {
 
     #[test]
     fn a_status_without_a_field_is_an_error() {
-        let status = "Uid:\t1\t1\t1\t1\nCapEff:\t0\nCapBnd:\t00000000000001e0\nNoNewPrivs:\t1\nSeccomp:\t2\n";
+        let status = "Uid:\t1\t1\t1\t1\nCapEff:\t0\nCapBnd:\t00000000000001e0\nNoNewPrivs:\t1\nSeccomp:\t2\n\
+            Seccomp_filters:\t1\n";
         let found = thread(status).unwrap();
         assert_eq!((found.cap_bnd, found.seccomp, found.uids), (0x1e0, 2, vec![1; 4]));
-        for line in status.lines() {
-            assert!(thread(&status.replace(line, "X:\t1")).is_err(), "{line}");
+        for line in status.lines().map(|line| format!("{line}\n")) {
+            assert!(thread(&status.replace(&line, "X:\t1\n")).is_err(), "{line}");
         }
     }
 }

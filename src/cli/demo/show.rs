@@ -60,10 +60,15 @@ impl Show {
 
     /// Prints an event, and what about it was not as expected.
     pub(super) fn event(&mut self, event: &Event) -> Result<(), DemoError> {
+        let text = self.compose(event).map_err(DemoError::Print)?;
+        output::text(format_args!("{text}")).map_err(DemoError::Print)
+    }
+
+    fn compose(&mut self, event: &Event) -> io::Result<String> {
         let unexpected = event.unexpected();
         self.unexpected += unexpected.len();
         if self.json {
-            return output::json(event).map_err(DemoError::Print);
+            return Ok(serde_json::to_string(event)? + "\n");
         }
         let mut text = String::new();
         let section = section(event);
@@ -76,7 +81,7 @@ impl Show {
             text += &self.paint(Ink::Alarm, &format!("    UNEXPECTED: {complaint}"));
             text.push('\n');
         }
-        output::text(format_args!("{text}")).map_err(DemoError::Print)
+        Ok(text)
     }
 
     fn for_people(&self, event: &Event) -> String {
@@ -179,9 +184,10 @@ impl Show {
             row("CapEff", processes, |process| process.cap_eff.clone()),
             row("CapBnd", processes, |process| process.cap_bnd.clone()),
             row("NoNewPrivs", processes, |process| process.no_new_privs.to_string()),
-            row("Seccomp", processes, |process| match process.seccomp {
-                2 => "2 (filter)".to_owned(),
-                mode => mode.to_string(),
+            row("Seccomp", processes, |process| match (process.seccomp, process.seccomp_filters) {
+                (2, 1) => "2 (1 filter)".to_owned(),
+                (2, filters) => format!("2 ({filters} filters)"),
+                (mode, _) => mode.to_string(),
             }),
             row("threads", processes, |process| process.threads.to_string()),
             row("Landlock", processes, |process| {
@@ -197,8 +203,8 @@ impl Show {
         let mut text = table(2, head.each_ref().map(String::as_str), &rows);
         text += &paragraph(
             "  ",
-            "Seccomp and NoNewPrivs hold for every thread. /proc does not show Landlock: so many threads of each \
-             child tried to open a file and failed.",
+            "Seccomp and NoNewPrivs hold for every thread; each child has a filter of its own besides the \
+             supervisor's. /proc does not show Landlock: so many threads of each child tried to open a file and failed.",
         );
         match isolation {
             Isolation::DistinctUids => {
@@ -326,6 +332,7 @@ mod tests {
             cap_bnd: "1ffffffffff".to_owned(),
             no_new_privs: 1,
             seccomp: 2,
+            seccomp_filters: 3,
             threads: 12,
             landlock_proven_threads: Some(12),
             landlock_abi: Some(7),
@@ -373,10 +380,10 @@ mod tests {
             })
         };
         let mut show = plain();
-        show.event(&answered(vec![])).unwrap();
-        assert_eq!(show.unexpected(), 0);
-        show.event(&answered(vec!["expected denied".to_owned()])).unwrap();
-        assert_eq!(show.unexpected(), 1);
-        assert!(!show.for_people(&answered(vec![])).contains('\u{1b}'), "a policy drives the terminal");
+        let text = show.compose(&answered(vec![])).unwrap();
+        assert_eq!((show.unexpected(), text.contains("UNEXPECTED")), (0, false));
+        assert!(!text.contains('\u{1b}'), "a policy drives the terminal: {text:?}");
+        let text = show.compose(&answered(vec!["expected denied".to_owned()])).unwrap();
+        assert_eq!((show.unexpected(), text.contains("UNEXPECTED: expected denied")), (1, true));
     }
 }
