@@ -346,3 +346,85 @@ fn without_a_store_the_last_good_set_serves_from_the_cache() {
     let decision = service.ask("acme", "gate", b"allow");
     assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, digest));
 }
+
+#[test]
+fn a_policy_that_verifies_but_cannot_be_loaded_does_not_take_the_place_of_the_last_good_one() {
+    // Signed and unchanged, and it starts with more memory than the class has.
+    let site = one_class("memory = \"1MiB\"");
+    let service = site.start();
+    let good = service.ask("acme", "gate", b"allow").digest;
+    assert!(good.is_some());
+    // Always allows: 68 bytes of zero are a decision. 32 pages are 2 MiB.
+    let large = r#"(module
+        (memory (export "memory") 32)
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+        (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
+    let built = portcullis::builder::build(large.as_bytes()).unwrap();
+    let statement = support::statement(&built, &tenant("acme"), &policy("gate"), 2);
+    let signed = portcullis::artifact::sign(&statement, &service.site.key).unwrap();
+    service.site.put("acme", "gate", &built.cwasm, &signed);
+    for _ in 0..3 {
+        assert_eq!(service.reload(), None);
+        let decision = service.ask("acme", "gate", b"allow");
+        assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, good));
+        let policies = service.status().workers[0].policies.clone();
+        assert!(policies[0].refused.as_deref().is_some_and(|why| why.contains("memory")), "{policies:?}");
+    }
+}
+
+/// What is wrong with an artifact, and a word of the reason that `status` gives.
+#[test]
+fn every_bad_artifact_is_refused_by_name_beside_one_that_serves() {
+    use portcullis::artifact::{Architecture, Digest, SigningKey, sign};
+    let mut site = one_class("");
+    let cases = [
+        ("truncated", "digest"),
+        ("extended", "digest"),
+        ("arch", "compiled for"),
+        ("engine", "engine"),
+        ("wasmtime", "wasmtime"),
+        ("tenant", "tenant"),
+        ("policy", "policy"),
+        ("unsigned", "open"),
+        ("stranger", "key"),
+    ];
+    for (name, _) in cases {
+        site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
+        let built = support::built("hostile/selective");
+        let mut cwasm = built.cwasm.clone();
+        let mut statement = support::statement(&built, &tenant(name), &policy("gate"), 1);
+        let mut key = None;
+        match name {
+            "truncated" => drop(cwasm.pop()),
+            "extended" => cwasm.push(0),
+            "arch" => {
+                statement.architecture = match Architecture::host() {
+                    Architecture::X86_64 => Architecture::Aarch64,
+                    Architecture::Aarch64 => Architecture::X86_64,
+                };
+            }
+            "engine" => statement.engine = Digest::of(b"another engine"),
+            "wasmtime" => statement.wasmtime = "48.0.7".into(),
+            "tenant" => statement.tenant = tenant("acme"),
+            "policy" => statement.policy = policy("other"),
+            "stranger" => key = Some(SigningKey::generate_p256().unwrap()),
+            _ => {}
+        }
+        let signed = sign(&statement, key.as_ref().unwrap_or(&site.key)).unwrap();
+        site.put(name, "gate", &cwasm, &signed);
+        if name == "unsigned" {
+            fs::remove_file(site.path("store/unsigned/gate.statement.json")).unwrap();
+        }
+    }
+    let service = site.start();
+    assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);
+    let status = service.status();
+    for (name, word) in cases {
+        let decision = service.ask(name, "gate", b"allow");
+        assert_eq!(decision.outcome, Outcome::Refused(Refusal::UnknownPolicy), "{name}");
+        let shown = status.workers[0].policies.iter().find(|one| one.tenant.as_str() == name).unwrap();
+        assert!(shown.serving.is_none(), "{name}");
+        let why = shown.refused.as_deref().unwrap_or_default();
+        assert!(why.contains(word), "{name}: {why}");
+    }
+}

@@ -223,6 +223,7 @@ mod tests {
             hello_timeout_ms: 3,
             max_connections: 4,
             max_connections_per_uid: 5,
+            classes: vec![],
         };
         let file = || File::from(memfd_create("a", MFdFlags::empty()).unwrap());
         let bytes = frame::encode(&expected, ASSIGNMENT_MAX).unwrap();

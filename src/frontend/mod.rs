@@ -319,6 +319,7 @@ fn limits(assignment: &FrontendAssignment) -> Limits {
     Limits {
         connections: assignment.max_connections,
         connections_per_uid: assignment.max_connections_per_uid,
+        of_classes: assignment.classes.iter().map(|one| (one.class.clone(), one.connections)).collect(),
     }
 }
 

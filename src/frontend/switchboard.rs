@@ -1,7 +1,7 @@
 //! The one owner of everything about connections: it learns what was greeted, returned and lost, and decides where each
 //! connection goes.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::peer::{Connection, Peer};
 use super::routes::{LinkId, News, Routes, What};
 use super::table::{Entry, Table};
 use super::takeback::{End, Returned, WorkerMisbehaved, check};
-use crate::decision::TrustClass;
+use crate::decision::{Quota, TrustClass};
 use crate::wire::client::Farewell;
 use crate::wire::control::TenantGrant;
 use crate::wire::operator::FrontendCounters;
@@ -28,6 +28,7 @@ const HELD_FOR: Duration = Duration::from_secs(5);
 pub(super) struct Switchboard {
     grants: Grants,
     table: Table,
+    seats: HashMap<TrustClass, u32>,
     pub(super) routes: Routes,
     /// Without a worker for now, oldest first.
     held: VecDeque<Held>,
@@ -42,10 +43,12 @@ struct Held {
 }
 
 /// How many connections there may be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Limits {
     pub(super) connections: u32,
     pub(super) connections_per_uid: u32,
+    /// What each class's worker has descriptors for.
+    pub(super) of_classes: HashMap<TrustClass, u32>,
 }
 
 impl Switchboard {
@@ -53,6 +56,7 @@ impl Switchboard {
         Self {
             grants: Grants::new(tenants),
             table: Table::new(limits.connections, limits.connections_per_uid),
+            seats: limits.of_classes,
             routes: Routes::new(news),
             held: VecDeque::new(),
             counters: FrontendCounters::default(),
@@ -65,6 +69,7 @@ impl Switchboard {
     pub(super) fn reassign(&mut self, tenants: Vec<TenantGrant>, limits: Limits) {
         self.grants = Grants::new(tenants);
         self.table.set_limits(limits.connections, limits.connections_per_uid);
+        self.seats = limits.of_classes;
     }
 
     /// Somebody has connected. If there is a seat it is taken, and [`Self::greeted`] must follow.
@@ -105,6 +110,10 @@ impl Switchboard {
                 Ok(grant) => grant,
                 Err(farewell) => return Err((connection, farewell)),
             };
+        // The worker has descriptors for so many: one more would not arrive, and its loss would be ours to explain.
+        if self.table.of_class(&class) >= self.seats.get(&class).copied().unwrap_or(u32::MAX) {
+            return Err((connection, Farewell::Quota(Quota::Connections)));
+        }
         let Some((id, link)) = self.routes.current(&class) else {
             return Err((connection, Farewell::Unavailable));
         };

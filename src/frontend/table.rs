@@ -22,6 +22,8 @@ pub(super) struct Table {
     entries: HashMap<Cookie, Entry>,
     /// Seats taken by each UID: being greeted, or in `entries`. No zeros.
     seats: HashMap<u32, u32>,
+    /// Connections of each class in `entries`. No zeros.
+    classes: HashMap<TrustClass, u32>,
     taken: u32,
     max: u32,
     max_per_uid: u32,
@@ -29,7 +31,14 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(max: u32, max_per_uid: u32) -> Self {
-        Self { entries: HashMap::new(), seats: HashMap::new(), taken: 0, max, max_per_uid }
+        Self {
+            entries: HashMap::new(),
+            seats: HashMap::new(),
+            classes: HashMap::new(),
+            taken: 0,
+            max,
+            max_per_uid,
+        }
     }
 
     /// New limits hold for new connections; nobody is put out.
@@ -65,13 +74,17 @@ impl Table {
         }
     }
 
+    /// Greeted connections of a class, whoever owns them now.
+    pub(super) fn of_class(&self, class: &TrustClass) -> u32 {
+        self.classes.get(class).copied().unwrap_or(0)
+    }
+
     /// A seated connection has been greeted.
     pub(super) fn enter(&mut self, cookie: Cookie, entry: Entry) {
-        let uid = entry.peer.uid;
-        if self.entries.insert(cookie, entry).is_some() {
-            // The kernel does not give a name twice; if it did, there would be one seat too many.
-            self.leave(uid);
-        }
+        // The kernel does not give a name twice; if it did, there would be one seat too many.
+        self.forget(cookie);
+        *self.classes.entry(entry.class.clone()).or_default() += 1;
+        self.entries.insert(cookie, entry);
     }
 
     /// The entry, if the worker behind `link` owns it.
@@ -88,8 +101,13 @@ impl Table {
 
     /// The connection is closed.
     pub(super) fn forget(&mut self, cookie: Cookie) {
-        if let Some(entry) = self.entries.remove(&cookie) {
-            self.leave(entry.peer.uid);
+        let Some(entry) = self.entries.remove(&cookie) else { return };
+        self.leave(entry.peer.uid);
+        if let Some(count) = self.classes.get_mut(&entry.class) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.classes.remove(&entry.class);
+            }
         }
     }
 
@@ -130,12 +148,14 @@ mod tests {
         table.enter(Cookie(1), entry(8, 1));
         table.enter(Cookie(2), entry(8, 1));
         table.enter(Cookie(3), entry(7, 2));
+        assert_eq!(table.of_class(&entry(7, 2).class), 3);
         assert_eq!(table.forget_all_of(LinkId(1)), 2);
         assert_eq!(table.open(), 1);
         table.forget(Cookie(3));
         table.forget(Cookie(3));
         assert_eq!(table.open(), 0);
         assert!(table.seats.is_empty(), "a UID that left costs nothing");
+        assert!(table.classes.is_empty(), "nor does a class that nobody asks");
     }
 
     #[test]

@@ -62,6 +62,7 @@ fn assignment() -> FrontendAssignment {
         hello_timeout_ms: FOREVER_MS,
         max_connections: 20_000,
         max_connections_per_uid: 20_000,
+        classes: vec![],
     }
 }
 

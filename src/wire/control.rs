@@ -81,6 +81,14 @@ pub struct FrontendAssignment {
     pub hello_timeout_ms: u32,
     pub max_connections: u32,
     pub max_connections_per_uid: u32,
+    pub classes: Vec<ClassSeats>,
+}
+
+/// How many connections a class's worker takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassSeats {
+    pub class: TrustClass,
+    pub connections: u32,
 }
 
 /// Who may ask for one tenant.

@@ -97,10 +97,16 @@ impl Loader<'_> {
             Ok((artifact, signed)) => {
                 let known = cached.as_ref().is_some_and(|cached| cached.digest() == artifact.digest());
                 let serving = serving(&artifact, false);
-                let keep = (!known).then(|| self.cache.keep(tenant, name, artifact.bytes(), &signed));
+                let bytes = artifact.bytes().try_clone();
                 match engine::load(self.engine, artifact, self.memory) {
                     Ok(policy) => {
-                        if let Some(Err(error)) = keep {
+                        // Only what can serve takes the place of the last good one.
+                        let kept = match bytes {
+                            _ if known => Ok(()),
+                            Ok(bytes) => self.cache.keep(tenant, name, &bytes, &signed),
+                            Err(error) => Err(error.into()),
+                        };
+                        if let Err(error) = kept {
                             // It serves all the same; only the next start without a store would miss it.
                             tracing::warn!(%tenant, policy = %name, %error, "keep policy");
                         }

@@ -16,7 +16,7 @@ pub use document::ConfigErrors;
 
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::wire::control::{
-    ClassLimits, FrontendAssignment, Isolation, TenantAssignment, TenantGrant, WorkerAssignment,
+    ClassLimits, ClassSeats, FrontendAssignment, Isolation, TenantAssignment, TenantGrant, WorkerAssignment,
 };
 
 /// Largest configuration, bytes: ten thousand tenants.
@@ -133,6 +133,11 @@ impl Config {
             hello_timeout_ms: milliseconds(self.frontend.hello_timeout),
             max_connections: self.frontend.max_connections,
             max_connections_per_uid: self.frontend.max_connections_per_uid,
+            classes: self
+                .classes
+                .iter()
+                .map(|class| ClassSeats { class: class.name.clone(), connections: class.limits.connections })
+                .collect(),
         }
     }
 
