@@ -387,6 +387,8 @@ fn every_bad_artifact_is_refused_by_name_beside_one_that_serves() {
         ("policy", "policy"),
         ("unsigned", "open"),
         ("stranger", "key"),
+        ("ungranted", "imports or exports"),
+        ("unheard-of", "asks for import \"files\""),
     ];
     for (name, _) in cases {
         site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
@@ -407,6 +409,8 @@ fn every_bad_artifact_is_refused_by_name_beside_one_that_serves() {
             "wasmtime" => statement.wasmtime = "48.0.7".into(),
             "tenant" => statement.tenant = tenant("acme"),
             "policy" => statement.policy = policy("other"),
+            "ungranted" => statement.imports.clear(),
+            "unheard-of" => statement.imports.push("files".into()),
             "stranger" => key = Some(SigningKey::generate_p256().unwrap()),
             _ => {}
         }

@@ -98,6 +98,8 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
         log_lines: 0,
         memory: limits.memory as usize,
         table_elements: limits.table_elements as usize,
+        memory_used: 0,
+        table_elements_used: 0,
         growth_refused: false,
         host_ns: 0,
     };

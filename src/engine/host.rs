@@ -66,6 +66,9 @@ pub(super) struct Host {
     pub(super) log_lines: u8,
     pub(super) memory: usize,
     pub(super) table_elements: usize,
+    /// By all memories, and by all tables, together.
+    pub(super) memory_used: usize,
+    pub(super) table_elements_used: usize,
     /// It wanted more memory or table than it may have: what a trap right after it means.
     pub(super) growth_refused: bool,
     pub(super) host_ns: u64,
@@ -77,6 +80,23 @@ impl Host {
         let result = work(self);
         self.host_ns = self.host_ns.saturating_add(monotonic_ns().saturating_sub(start));
         result
+    }
+
+    /// Grants growth from `current` to `desired` if the sum stays within the limit.
+    fn grow(
+        &mut self,
+        budget: impl FnOnce(&mut Self) -> (&mut usize, usize),
+        current: usize,
+        desired: usize,
+    ) -> bool {
+        let (used, limit) = budget(self);
+        let after = used.saturating_add(desired.saturating_sub(current));
+        let granted = after <= limit;
+        if granted {
+            *used = after;
+        }
+        self.growth_refused |= !granted;
+        granted
     }
 
     fn generator(&mut self) -> &mut ChaCha20Rng {
@@ -131,15 +151,11 @@ impl random::Host for Host {
 impl types::Host for Host {}
 
 impl ResourceLimiter for Host {
-    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        let granted = desired <= self.memory;
-        self.growth_refused |= !granted;
-        Ok(granted)
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+        Ok(self.grow(|host| (&mut host.memory_used, host.memory), current, desired))
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        let granted = desired <= self.table_elements;
-        self.growth_refused |= !granted;
-        Ok(granted)
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+        Ok(self.grow(|host| (&mut host.table_elements_used, host.table_elements), current, desired))
     }
 }

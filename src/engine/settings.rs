@@ -118,6 +118,7 @@ pub fn serving_engine(limits: &PoolLimits) -> wasmtime::Result<Serving> {
         pool.max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT);
         pool.max_memories_per_component(MEMORIES_PER_COMPONENT);
         pool.max_tables_per_component(TABLES_PER_COMPONENT);
+        pool.max_tables_per_module(TABLES_PER_COMPONENT);
         pool.max_memory_size(limits.memory as usize);
         pool.table_elements(TABLE_ELEMENTS);
         pool.linear_memory_keep_resident(MEMORY_KEEP_RESIDENT);
