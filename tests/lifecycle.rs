@@ -432,3 +432,59 @@ fn every_bad_artifact_is_refused_by_name_beside_one_that_serves() {
         assert!(why.contains(word), "{name}: {why}");
     }
 }
+
+#[test]
+fn what_is_no_plain_file_in_the_store_is_refused_without_waiting() {
+    let mut site = one_class("");
+    for name in ["link", "pipe", "folder", "tenant-link"] {
+        site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
+        let cwasm = site.path(&format!("store/{name}/gate.cwasm"));
+        let kept = site.path(&format!("{name}.kept"));
+        fs::rename(&cwasm, &kept).unwrap();
+        match name {
+            "link" => std::os::unix::fs::symlink(&kept, &cwasm).unwrap(),
+            // Whoever opened it the plain way would wait for a writer for ever.
+            "pipe" => nix::unistd::mkfifo(&cwasm, nix::sys::stat::Mode::S_IRUSR).unwrap(),
+            "folder" => fs::create_dir(&cwasm).unwrap(),
+            _ => {
+                fs::rename(&kept, &cwasm).unwrap();
+                let (folder, elsewhere) = (site.path("store/tenant-link"), site.path("elsewhere"));
+                fs::rename(&folder, &elsewhere).unwrap();
+                std::os::unix::fs::symlink(&elsewhere, &folder).unwrap();
+            }
+        }
+    }
+    if support::is_root() {
+        std::os::unix::fs::chown(
+            site.path("store/pipe/gate.cwasm"),
+            Some(support::FIRST_CLASS_UID),
+            Some(support::FIRST_CLASS_UID),
+        )
+        .unwrap();
+    }
+    let service = site.start();
+    assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow, "the control: a plain file");
+    let policies = service.status().workers[0].policies.clone();
+    for (name, word) in [
+        ("link", "symbolic link"),
+        ("pipe", "regular file"),
+        ("folder", "regular file"),
+        ("tenant-link", "symbolic link"),
+    ] {
+        let shown = policies.iter().find(|one| one.tenant.as_str() == name).unwrap();
+        assert!(shown.serving.is_none(), "{name}");
+        assert!(shown.refused.as_deref().is_some_and(|why| why.contains(word)), "{shown:?}");
+    }
+}
+
+#[test]
+fn a_key_that_is_no_longer_trusted_loses_what_it_signed() {
+    let service = one_class("").start();
+    assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);
+    let other = portcullis::artifact::SigningKey::generate_p256().unwrap();
+    fs::write(service.site.path("keys/release.pub"), other.public_key().to_pem().unwrap()).unwrap();
+    assert_eq!(service.reload(), None);
+    // Neither the store's nor the cache's: both were signed by the key that is gone.
+    let decision = service.ask("acme", "gate", b"allow");
+    assert_eq!(decision.outcome, Outcome::Refused(Refusal::UnknownPolicy));
+}

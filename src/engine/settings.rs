@@ -39,7 +39,7 @@ fn description() -> String {
     format!(
         "portcullis engine 1; wasmtime {WASMTIME_VERSION}; features {:#x}; epochs; no fuel; wasm stack {WASM_STACK}; \
          memory reservation {MEMORY_RESERVATION} guard {MEMORY_GUARD} both sides, never moves; copy-on-write images; \
-         signals-based traps; no backtraces; no address map; lazy tables; no concurrency",
+         signals-based traps; cranelift, for speed; no backtraces; no address map; lazy tables; no concurrency",
         FEATURES.bits()
     )
 }
