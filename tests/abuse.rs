@@ -296,20 +296,9 @@ fn a_client_that_does_not_read_is_not_asked_for_more_and_nobody_else_notices() {
     let mut stream = greeted(&service);
     stream.set_nonblocking(true).unwrap();
     // Answers of 32 KiB each that nobody reads. In the end neither side takes more: the socket is full both ways.
-    let mut id = 0;
-    let mut refused_in_a_row = 0;
-    while refused_in_a_row < 100 {
-        id += 1;
-        match stream.write_all(&decide(id, b"size:32000")) {
-            Ok(()) => refused_in_a_row = 0,
-            Err(error) => {
-                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "after {id}");
-                refused_in_a_row += 1;
-                // A frame may have been cut here: from now on this client is of no use but to sit there.
-                still_serves(&service);
-            }
-        }
-    }
+    let full = (0..1_000_000).find_map(|id| stream.write_all(&decide(id, b"size:32000")).err());
+    assert_eq!(full.map(|error| error.kind()), Some(std::io::ErrorKind::WouldBlock));
+    still_serves(&service);
     assert!(resident().saturating_sub(before) < 64 << 10, "{} KiB more", resident() - before);
     still_serves(&service);
 }
@@ -398,4 +387,60 @@ fn more_connections_than_a_class_takes_are_told_so_and_harm_nobody() {
         assert!(matches!(next(stream), Some(ServerFrame::Decision { id: 1, .. })));
     }
     assert_eq!(worker(&service), before);
+}
+
+#[test]
+fn a_tenant_that_fills_its_share_of_the_queue_leaves_room_to_the_others() {
+    let site = Site::new()
+        .class("one", "queue = 8\nthreads = 1")
+        .tenant("acme", "one", &[("gate", "hostile/selective")], "")
+        .tenant("globex", "one", &[("gate", "hostile/selective")], "");
+    let service = site.start();
+    let mut stream = greeted(&service);
+    let spins: Vec<u8> = (0..8).flat_map(|id| decide(id, b"spin")).collect();
+    stream.write_all(&spins).unwrap();
+    for _ in 0..4 {
+        let Some(ServerFrame::Decision { decision, .. }) = next(&mut stream) else { panic!("no answer") };
+        assert!(
+            matches!(decision.outcome, Outcome::Refused(Refusal::Quota { which: Quota::Queue, .. })),
+            "{decision:?}"
+        );
+    }
+    assert_eq!(service.ask("globex", "gate", b"allow").outcome, Outcome::Allow);
+}
+
+#[test]
+fn a_flood_of_frames_does_not_end_the_worker() {
+    let mut site =
+        Site::new().class("one", "threads = 1").tenant("acme", "one", &[("gate", "hostile/selective")], "");
+    site.service = "answer_within = \"2s\"\n".into();
+    let service = site.start();
+    let worker = |service: &Service| {
+        service.status().processes.processes.into_iter().find(|one| one.role == "worker").unwrap().pid
+    };
+    let before = worker(&service);
+    let nothing: &[u8] = &[];
+    let batch = |id| {
+        let (deadline, inputs) = (Deadline::Default, vec![nothing; BATCH_MAX]);
+        encoded(&ClientFrame::DecideBatch { id, tenant: "nobody", policy: "gate", deadline, inputs })
+    };
+    let flood: Vec<u8> = (0..1_000).flat_map(batch).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut stream = greeted(&service);
+                let mut reader = stream.try_clone().unwrap();
+                let reading = scope.spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+                for _ in 0..10 {
+                    stream.write_all(&flood).unwrap();
+                }
+                stream.shutdown(Shutdown::Both).unwrap();
+                reading.join().unwrap().unwrap();
+            });
+        }
+        for _ in 0..20 {
+            assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);
+        }
+    });
+    assert_eq!(worker(&service), before, "{}", service.log());
 }

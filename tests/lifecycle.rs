@@ -488,3 +488,18 @@ fn a_key_that_is_no_longer_trusted_loses_what_it_signed() {
     let decision = service.ask("acme", "gate", b"allow");
     assert_eq!(decision.outcome, Outcome::Refused(Refusal::UnknownPolicy));
 }
+
+#[test]
+fn a_new_statement_over_the_same_code_raises_the_floor() {
+    let service = one_class("").start();
+    let version = |service: &Service| {
+        service.status().workers[0].policies[0].serving.as_ref().map(|serving| serving.version)
+    };
+    assert_eq!(version(&service), Some(1));
+    service.site.install("acme", "gate", "hostile/selective", 9);
+    assert_eq!(service.reload(), None);
+    assert_eq!(version(&service), Some(9));
+    service.site.install("acme", "gate", "hostile/selective", 2);
+    assert_eq!(service.reload(), None);
+    assert_eq!(version(&service), Some(9), "an older one does not come back");
+}

@@ -13,6 +13,9 @@ use super::slice::{Slice, monotonic_ns};
 use crate::decision::{Address, Decision, Header, HttpRequest, Input, Outcome, Peer, Refusal, Timing};
 use crate::wire::frame;
 
+/// Most headers of one request: each is looked at on the guest's behalf, where no deadline is.
+const HEADERS_MAX: usize = 1024;
+
 /// What one evaluation needs to know besides its policy.
 #[derive(Debug)]
 pub struct Call {
@@ -56,6 +59,10 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
         Evaluated { decision: Decision { outcome, obligations, cache, digest, timing }, malformed, residue }
     };
     let input: Input<'_> = match frame::decode(&call.input) {
+        Ok(Input::Http(http)) if http.headers.len() > HEADERS_MAX => {
+            let refusal = Refusal::BadRequest(format!("input: more than {HEADERS_MAX} headers"));
+            return ended(Err(refusal), Timing::default(), true, Residue(None));
+        }
         Ok(input) => input,
         Err(error) => {
             let refusal = Refusal::BadRequest(format!("input: {error}"));

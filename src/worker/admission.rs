@@ -9,11 +9,14 @@ use crate::wire::client::Deadline;
 
 /// Room that is left, in questions.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub(super) struct Room<'a> {
     /// On the connection the request came by.
     pub(super) connection: usize,
     /// On this executor.
     pub(super) executor: usize,
+    /// Questions of each tenant that wait or run there, and how many a tenant may have.
+    pub(super) asked: &'a [usize],
+    pub(super) tenant: usize,
 }
 
 /// A request that may wait.
@@ -35,7 +38,7 @@ pub(super) fn admit(
     (tenant, policy): (&str, &str),
     deadline: Deadline,
     received_ns: u64,
-    room: Room,
+    room: Room<'_>,
     questions: usize,
 ) -> Result<Admitted, Refusal> {
     let Some((flow, tenant)) = set.tenant(tenant) else { return Err(Refusal::UnknownTenant) };
@@ -52,6 +55,9 @@ pub(super) fn admit(
     }
     if questions > room.executor {
         return Err(Refusal::Overloaded);
+    }
+    if questions + room.asked.get(flow).copied().unwrap_or(0) > room.tenant {
+        return Err(Refusal::Quota { which: Quota::Queue, retry_after_ms: 1 });
     }
     Ok(Admitted { flow, policy: Arc::clone(policy), deadline_ns })
 }

@@ -24,6 +24,10 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     /// The socket did not take all of the replies; epoll tells when it does.
     pub(super) blocked: bool,
+    /// There may be whole frames in `partial`: they come before anything more is read.
+    pub(super) pending: bool,
+    /// When the bytes in `partial` were read (CLOCK_MONOTONIC, nanoseconds).
+    pub(super) read_ns: u64,
     /// Tells this connection from an earlier one in the same slot.
     pub(super) serial: u64,
 }

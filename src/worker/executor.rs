@@ -4,7 +4,7 @@
 //! cannot keep a short request waiting for longer than its slice.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use nix::errno::Errno;
@@ -32,6 +32,8 @@ mod intake;
 const SLICE_NS: u64 = 150_000;
 /// Longest that guests run before I/O is looked at.
 const IO_EVERY_NS: u64 = 100_000;
+/// Longest that requests are taken in before guests run.
+const INTAKE_NS: u64 = 100_000;
 /// How often every deadline is looked at while guests do not end by themselves.
 const SWEEP_EVERY_NS: u64 = 200_000;
 /// The ticker goes off when nothing has run for that long.
@@ -88,6 +90,8 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     /// When the current step began (CLOCK_MONOTONIC, nanoseconds); 0 while it waits for events.
     pub(super) step_began_ns: AtomicU64,
+    /// Its ticker is on: it runs guests, or did a moment ago.
+    pub(super) ticking: AtomicBool,
 }
 
 /// How much one executor takes on.
@@ -99,6 +103,8 @@ pub(super) struct Capacity {
     pub(super) instances_per_tenant: usize,
     /// Questions that wait or run.
     pub(super) queue: usize,
+    /// Of one tenant, so that others find room.
+    pub(super) queue_per_tenant: usize,
     /// Of one connection.
     pub(super) pipeline: usize,
 }
@@ -121,6 +127,9 @@ pub(super) struct Executor {
     connections_made: u64,
     /// Slots of connections with bytes to write.
     dirty: Vec<usize>,
+    /// Slots of connections with frames that were read and not taken in yet.
+    pending: Vec<usize>,
+    intake_until_ns: u64,
     scratch: Vec<u8>,
     draining: Option<Draining>,
     last_work_ns: u64,
@@ -133,6 +142,8 @@ pub(super) struct Executor {
 struct Running {
     total: usize,
     by_flow: Vec<usize>,
+    /// Questions that wait or run, by flow.
+    asked: Vec<usize>,
     parked: Vec<Pick>,
 }
 
@@ -160,7 +171,7 @@ impl Executor {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&shared.mailbox, EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX))?;
         let schedule = Schedule::new(set.weights());
-        let by_flow = vec![0; set.weights().count()];
+        let tenants = set.weights().count();
         Ok(Self {
             shared,
             steward,
@@ -173,10 +184,17 @@ impl Executor {
             seeds,
             schedule,
             tasks: Tasks::new(),
-            running: Running { total: 0, by_flow, parked: Vec::new() },
+            running: Running {
+                total: 0,
+                by_flow: vec![0; tenants],
+                asked: vec![0; tenants],
+                parked: Vec::new(),
+            },
             connections: Slab::new(),
             connections_made: 0,
             dirty: Vec::new(),
+            pending: Vec::new(),
+            intake_until_ns: 0,
             scratch: vec![0; SCRATCH],
             draining: None,
             last_work_ns: 0,
@@ -212,8 +230,11 @@ impl Executor {
             };
             let now = monotonic_ns();
             self.shared.step_began_ns.store(now, Ordering::Relaxed);
+            // However much arrives, guests get their turn, and what comes in waits where it is.
+            self.intake_until_ns = now.saturating_add(INTAKE_NS);
+            self.take_pending();
             for event in events.iter().take(ready) {
-                self.on_event(event, now);
+                self.on_event(event);
             }
             self.run_guests();
             self.flush_dirty();
@@ -226,7 +247,7 @@ impl Executor {
 
     /// How long to wait for events: not at all while there is something to run.
     fn patience(&self) -> EpollTimeout {
-        if self.schedule.len() > 0 {
+        if self.schedule.len() > 0 || !self.pending.is_empty() {
             EpollTimeout::ZERO
         } else if self.ticker.pace() == Pace::Off {
             EpollTimeout::NONE
@@ -322,6 +343,9 @@ impl Executor {
     fn finish(&mut self, key: usize, result: Result<Decision, Refusal>) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let state = std::mem::replace(&mut task.state, State::Done);
+        if let Some(asked) = self.running.asked.get_mut(task.flow) {
+            *asked = asked.saturating_sub(1);
+        }
         let (ticket, index, connection, flow) = (task.ticket, task.index, task.connection, task.flow);
         let digest = Some(task.digest);
         let decision = result.unwrap_or_else(|refusal| Decision { digest, ..Decision::refused(refusal) });
@@ -364,6 +388,7 @@ impl Executor {
         if let Err(error) = self.ticker.set_pace(Pace::Coarse) {
             tracing::error!(%error, "set tick timer");
         }
+        self.shared.ticking.store(true, Ordering::SeqCst);
         self.watchdog.put(());
     }
 
@@ -383,6 +408,7 @@ impl Executor {
         if let Err(error) = self.ticker.set_pace(wanted) {
             tracing::error!(%error, "set tick timer");
         }
+        self.shared.ticking.store(wanted != Pace::Off, Ordering::SeqCst);
     }
 
     fn flush_dirty(&mut self) {
@@ -396,6 +422,9 @@ impl Executor {
         match connection.outbound.flush() {
             Flushed::All if connection.blocked => {
                 connection.blocked = false;
+                if connection.pending {
+                    self.pending.push(slot);
+                }
                 self.watch(slot);
             }
             Flushed::All => {}

@@ -90,12 +90,13 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn load_one(&self, tenant: &Tenant, name: &PolicyName) -> (Option<Policy>, PolicyStatus) {
-        let cached = self.cached(tenant, name);
+        let (cached, cached_statement) = self.cached(tenant, name).unzip();
         let minimum_version = cached.as_ref().map_or(0, |artifact| artifact.statement().version);
         let mut refused = None;
         match self.stored(tenant, name, minimum_version) {
             Ok((artifact, signed)) => {
-                let known = cached.as_ref().is_some_and(|cached| cached.digest() == artifact.digest());
+                // The statement too: a new one over the same code may have raised the version or lowered a limit.
+                let known = cached_statement.as_deref() == Some(signed.as_slice());
                 let serving = serving(&artifact, false);
                 let bytes = artifact.bytes().try_clone();
                 match engine::load(self.engine, artifact, self.memory) {
@@ -153,18 +154,18 @@ impl Loader<'_> {
     }
 
     /// A cache entry is verified like anything else; one that does not hold is removed, so that it is not met again.
-    fn cached(&self, tenant: &Tenant, policy: &PolicyName) -> Option<Artifact> {
+    fn cached(&self, tenant: &Tenant, policy: &PolicyName) -> Option<(Artifact, Vec<u8>)> {
         let entry: Option<(SealedBytes, Vec<u8>)> = match self.cache.read(tenant, policy) {
             Ok(entry) => entry,
             Err(error) => {
+                // Not removed: the disk or the kernel may do better next time.
                 tracing::warn!(%tenant, %policy, %error, "read kept policy");
-                self.cache.forget(tenant, policy);
                 return None;
             }
         };
         let (cwasm, signed) = entry?;
         match verify(cwasm, &signed, self.keys, &Expected { tenant, policy, minimum_version: 0 }) {
-            Ok(artifact) => Some(artifact),
+            Ok(artifact) => Some((artifact, signed)),
             Err(error) => {
                 tracing::warn!(%tenant, %policy, %error, "kept policy does not hold");
                 self.cache.forget(tenant, policy);

@@ -108,7 +108,7 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     let landlock_abi = confined.landlock_abi();
     let steward_mailbox = Arc::new(Mailbox::new()?);
     let count = limits.threads.max(1) as usize;
-    let capacity = capacity(limits, count);
+    let capacity = capacity(limits, count, assignment.tenants.len());
     let threads = threads::start(&serving.engine, &set, count, capacity, &steward_mailbox)?;
     let refused = loaded.statuses.iter().filter(|status| status.serving.is_none()).count();
     let ready = Ready {
@@ -153,13 +153,15 @@ fn read_assignment() -> Result<WorkerAssignment, WorkerError> {
 }
 
 /// Each executor's part of what the class may use.
-fn capacity(limits: &ClassLimits, executors: usize) -> Capacity {
+fn capacity(limits: &ClassLimits, executors: usize, tenants: usize) -> Capacity {
     let share = |all: u32| (all as usize).div_ceil(executors).max(1);
     let instances = (limits.instances as usize / executors).max(1);
     Capacity {
         instances,
         instances_per_tenant: (instances / 4).clamp(1, 16),
         queue: share(limits.queue),
+        // One that fills its half leaves the other to the rest.
+        queue_per_tenant: if tenants > 1 { share(limits.queue).div_ceil(2) } else { usize::MAX },
         pipeline: (limits.pipeline as usize).max(1),
     }
 }

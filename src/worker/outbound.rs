@@ -71,6 +71,11 @@ impl Outbound {
         }
     }
 
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.state().buffer.len()
+    }
+
     /// Writes what the socket takes now.
     pub(super) fn flush(&self) -> Flushed {
         let mut state = self.state();

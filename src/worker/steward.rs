@@ -69,6 +69,8 @@ pub(super) struct Steward {
     next_executor: usize,
     retiring: Option<Retiring>,
     asked_for_renewal: bool,
+    /// A ping that could not be answered yet.
+    owed: Option<u64>,
 }
 
 /// On the way out.
@@ -110,6 +112,7 @@ impl Steward {
             next_executor: 0,
             retiring: None,
             asked_for_renewal: false,
+            owed: None,
         })
     }
 
@@ -117,7 +120,8 @@ impl Steward {
     pub(super) fn serve(mut self, _sealed: Sealed) -> Result<(), StewardError> {
         let mut events = [EpollEvent::empty(); 4];
         loop {
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let patience = if self.owed.is_some() { EpollTimeout::from(5_u8) } else { EpollTimeout::NONE };
+            let ready = match self.epoll.wait(&mut events, patience) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(errno.into()),
@@ -132,6 +136,9 @@ impl Steward {
                     HANDOVER => self.on_handover()?,
                     _ => self.on_mail(),
                 }
+            }
+            if let Some(nonce) = self.owed.take() {
+                self.answer_ping(nonce)?;
             }
             self.send_outbox()?;
             if self.retiring.is_some_and(|retiring| retiring.executors_left == 0) && self.outbox.is_empty() {
@@ -165,10 +172,12 @@ impl Steward {
             let began = executor.step_began_ns.load(Ordering::Relaxed);
             began != 0 && now.saturating_sub(began) > UNRESPONSIVE_NS
         };
-        // Silence is the answer: the supervisor replaces a process that does not serve.
-        if !self.parts.executors.iter().any(stuck) {
-            self.parts.control.send(&FromChild::Pong { nonce }, None)?;
+        // Until then silence is the answer: the supervisor replaces a process that does not serve.
+        if self.parts.executors.iter().any(stuck) {
+            self.owed = Some(nonce);
+            return Ok(());
         }
+        self.parts.control.send(&FromChild::Pong { nonce }, None)?;
         let Renewal { after_decisions, at_ns } = self.parts.renewal;
         let old = at_ns != 0 && now >= at_ns;
         let busy = || {

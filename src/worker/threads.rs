@@ -69,6 +69,7 @@ pub(super) fn start(
             tickets: Tickets::default(),
             counters: Counters::default(),
             step_began_ns: 0.into(),
+            ticking: false.into(),
         });
         executors.push(Arc::clone(&shared));
         let (engine, set, steward, bell) =

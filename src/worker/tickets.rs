@@ -106,8 +106,9 @@ impl Tickets {
         }
     }
 
-    /// Takes away every ticket whose deadline was before `now_ns`, answered with what there is.
-    pub(super) fn expire(&self, now_ns: u64) -> Vec<Reply> {
+    /// Takes away every ticket whose deadline was before `now_ns`, answered with what there is. The replies are handed to
+    /// their connections before anybody can see that the tickets are gone: who finds one gone finds its reply there.
+    pub(super) fn expire(&self, now_ns: u64) -> Vec<Arc<Outbound>> {
         let mut open = self.lock();
         let late: Vec<usize> = open
             .slots
@@ -115,7 +116,13 @@ impl Tickets {
             .filter(|(_, ticket)| ticket.deadline_ns < now_ns)
             .map(|(slot, _)| slot)
             .collect();
-        late.into_iter().map(|slot| open.slots.remove(slot).late()).collect()
+        late.into_iter()
+            .map(|slot| {
+                let Reply { connection, frame } = open.slots.remove(slot).late();
+                connection.push(&frame);
+                connection
+            })
+            .collect()
     }
 
     /// A thread that panics aborts the process, so a poisoned lock cannot be met.
@@ -193,10 +200,8 @@ mod tests {
         tickets.started(key);
         assert!(tickets.answer(key, 2, decision()).is_none());
         assert!(tickets.expire(100).is_empty(), "at the deadline it is not late yet");
-        let replies = tickets.expire(101);
-        let [Reply { frame: ServerFrame::Decisions { decisions, .. }, .. }] = &replies[..] else {
-            panic!("{replies:?}")
-        };
+        let Reply { frame, .. } = tickets.lock().slots.remove(key.slot).late();
+        let ServerFrame::Decisions { decisions, .. } = frame else { panic!("{frame:?}") };
         let late = Decision { digest: Some(policy()), ..Decision::refused(Refusal::Deadline(Stage::Run)) };
         assert_eq!(decisions[..], [late.clone(), late, decision()]);
     }

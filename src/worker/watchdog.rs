@@ -20,8 +20,6 @@ use crate::engine::monotonic_ns;
 const STUCK_NS: u64 = 1_000_000;
 /// How often it looks while executors run, milliseconds.
 const LOOK_EVERY_MS: u8 = 2;
-/// Looks without anything running after which it sleeps until its bell rings.
-const QUIET_LOOKS: u32 = 10;
 
 pub(super) struct Watchdog {
     bell: Arc<Mailbox<()>>,
@@ -40,35 +38,31 @@ impl Watchdog {
     /// Watches until the process ends.
     pub(super) fn run(self) -> Errno {
         let mut events = [EpollEvent::empty(); 1];
-        let mut quiet = QUIET_LOOKS;
         loop {
-            let timeout =
-                if quiet >= QUIET_LOOKS { EpollTimeout::NONE } else { EpollTimeout::from(LOOK_EVERY_MS) };
+            // Whoever starts to tick rings the bell after saying so.
+            let anybody_ticks = self.executors.iter().any(|executor| executor.ticking.load(Ordering::SeqCst));
+            let timeout = if anybody_ticks { EpollTimeout::from(LOOK_EVERY_MS) } else { EpollTimeout::NONE };
             match self.epoll.wait(&mut events, timeout) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => drop(self.bell.take()),
                 Err(errno) => return errno,
             }
             let now = monotonic_ns();
-            let mut anything_runs = false;
             for executor in &self.executors {
                 let began = executor.step_began_ns.load(Ordering::Relaxed);
-                anything_runs |= began != 0;
                 if began != 0 && now.saturating_sub(began) > STUCK_NS {
                     answer_for(executor, now);
                 }
             }
-            quiet = if anything_runs { 0 } else { quiet.saturating_add(1) };
         }
     }
 }
 
 fn answer_for(executor: &Shared, now: u64) {
-    for reply in executor.tickets.expire(now.saturating_sub(STUCK_NS)) {
+    for connection in executor.tickets.expire(now.saturating_sub(STUCK_NS)) {
         executor.counters.watchdog.add(1);
-        reply.connection.push(&reply.frame);
-        if reply.connection.flush() == Flushed::Blocked {
-            executor.mailbox.put(ToExecutor::Blocked(reply.connection));
+        if connection.flush() == Flushed::Blocked {
+            executor.mailbox.put(ToExecutor::Blocked(connection));
         }
     }
 }

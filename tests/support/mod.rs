@@ -64,6 +64,9 @@ pub fn component(name: &str) -> Vec<u8> {
 
 /// Compiled for this machine. Kept between test programs under the digest of what it was made from.
 pub fn built(name: &str) -> Built {
+    // Tests of one program run side by side and want the same policies.
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let source = component(name);
     let key = Digest::of(&[Digest::of(&source).as_bytes().as_slice(), settings_digest().as_bytes()].concat());
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.json", key.short()));

@@ -9,7 +9,7 @@ use rand_chacha::rand_core::Rng;
 
 use super::{Adopted, Draining, Executor, FromExecutor, MAILBOX, ToExecutor};
 use crate::decision::{Decision, Refusal};
-use crate::engine::{Call, realtime_ns};
+use crate::engine::{Call, monotonic_ns, realtime_ns};
 use crate::wire::client::{BATCH_MAX, ClientFrame, Deadline, Farewell, ServerFrame, Violation};
 use crate::wire::frame;
 use crate::worker::admission::{Room, admit};
@@ -19,6 +19,9 @@ use crate::worker::tickets::TicketKey;
 
 /// Reads of one connection before others get their turn.
 const READS_IN_A_ROW: usize = 4;
+
+/// Replies that may wait on a connection before it is asked for more, bytes.
+const REPLIES_WAITING: usize = 256 << 10;
 
 /// When some bytes were read.
 #[derive(Clone, Copy)]
@@ -38,11 +41,11 @@ struct Question<'a> {
 }
 
 impl Executor {
-    pub(super) fn on_event(&mut self, event: &EpollEvent, now: u64) {
+    pub(super) fn on_event(&mut self, event: &EpollEvent) {
         let token = event.data();
         if token == MAILBOX {
             for message in self.shared.mailbox.take() {
-                self.on_message(message, now);
+                self.on_message(message);
             }
             return;
         }
@@ -58,13 +61,13 @@ impl Executor {
             return self.close(slot);
         }
         if flags.contains(EpollFlags::EPOLLIN) {
-            self.read(slot, now);
+            self.read(slot);
         }
     }
 
-    fn on_message(&mut self, message: ToExecutor, now: u64) {
+    fn on_message(&mut self, message: ToExecutor) {
         match message {
-            ToExecutor::Adopt(adopted) => self.adopt(adopted, now),
+            ToExecutor::Adopt(adopted) => self.adopt(adopted),
             ToExecutor::Blocked(outbound) => {
                 let found = self.connections.iter().find(|(_, one)| Arc::ptr_eq(&one.outbound, &outbound));
                 if let Some((slot, _)) = found {
@@ -82,7 +85,7 @@ impl Executor {
         }
     }
 
-    fn adopt(&mut self, adopted: Adopted, now: u64) {
+    fn adopt(&mut self, adopted: Adopted) {
         let Adopted { outbound, cookie, grant, unread } = adopted;
         self.connections_made += 1;
         let phase = match self.draining {
@@ -98,6 +101,8 @@ impl Executor {
             requests: Vec::new(),
             phase,
             blocked: false,
+            pending: false,
+            read_ns: monotonic_ns(),
             serial: self.connections_made,
         };
         let flags = interest(&connection);
@@ -111,12 +116,16 @@ impl Executor {
         self.dirty.push(slot);
         if phase == Phase::Open {
             // The bytes that came with it come first.
-            self.take_partial(slot, now);
+            self.take_partial(slot);
         }
     }
 
     /// Reads what is there, frame by frame.
-    fn read(&mut self, slot: usize, now: u64) {
+    fn read(&mut self, slot: usize) {
+        if self.intake_is_over() || self.connections.get(slot).is_none_or(|one| one.pending || one.blocked) {
+            // Nothing is lost: epoll tells of it again.
+            return;
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
         for _ in 0..READS_IN_A_ROW {
             let Some(connection) = self.connections.get_mut(slot).filter(|one| one.phase == Phase::Open)
@@ -135,8 +144,9 @@ impl Executor {
                 }
                 ReadOutcome::Bytes(length) => {
                     let bytes = scratch.get(..length).unwrap_or_default();
+                    connection.read_ns = monotonic_ns();
                     if connection.partial.is_empty() {
-                        let used = self.take_frames(slot, bytes, now);
+                        let used = self.take_frames(slot, bytes);
                         if let (Some(connection), Some(rest)) =
                             (self.connections.get_mut(slot), bytes.get(used..))
                         {
@@ -144,9 +154,9 @@ impl Executor {
                         }
                     } else {
                         connection.partial.extend_from_slice(bytes);
-                        self.take_partial(slot, now);
+                        self.take_partial(slot);
                     }
-                    if length < scratch.len() {
+                    if length < scratch.len() || self.connections.get(slot).is_none_or(|one| one.pending) {
                         break;
                     }
                 }
@@ -156,10 +166,11 @@ impl Executor {
     }
 
     /// Takes the whole frames out of the bytes that were kept.
-    fn take_partial(&mut self, slot: usize, now: u64) {
+    fn take_partial(&mut self, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.pending = false;
         let mut bytes = std::mem::take(&mut connection.partial);
-        let used = self.take_frames(slot, &bytes, now);
+        let used = self.take_frames(slot, &bytes);
         if let Some(connection) = self.connections.get_mut(slot) {
             bytes.drain(..used);
             if bytes.is_empty() {
@@ -170,11 +181,39 @@ impl Executor {
         }
     }
 
-    /// Takes whole frames off the front of `bytes`; returns how many bytes that were. Stops when the connection does.
-    fn take_frames(&mut self, slot: usize, bytes: &[u8], now: u64) -> usize {
-        let receipt = Receipt { monotonic_ns: now, realtime_ns: realtime_ns() };
+    /// Goes on with the connections whose frames had to wait.
+    pub(super) fn take_pending(&mut self) {
+        for slot in std::mem::take(&mut self.pending) {
+            let waits = |one: &&Connection| one.pending && !one.blocked && one.phase == Phase::Open;
+            if self.connections.get(slot).filter(waits).is_some() {
+                self.take_partial(slot);
+            }
+        }
+    }
+
+    fn intake_is_over(&self) -> bool {
+        monotonic_ns() >= self.intake_until_ns
+    }
+
+    /// Takes whole frames off the front of `bytes`; returns how many bytes that were. Stops when the connection does,
+    /// when its replies are not taken, and when others have waited long enough; the rest is then pending.
+    fn take_frames(&mut self, slot: usize, bytes: &[u8]) -> usize {
+        let read_ns = self.connections.get(slot).map_or(0, |connection| connection.read_ns);
+        let receipt = Receipt { monotonic_ns: read_ns, realtime_ns: realtime_ns() };
         let mut rest = bytes;
-        while self.connections.get(slot).is_some_and(|connection| connection.phase == Phase::Open) {
+        while let Some(connection) = self.connections.get(slot).filter(|one| one.phase == Phase::Open) {
+            if connection.outbound.len() > REPLIES_WAITING {
+                self.flush(slot);
+            }
+            let over = self.intake_is_over();
+            let Some(connection) = self.connections.get_mut(slot) else { break };
+            if over || connection.blocked {
+                connection.pending = true;
+                if !connection.blocked {
+                    self.pending.push(slot);
+                }
+                break;
+            }
             match split_frame(rest) {
                 Ok(None) => break,
                 Ok(Some((frame, after))) => {
@@ -233,6 +272,8 @@ impl Executor {
         let room = Room {
             connection: self.capacity.pipeline.saturating_sub(connection.in_progress()),
             executor: self.capacity.queue.saturating_sub(self.tasks.len()),
+            asked: &self.running.asked,
+            tenant: self.capacity.queue_per_tenant,
         };
         let admitted =
             admit(&self.set, &connection.grant, names, deadline, receipt.monotonic_ns, room, inputs.len());
@@ -271,6 +312,9 @@ impl Executor {
                 state: State::Waiting { policy: Arc::clone(&admitted.policy), call },
             });
             self.schedule.enqueue(admitted.flow, task);
+            if let Some(asked) = self.running.asked.get_mut(admitted.flow) {
+                *asked += 1;
+            }
         }
         Ok(())
     }
