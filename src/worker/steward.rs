@@ -118,6 +118,14 @@ impl Steward {
 
     /// Serves until the process is to end. Takes the proof that the sandbox is in force.
     pub(super) fn serve(mut self, _sealed: Sealed) -> Result<(), StewardError> {
+        let outcome = self.look_after();
+        // The process ends now. A sealed worker may not close its two channels: their numbers are what the profile knows
+        // them by, and nothing else may ever have those.
+        std::mem::forget(self);
+        outcome
+    }
+
+    fn look_after(&mut self) -> Result<(), StewardError> {
         let mut events = [EpollEvent::empty(); 4];
         loop {
             let patience = if self.owed.is_some() { EpollTimeout::from(5_u8) } else { EpollTimeout::NONE };

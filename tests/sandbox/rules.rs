@@ -72,11 +72,13 @@ struct Condition {
     index: usize,
     mask: u64,
     value: u64,
+    /// Holds for every value but this one.
+    negated: bool,
 }
 
 impl Condition {
     fn holds(&self, arguments: &[u64; 6]) -> bool {
-        arguments[self.index] & self.mask == self.value & self.mask
+        (arguments[self.index] & self.mask == self.value & self.mask) != self.negated
     }
 }
 
@@ -103,7 +105,7 @@ impl Rule {
             "exit" | "exit_group" => arguments = [0; 6],
             _ => {}
         }
-        for condition in &self.conditions {
+        for condition in self.conditions.iter().filter(|condition| !condition.negated) {
             let kept = arguments[condition.index] & !condition.mask;
             // What a condition does not look at is 0, except in a 32-bit argument given as -1.
             arguments[condition.index] = if kept == !condition.mask { 0 } else { kept } | condition.value;
@@ -121,6 +123,12 @@ impl Rule {
         self.conditions
             .iter()
             .flat_map(|condition| {
+                if condition.negated {
+                    let mut arguments = self.arguments();
+                    arguments[condition.index] = condition.value;
+                    assert!(!allowed(&arguments), "{self:?} cannot be broken");
+                    return vec![arguments];
+                }
                 let flips = (0..64).map(|bit| 1_u64 << bit).filter(|bit| bit & condition.mask != 0);
                 let broken: Vec<_> = flips
                     .map(|flip| {
@@ -132,7 +140,7 @@ impl Rule {
                     .collect();
                 assert!(!broken.is_empty(), "{self:?} cannot be broken");
                 // The lowest and the highest bit that matter, and one between.
-                [broken[0], broken[broken.len() / 2], broken[broken.len() - 1]]
+                vec![broken[0], broken[broken.len() / 2], broken[broken.len() - 1]]
             })
             .collect()
     }
@@ -158,13 +166,14 @@ fn read(role: Role) -> Vec<Rule> {
 fn condition(json: &Value) -> Condition {
     let width = if json["type"] == "dword" { u64::from(u32::MAX) } else { u64::MAX };
     let mask = match &json["op"] {
-        Value::String(op) if op == "eq" => u64::MAX,
+        Value::String(op) if op == "eq" || op == "ne" => u64::MAX,
         op => op["masked_eq"].as_u64().expect("eq or masked_eq"),
     };
     Condition {
         index: json["index"].as_u64().expect("index") as usize,
         mask: mask & width,
         value: json["val"].as_u64().expect("val"),
+        negated: json["op"] == "ne",
     }
 }
 
