@@ -203,21 +203,6 @@ impl Executor {
         })
     }
 
-    /// Runs one evaluation with nothing at stake, so that everything the runtime sets up once a thread is set up
-    /// before the thread is sealed.
-    pub(super) fn warm_up(&mut self) {
-        let Some(policy) = self.set.any() else { return };
-        let call =
-            crate::engine::Call { input: bytes::Bytes::from_static(&[1, 0, 0]), clock_ns: 0, seed: [0; 32] };
-        self.slice.set_end(monotonic_ns().saturating_add(SLICE_NS));
-        let _ = self.ticker.set_pace(Pace::Fine);
-        // A guest that does not end within a slice is dropped: by then it has been everywhere it can be.
-        let mut evaluation = Box::pin(evaluate(Arc::clone(policy), call, Arc::clone(&self.slice)));
-        let _ = evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        drop(evaluation);
-        let _ = self.ticker.set_pace(Pace::Off);
-    }
-
     /// Serves until the process ends.
     pub(super) fn run(mut self) -> Errno {
         let mut events = [EpollEvent::empty(); EVENTS];

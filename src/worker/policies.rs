@@ -56,11 +56,6 @@ impl PolicySet {
         }
         grant
     }
-
-    /// Any policy, to warm a thread up with.
-    pub(super) fn any(&self) -> Option<&Arc<Policy>> {
-        self.tenants.iter().find_map(|tenant| tenant.policies.values().next())
-    }
 }
 
 impl TenantPolicies {

@@ -1,4 +1,4 @@
-//! Every thread a worker will ever have: started after Landlock, warmed up, proven, and held until it may serve.
+//! Every thread a worker will ever have: started after Landlock, set up, proven, and held until it may serve.
 
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
@@ -81,9 +81,11 @@ pub(super) fn start(
                 getrandom::fill(&mut seed)?;
                 let ticker = Ticker::new(&engine)?;
                 let seeds = ChaCha20Rng::from_seed(seed);
-                let mut executor =
+                // What wasmtime sets up once a thread (its signal stack) is set up before sealing. No guest runs for
+                // that: until the process is sealed it could do what a sealed one cannot.
+                Engine::tls_eager_initialize();
+                let executor =
                     Executor::new(Parts { shared, steward, watchdog: bell, set, capacity, ticker, seeds })?;
-                executor.warm_up();
                 sandbox::prove_landlock()?;
                 Ok(executor)
             })();
