@@ -1,5 +1,7 @@
 //! Load from many connections at once, and what it cost the processes under it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,6 +68,37 @@ fn exchange_until(peer: &mut impl Exchange, until: Instant, pause: Duration) -> 
         before = after;
     }
     latencies
+}
+
+/// A thread that only sleeps: how late it wakes is what this machine did to everybody, whatever the service does.
+pub(super) struct Sleeper {
+    over: Arc<AtomicBool>,
+    thread: thread::JoinHandle<Duration>,
+}
+
+impl Sleeper {
+    pub(super) fn start() -> Self {
+        const NAP: Duration = Duration::from_millis(1);
+        let over = Arc::<AtomicBool>::default();
+        let told = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            let mut latest = Duration::ZERO;
+            while !told.load(Ordering::Relaxed) {
+                let before = Instant::now();
+                thread::sleep(NAP);
+                latest = latest.max(before.elapsed().saturating_sub(NAP));
+            }
+            latest
+        });
+        Self { over, thread }
+    }
+
+    /// Says how late it woke at worst.
+    pub(super) fn stop(self) -> String {
+        self.over.store(true, Ordering::Relaxed);
+        let latest = self.thread.join().unwrap();
+        format!("a thread that only sleeps woke up to {:.1} ms late", latest.as_secs_f64() * 1e3)
+    }
 }
 
 /// Of ascending numbers; the nearest rank.

@@ -202,6 +202,9 @@ fn profile() -> Option<String> {
 
 /// Three digits that matter.
 fn shown(value: f64, unit: &str) -> String {
+    if value.is_nan() {
+        return "-".to_owned();
+    }
     let digits = match value.abs() {
         _ if value.fract() == 0.0 => 0,
         ..10.0 => 2,
