@@ -32,6 +32,8 @@ const POLICIES: [(&str, &str); 10] = [
     ("recurse", "hostile/recurse"),
 ];
 
+const BETWEEN_RELOADS: Duration = Duration::from_millis(50);
+
 /// From before the supervisor is started until a client has its first decision. The class's cache is warm.
 pub(super) fn start(plan: &Plan) -> Vec<Row> {
     let site = Site::new().class("one", "").tenant(TENANT, "one", &POLICIES, "");
@@ -128,6 +130,8 @@ pub(super) fn reload(plan: &Plan) -> Vec<Row> {
             .collect();
         let times: Vec<f64> = (0..plan.reloads)
             .map(|_| {
+                // So that the load is there before it, and again after the one before.
+                thread::sleep(BETWEEN_RELOADS);
                 let began = Instant::now();
                 assert_eq!(service.reload(), None);
                 began.elapsed().as_secs_f64() * 1e3
