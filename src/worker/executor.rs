@@ -18,14 +18,19 @@ use super::mailbox::Mailbox;
 use super::outbound::{Flushed, Outbound};
 use super::policies::PolicySet;
 use super::schedule::{Pick, Schedule};
-use super::tasks::{State, Task, Tasks};
+use super::tasks::{State, Tasks};
 use super::ticker::{Pace, Ticker};
 use super::tickets::Tickets;
 use crate::decision::{Decision, Refusal, Stage};
-use crate::engine::{Evaluated, Slice, evaluate, monotonic_ns};
+use crate::engine::{Evaluated, Slice, monotonic_ns};
 use crate::wire::handover::Cookie;
 
+use running::Running;
+
+mod endings;
 mod intake;
+mod questions;
+mod running;
 
 /// Longest a guest runs before others get their turn.
 /// Less than a fine tick, so that the first tick after it ends it.
@@ -135,16 +140,6 @@ pub(super) struct Executor {
     last_work_ns: u64,
     last_yield_ns: u64,
     last_sweep_ns: u64,
-}
-
-/// Instances that exist now, and tasks that wait for one to end.
-#[derive(Debug, Default)]
-struct Running {
-    total: usize,
-    by_flow: Vec<usize>,
-    /// Questions that wait or run, by flow.
-    asked: Vec<usize>,
-    parked: Vec<Pick>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -421,43 +416,5 @@ impl Executor {
             Flushed::Broken => return self.close(slot),
         }
         self.close_if_finished(slot);
-    }
-}
-
-impl Task {
-    fn start(&mut self, now: u64, slice: &Arc<Slice>) {
-        if let State::Waiting { policy, call } = std::mem::replace(&mut self.state, State::Done) {
-            let evaluation = Box::pin(evaluate(policy, call, Arc::clone(slice)));
-            self.state = State::Running { started_ns: now, evaluation };
-        }
-    }
-
-    /// Where it is when its deadline passes.
-    fn stage(&self) -> Stage {
-        match self.state {
-            State::Waiting { .. } => Stage::Queue,
-            State::Running { .. } | State::Done => Stage::Run,
-        }
-    }
-}
-
-impl Running {
-    fn has_room(&self, flow: usize, capacity: &Capacity) -> bool {
-        let of_flow = self.by_flow.get(flow).copied().unwrap_or(0);
-        self.total < capacity.instances && of_flow < capacity.instances_per_tenant
-    }
-
-    fn began(&mut self, flow: usize) {
-        self.total += 1;
-        if let Some(count) = self.by_flow.get_mut(flow) {
-            *count += 1;
-        }
-    }
-
-    fn ended(&mut self, flow: usize) {
-        self.total = self.total.saturating_sub(1);
-        if let Some(count) = self.by_flow.get_mut(flow) {
-            *count = count.saturating_sub(1);
-        }
     }
 }

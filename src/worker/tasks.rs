@@ -8,7 +8,8 @@ use slab::Slab;
 
 use super::tickets::TicketKey;
 use crate::artifact::Digest;
-use crate::engine::{Call, Evaluated, Policy};
+use crate::decision::Stage;
+use crate::engine::{Call, Evaluated, Policy, Slice, evaluate};
 
 pub(super) type Tasks = Slab<Task>;
 
@@ -45,4 +46,21 @@ pub(super) enum State {
     },
     /// Answered already; its slot is freed when the schedule comes by.
     Done,
+}
+
+impl Task {
+    pub(super) fn start(&mut self, now: u64, slice: &Arc<Slice>) {
+        if let State::Waiting { policy, call } = std::mem::replace(&mut self.state, State::Done) {
+            let evaluation = Box::pin(evaluate(policy, call, Arc::clone(slice)));
+            self.state = State::Running { started_ns: now, evaluation };
+        }
+    }
+
+    /// Where it is when its deadline passes.
+    pub(super) fn stage(&self) -> Stage {
+        match self.state {
+            State::Waiting { .. } => Stage::Queue,
+            State::Running { .. } | State::Done => Stage::Run,
+        }
+    }
 }
