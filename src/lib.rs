@@ -6,10 +6,10 @@
 //! ```text
 //!              systemd / init / shell
 //!                      | listening sockets
-//!             +--------v--------+
-//!             |   supervisor    |  SETUID SETGID SETPCAP KILL; one thread; reads the config, nothing else
-//!             +---+---------+---+
-//!      fork+exec  |         |  fork+exec
+//!             +--------v--------+   orders   +---------+
+//!             |   supervisor    |----------->| spawner |  SETUID SETGID SETPCAP; starts the others
+//!             +---+---------+---+  KILL      +---------+
+//!        watches  |         |  watches
 //!     +-----------v--+   +--v----------------+
 //!     |   frontend   |   |  worker @ class   |  one live generation per trust class
 //!     |  accept, who +--->  no caps, no fs,  |
@@ -33,6 +33,7 @@ pub mod engine;
 pub mod frontend;
 pub mod journal;
 pub mod sandbox;
+pub mod spawner;
 pub mod supervisor;
 pub mod wire;
 pub mod worker;

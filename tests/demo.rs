@@ -21,9 +21,10 @@ use tempfile::TempDir;
 
 /// An ordinary user that no test machine has.
 const USER: &str = "65533";
-const PROGRAMS: [&str; 4] = [
+const PROGRAMS: [&str; 5] = [
     env!("CARGO_BIN_EXE_portcullis"),
     env!("CARGO_BIN_EXE_portcullis-supervisor"),
+    env!("CARGO_BIN_EXE_portcullis-spawner"),
     env!("CARGO_BIN_EXE_portcullis-frontend"),
     env!("CARGO_BIN_EXE_portcullis-worker"),
 ];
@@ -117,10 +118,10 @@ fn everything_is_shown(events: &[Value], isolation: &str) {
     assert_eq!(table["isolation"], isolation);
     let processes = table["processes"].as_array().unwrap();
     let roles: Vec<_> = processes.iter().map(|process| process["role"].as_str().unwrap()).collect();
-    assert_eq!(roles, ["supervisor", "frontend", "worker", "worker"]);
+    assert_eq!(roles, ["supervisor", "spawner", "frontend", "worker", "worker"]);
     for process in processes {
         assert_eq!((&process["seccomp"], &process["no_new_privs"]), (&2.into(), &1.into()), "{process}");
-        if process["role"] != "supervisor" {
+        if !["supervisor", "spawner"].contains(&process["role"].as_str().unwrap()) {
             // Its own, besides those it was born under.
             assert!(
                 process["seccomp_filters"].as_u64() > processes[0]["seccomp_filters"].as_u64(),
@@ -280,8 +281,13 @@ fn programs_that_are_missing_are_named_with_the_command_that_builds_them() {
     let output = demo(&programs, &[]).output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    for part in ["portcullis-supervisor", "portcullis-frontend", "portcullis-worker", "cargo build --release"]
-    {
+    for part in [
+        "portcullis-supervisor",
+        "portcullis-spawner",
+        "portcullis-frontend",
+        "portcullis-worker",
+        "cargo build --release",
+    ] {
         assert!(errors.contains(part), "no {part:?} in {errors}");
     }
     assert!(output.stdout.is_empty(), "something was started");

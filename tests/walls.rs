@@ -14,17 +14,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// One process each, or one program that only makes files for them. None knows another; they meet in `wire`.
-const ROLES: [&str; 4] = ["supervisor", "frontend", "worker", "builder"];
+const ROLES: [&str; 5] = ["supervisor", "spawner", "frontend", "worker", "builder"];
 /// What roles and people's programs are made from. None of these knows who uses it.
 const SHARED: [&str; 6] = ["artifact", "decision", "engine", "journal", "sandbox", "wire"];
 /// The only files with an `unsafe` outside tests: what the kernel or wasmtime offers in no other way.
-const UNSAFE: [&str; 10] = [
+const UNSAFE: [&str; 12] = [
     "src/engine/load.rs",
     "src/frontend/peer.rs",
     "src/frontend/polled.rs",
     "src/sandbox/allocator.rs",
     "src/sandbox/end.rs",
+    "src/sandbox/launch.rs",
     "src/sandbox/panic.rs",
+    "src/spawner/child.rs",
     "src/supervisor/signals.rs",
     "src/supervisor/spawn.rs",
     "src/wire/channel.rs",
@@ -141,14 +143,15 @@ fn no_room_imports_another_roles_folder() {
         let here = room(&path).to_owned();
         let forbidden: &[&str] = match here.as_str() {
             role if ROLES.contains(&role) => {
-                &["supervisor", "frontend", "worker", "builder", "client", "cli"]
+                &["supervisor", "spawner", "frontend", "worker", "builder", "client", "cli"]
             }
             shared if SHARED.contains(&shared) => {
-                &["supervisor", "frontend", "worker", "builder", "client", "cli"]
+                &["supervisor", "spawner", "frontend", "worker", "builder", "client", "cli"]
             }
             // What proxies embed: the protocol, and the words it is made of.
             "client" => &[
                 "supervisor",
+                "spawner",
                 "frontend",
                 "worker",
                 "builder",
@@ -231,10 +234,11 @@ fn programs_are_three_lines() {
     }
 }
 
-/// What is linked into the one process with privilege. The same symbols are looked for where they must be.
+/// What is linked into the two processes with privilege. The same symbols are looked for where they must be.
 #[test]
-fn the_supervisor_links_no_runtime_no_compiler_and_no_engine() {
+fn who_has_privilege_links_no_runtime_no_compiler_and_no_engine() {
     let supervisor = Program::read(env!("CARGO_BIN_EXE_portcullis-supervisor"));
+    let spawner = Program::read(env!("CARGO_BIN_EXE_portcullis-spawner"));
     let frontend = Program::read(env!("CARGO_BIN_EXE_portcullis-frontend"));
     let worker = Program::read(env!("CARGO_BIN_EXE_portcullis-worker"));
     let command = Program::read(env!("CARGO_BIN_EXE_portcullis"));
@@ -254,7 +258,12 @@ fn the_supervisor_links_no_runtime_no_compiler_and_no_engine() {
         );
         let found = supervisor.functions_with(symbol);
         assert_eq!(found, 0, "the supervisor has {what}: {found} functions with {symbol}");
+        let found = spawner.functions_with(symbol);
+        assert_eq!(found, 0, "the spawner has {what}: {found} functions with {symbol}");
     }
+    // Whoever changes UIDs does not even read the configuration.
+    assert!(supervisor.functions_with("toml") > 0, "the test sees nothing");
+    assert_eq!(spawner.functions_with("toml"), 0, "the spawner has a parser of the configuration");
     for (what, symbol) in [("a compiler", "cranelift_codegen"), ("an engine", "6engine6Engine3new")] {
         assert_eq!(frontend.functions_with(symbol), 0, "the frontend has {what}");
     }

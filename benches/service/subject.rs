@@ -31,11 +31,9 @@ pub(super) fn request(tenant: &str, id: u64) -> Vec<u8> {
     buffer.to_vec()
 }
 
-/// Every process of the service: the supervisor and those it says it has.
+/// Every process of the service.
 pub(super) fn processes(service: &Service) -> Vec<i32> {
-    let status = service.status();
-    let children = status.processes.processes.iter().map(|process| process.pid);
-    std::iter::once(service.pid().as_raw()).chain(children).collect()
+    service.status().processes.processes.iter().map(|process| process.pid).collect()
 }
 
 /// The processes of one role.

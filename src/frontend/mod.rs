@@ -47,7 +47,7 @@ use self::polled::Polled;
 use self::routes::{News, What};
 use self::switchboard::{Limits, Switchboard};
 use crate::journal;
-use crate::sandbox::{self, Given, Role, SealError, Sealed};
+use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
 use crate::wire::channel::{Channel, ReceiveError, Received, SendError, take_inherited};
 use crate::wire::control::{CONTROL_MAX, FromChild, FrontendAssignment, Ready, ToChild, fd};
 
@@ -114,6 +114,7 @@ fn start(control: &Control) -> Result<(Sealed, Runtime, Frontend), FrontendError
 }
 
 fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Frontend), FrontendError> {
+    sandbox::check_inherited(Role::Frontend)?;
     let assignment = read_assignment(take(fd::ASSIGNMENT)?)?;
     let (clients, operators) = (take(fd::FIRST)?, take(fd::SECOND)?);
     let given = Given::check(Role::Frontend, assignment.uid, assignment.gid, assignment.isolation)?;
@@ -126,7 +127,7 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Frontend), FrontendErro
         Frontend::new(assignment, clients.into(), operators.into(), supervisor_pid)
             .map_err(FrontendError::Runtime)?
     };
-    let confined = given.confine(&[])?;
+    let confined = given.confine(&Places::default())?;
     let landlock_abi = confined.landlock_abi();
     sandbox::prove_landlock()?;
     let sealed = confined.seal()?;

@@ -4,6 +4,7 @@
 //! list. They are compiled in: a file that could be changed beside a program would be one more thing to guard.
 
 use caps::Capability;
+use nix::sys::resource::Resource;
 use serde::Deserialize;
 
 use super::Role;
@@ -137,6 +138,22 @@ pub enum LimitName {
     Rtprio,
 }
 
+impl LimitName {
+    /// As the kernel and its manual call it.
+    #[must_use]
+    pub const fn resource(self) -> (&'static str, Resource) {
+        match self {
+            Self::Core => ("RLIMIT_CORE", Resource::RLIMIT_CORE),
+            Self::Memlock => ("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK),
+            Self::Msgqueue => ("RLIMIT_MSGQUEUE", Resource::RLIMIT_MSGQUEUE),
+            Self::Nice => ("RLIMIT_NICE", Resource::RLIMIT_NICE),
+            Self::Nofile => ("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE),
+            Self::Nproc => ("RLIMIT_NPROC", Resource::RLIMIT_NPROC),
+            Self::Rtprio => ("RLIMIT_RTPRIO", Resource::RLIMIT_RTPRIO),
+        }
+    }
+}
+
 /// A number, or one that follows from the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
@@ -206,20 +223,23 @@ impl Declared {
     /// # Errors
     /// What is wrong with the file; a test reads every one of them.
     pub fn of(role: Role) -> Result<Self, DeclaredError> {
-        let wrong = |why: String| DeclaredError { role, why };
+        let wrong = |why: String| DeclaredError { role: role.name().to_owned(), why };
         let declared: Self =
             serde_json::from_str(Self::text(role)).map_err(|error| wrong(error.to_string()))?;
         if declared.role != role.name() {
             return Err(wrong(format!("it is of role {:?}", declared.role)));
         }
-        declared.kept_capabilities().map_err(wrong)?;
+        declared.kept_capabilities()?;
         Ok(declared)
     }
 
     /// The capabilities the role keeps.
-    pub(super) fn kept_capabilities(&self) -> Result<Vec<Capability>, String> {
+    pub(super) fn kept_capabilities(&self) -> Result<Vec<Capability>, DeclaredError> {
         let parse = |kept: &DeclaredCapability| {
-            kept.capability.parse().map_err(|_| format!("{:?} is no capability", kept.capability))
+            kept.capability.parse().map_err(|_| DeclaredError {
+                role: self.role.clone(),
+                why: format!("{:?} is no capability", kept.capability),
+            })
         };
         self.capabilities.iter().map(parse).collect()
     }
@@ -236,7 +256,7 @@ impl Declared {
 #[derive(Debug, thiserror::Error)]
 #[error("read sandbox/{role}.json: {why}")]
 pub struct DeclaredError {
-    role: Role,
+    role: String,
     why: String,
 }
 
@@ -277,7 +297,8 @@ mod tests {
     fn every_domain_of_a_role_together_handles_everything() {
         for (role, declared) in every() {
             for what in [Handled::Files, Handled::Tcp, Handled::Signals, Handled::AbstractSockets] {
-                let handled = declared.landlock.iter().filter(|domain| domain.handles.contains(&what)).count();
+                let handled =
+                    declared.landlock.iter().filter(|domain| domain.handles.contains(&what)).count();
                 assert_eq!(handled, 1, "{role}: {what:?}");
             }
             let files = declared.landlock.iter().filter(|domain| !domain.allow.is_empty());

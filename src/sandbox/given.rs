@@ -6,11 +6,12 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::getrlimit;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, getcwd, getgid, setresgid, setresuid};
 
-use super::landlock::{self, Allowed};
+use super::declared::{Declared, LimitValue};
+use super::landlock::{self, Places};
 use super::status::{Mismatch, Status};
 use super::{Confined, Role, SealError};
 use crate::wire::control::Isolation;
@@ -20,12 +21,13 @@ use crate::wire::control::Isolation;
 #[must_use = "checked in order to be confined"]
 pub struct Given {
     role: Role,
+    declared: Declared,
 }
 
 impl Given {
-    /// Checks that this process runs as `uid` and `gid` and nothing else, holds no capability (the supervisor: the
-    /// four it works with), cannot get back to root, leaves no core, has one thread, umask 077 and `/` as its
-    /// directory.
+    /// Checks that this process runs as `uid` and `gid` and nothing else, holds the capabilities its file declares and
+    /// no other, cannot get back to root without them, has the limits that are declared, one thread, umask 077 and `/`
+    /// as its directory.
     ///
     /// Call it first, while the process has one thread and is still dumpable.
     ///
@@ -33,19 +35,26 @@ impl Given {
     /// Names the first thing that is not as it must be.
     pub fn check(role: Role, uid: u32, gid: u32, isolation: Isolation) -> Result<Self, SealError> {
         let left = |mismatch| SealError::Left { role, mismatch };
-        if uid == 0 && role != Role::Supervisor {
+        let declared = Declared::of(role)?;
+        // These two keep the service's own UID.
+        let has_power = matches!(role, Role::Supervisor | Role::Spawner);
+        if uid == 0 && !has_power {
             return Err(SealError::Root { role });
         }
         let status = Status::of_this_thread()?;
         status.expect_identity(uid, gid, isolation).map_err(left)?;
-        status.expect_capabilities(role, isolation).map_err(left)?;
+        status.expect_capabilities(declared.capability_mask(), isolation).map_err(left)?;
         status.expect_abort_works().map_err(left)?;
-        if role != Role::Supervisor {
+        if !has_power {
             cannot_regain_root(role)?;
         }
-        let (soft, hard) = getrlimit(Resource::RLIMIT_CORE).map_err(call("read RLIMIT_CORE"))?;
-        if (soft, hard) != (0, 0) {
-            return Err(left(Mismatch::new("RLIMIT_CORE", format!("{soft}/{hard}"), "0/0")));
+        for limit in &declared.limits {
+            let LimitValue::Number(value) = limit.value else { continue };
+            let (name, resource) = limit.limit.resource();
+            let (soft, hard) = getrlimit(resource).map_err(call("read a resource limit"))?;
+            if (soft, hard) != (value, value) {
+                return Err(left(Mismatch::new(name, format!("{soft}/{hard}"), format!("{value}/{value}"))));
+            }
         }
         let directory = getcwd().map_err(call("read the working directory"))?;
         if directory.as_os_str() != "/" {
@@ -58,21 +67,24 @@ impl Given {
         }
         single_thread(role)?;
         control(role)?;
-        Ok(Self { role })
+        Ok(Self { role, declared })
     }
 
-    /// Makes this process not dumpable and puts it under Landlock with nothing but `allowed`; frontend and worker
-    /// pass nothing at all. Covers this thread and those it starts from now on, so there must be no other.
+    /// Makes this process not dumpable and puts it under Landlock with nothing but what its file allows, in `places`.
+    /// Covers this thread and those it starts from now on, so there must be no other.
     ///
     /// Opens `/proc/self/pagemap` no more: create the engine before.
     ///
     /// # Errors
     /// The kernel lacks a right that is required here, a path cannot be opened, or the proof fails.
-    pub fn confine(self, allowed: &[Allowed<'_>]) -> Result<Confined, SealError> {
+    pub fn confine(self, places: &Places) -> Result<Confined, SealError> {
         single_thread(self.role)?;
         prctl::set_dumpable(false).map_err(call("clear PR_SET_DUMPABLE"))?;
         control(self.role)?;
-        let landlock_abi = landlock::restrict(allowed)?;
+        let mut landlock_abi = 0;
+        for domain in self.declared.landlock.iter().filter(|one| !landlock::is_shared(self.role, one)) {
+            landlock_abi = landlock::restrict(domain, places)?;
+        }
         landlock::prove(self.role)?;
         Ok(Confined { role: self.role, landlock_abi })
     }

@@ -4,7 +4,7 @@
 //! those made after it, and /proc shows nothing of it, so every thread proves it by an `open` that fails.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
@@ -12,79 +12,76 @@ use landlock::{
 };
 use nix::unistd::gettid;
 
+use super::declared::{Declared, DeclaredAccess, DeclaredAllow, DeclaredDomain, Handled};
 use super::{Role, SealError};
 
 /// The rights we know and require: files with truncate and device ioctls, TCP, signals, abstract sockets.
 const REQUIRED: ABI = ABI::V6;
 
-/// One thing a role may still reach by path. A path that is not there is an error, not a rule less.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Allowed<'a> {
-    /// Read one file.
-    ReadFile(&'a Path),
-    /// Read and write one file or device, as it is: no truncating, no making, no removing.
-    ReadWriteFile(&'a Path),
-    /// List a directory and read everything beneath.
-    ReadDir(&'a Path),
-    /// List, read, make, write, rename and remove files, directories and sockets beneath.
-    ReadWriteDir(&'a Path),
-    /// Read and execute everything beneath (programs and shared libraries).
-    Execute(&'a Path),
-}
+/// Which paths the names in braces stand for, in a role's `landlock` rules (`sandbox/<role>.json`). A name may have any
+/// number of paths; one without a path allows nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Places(Vec<(&'static str, PathBuf)>);
 
-impl<'a> Allowed<'a> {
-    fn path(self) -> &'a Path {
-        match self {
-            Self::ReadFile(path)
-            | Self::ReadWriteFile(path)
-            | Self::ReadDir(path)
-            | Self::ReadWriteDir(path)
-            | Self::Execute(path) => path,
-        }
+impl Places {
+    /// One more path for `name`, which is without its braces.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, path: impl Into<PathBuf>) -> Self {
+        self.0.push((name, path.into()));
+        self
     }
 
-    fn rights(self) -> BitFlags<AccessFs> {
-        match self {
-            Self::ReadFile(_) => AccessFs::ReadFile.into(),
-            Self::ReadWriteFile(_) => AccessFs::ReadFile | AccessFs::WriteFile,
-            Self::ReadDir(_) => AccessFs::ReadFile | AccessFs::ReadDir,
-            Self::ReadWriteDir(_) => {
-                AccessFs::ReadFile
-                    | AccessFs::ReadDir
-                    | AccessFs::WriteFile
-                    | AccessFs::Truncate
-                    | AccessFs::MakeReg
-                    | AccessFs::MakeDir
-                    | AccessFs::MakeSock
-                    | AccessFs::RemoveFile
-                    | AccessFs::RemoveDir
-                    | AccessFs::Refer
+    fn of<'a>(&'a self, rule: &'a DeclaredAllow) -> Vec<&'a Path> {
+        match rule.path.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+            None => vec![Path::new(&rule.path)],
+            Some(name) => {
+                self.0.iter().filter(|(of, _)| *of == name).map(|(_, path)| path.as_path()).collect()
             }
-            Self::Execute(_) => AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir,
         }
     }
 }
 
-/// What every child needs of the system before it puts itself under a Landlock of its own, and so what the supervisor
-/// must allow, whose Landlock its children inherit: libraries, what the kernel says of the process and the machine,
-/// and /dev/null. The binaries' directory and all that is the service's own come beside it.
-#[must_use]
-pub fn system_paths() -> Vec<Allowed<'static>> {
-    [
-        Allowed::Execute(Path::new("/usr/lib")),
-        Allowed::Execute(Path::new("/usr/lib64")),
-        Allowed::Execute(Path::new("/lib")),
-        Allowed::Execute(Path::new("/lib64")),
-        Allowed::ReadFile(Path::new("/etc/ld.so.cache")),
-        Allowed::ReadDir(Path::new("/proc")),
-        Allowed::ReadDir(Path::new("/sys/fs/cgroup")),
-        Allowed::ReadDir(Path::new("/sys/devices/system/cpu")),
-        Allowed::ReadWriteFile(Path::new("/dev/null")),
-    ]
-    .into_iter()
-    // Distributions differ in which of them there are; what is missing cannot be needed.
-    .filter(|allowed| allowed.path().exists())
-    .collect()
+fn rights(access: DeclaredAccess) -> BitFlags<AccessFs> {
+    match access {
+        DeclaredAccess::ReadFile => AccessFs::ReadFile.into(),
+        DeclaredAccess::ReadDirectory => AccessFs::ReadFile | AccessFs::ReadDir,
+        DeclaredAccess::ReadWriteDirectory => {
+            AccessFs::ReadFile
+                | AccessFs::ReadDir
+                | AccessFs::WriteFile
+                | AccessFs::Truncate
+                | AccessFs::MakeReg
+                | AccessFs::MakeDir
+                | AccessFs::MakeSock
+                | AccessFs::RemoveFile
+                | AccessFs::RemoveDir
+                | AccessFs::Refer
+        }
+        DeclaredAccess::Execute => AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir,
+    }
+}
+
+/// Proof: the supervisor has entered the first of its two domains.
+#[derive(Debug)]
+#[must_use = "entered before the spawner is started"]
+pub struct Enclosed(());
+
+/// For the supervisor, before its first fork: enters the first domain of its file, which everything it ever starts is
+/// born into. It says whom signals reach: had the supervisor entered it after a fork, it could not end its children.
+///
+/// # Errors
+/// The kernel lacks a right that is required here.
+pub fn enclose() -> Result<Enclosed, SealError> {
+    let declared = Declared::of(Role::Supervisor)?;
+    for domain in declared.landlock.iter().filter(|domain| is_shared(Role::Supervisor, domain)) {
+        restrict(domain, &Places::default())?;
+    }
+    Ok(Enclosed(()))
+}
+
+/// Entered by [`enclose`], and not by [`Given::confine`](super::Given::confine).
+pub(super) fn is_shared(role: Role, domain: &DeclaredDomain) -> bool {
+    role == Role::Supervisor && domain.handles.contains(&Handled::Signals)
 }
 
 /// Proves on the calling thread, which may be any, that Landlock lets a frontend or worker open nothing: an `open`
@@ -96,11 +93,11 @@ pub fn prove_landlock() -> Result<(), SealError> {
     prove(Role::Worker)
 }
 
-/// What to open. Children live under the supervisor's Landlock as well as their own, so the probe must be something
-/// that the supervisor's allows; the supervisor is allowed /proc, so its own probe is the root directory.
+/// What to open. Frontend and worker live under the spawner's Landlock as well as their own, so their probe must be
+/// something that the spawner's allows; supervisor and spawner are allowed /proc, so their probe is the root directory.
 pub(super) const fn probe(role: Role) -> &'static str {
     match role {
-        Role::Supervisor => "/",
+        Role::Supervisor | Role::Spawner => "/",
         Role::Frontend | Role::Worker => "/proc/self/status",
     }
 }
@@ -116,27 +113,44 @@ pub(super) fn prove(role: Role) -> Result<(), SealError> {
 }
 
 /// Puts the calling thread under Landlock; sets no_new_privs too. Returns the kernel's ABI.
-pub(super) fn restrict(allowed: &[Allowed<'_>]) -> Result<u32, SealError> {
-    let mut ruleset = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(REQUIRED))
-        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(REQUIRED)))
-        .and_then(|ruleset| ruleset.scope(Scope::from_all(REQUIRED)))
-        .map_err(|source| SealError::LandlockMissing { source })?
-        .create()
-        .map_err(|source| match source {
-            RulesetError::CreateRuleset(_) => SealError::LandlockMissing { source },
-            other => SealError::Landlock(other),
+pub(super) fn restrict(domain: &DeclaredDomain, places: &Places) -> Result<u32, SealError> {
+    let handles = |what| domain.handles.contains(&what);
+    let scopes = [(Handled::Signals, Scope::Signal), (Handled::AbstractSockets, Scope::AbstractUnixSocket)]
+        .into_iter()
+        .filter(|(what, _)| handles(*what))
+        .fold(BitFlags::<Scope>::EMPTY, |scopes, (_, scope)| scopes | scope);
+    let mut ruleset = Ok(Ruleset::default().set_compatibility(CompatLevel::HardRequirement));
+    if handles(Handled::Files) {
+        ruleset = ruleset.and_then(|ruleset| ruleset.handle_access(AccessFs::from_all(REQUIRED)));
+    }
+    if handles(Handled::Tcp) {
+        ruleset = ruleset.and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(REQUIRED)));
+    }
+    if !scopes.is_empty() {
+        ruleset = ruleset.and_then(|ruleset| ruleset.scope(scopes));
+    }
+    let mut ruleset =
+        ruleset.map_err(|source| SealError::LandlockMissing { source })?.create().map_err(|source| {
+            match source {
+                RulesetError::CreateRuleset(_) => SealError::LandlockMissing { source },
+                other => SealError::Landlock(other),
+            }
         })?;
-    for allow in allowed {
-        let refused = |source: Box<dyn std::error::Error + Send + Sync>| SealError::LandlockRule {
-            path: allow.path().to_owned(),
-            source,
-        };
-        let path = PathFd::new(allow.path()).map_err(|error| refused(Box::new(error)))?;
-        ruleset = ruleset
-            .add_rule(PathBeneath::new(path, allow.rights()))
-            .map_err(|error| refused(Box::new(error)))?;
+    for rule in &domain.allow {
+        for place in places.of(rule) {
+            // Distributions differ in what there is.
+            if rule.optional && !place.exists() {
+                continue;
+            }
+            let refused = |source: Box<dyn std::error::Error + Send + Sync>| SealError::LandlockRule {
+                path: place.to_owned(),
+                source,
+            };
+            let path = PathFd::new(place).map_err(|error| refused(Box::new(error)))?;
+            ruleset = ruleset
+                .add_rule(PathBeneath::new(path, rights(rule.access)))
+                .map_err(|error| refused(Box::new(error)))?;
+        }
     }
     let status = ruleset.restrict_self().map_err(SealError::Landlock)?;
     match (status.ruleset, status.no_new_privs, status.landlock) {
@@ -157,6 +171,19 @@ mod tests {
 
     use super::*;
 
+    fn domain(role: Role) -> DeclaredDomain {
+        Declared::of(role).expect("file").landlock.pop().expect("a domain")
+    }
+
+    fn allow(access: DeclaredAccess, path: &Path) -> DeclaredAllow {
+        let path = path.to_str().expect("text").to_owned();
+        DeclaredAllow { access, path, optional: false, comment: String::new() }
+    }
+
+    fn files(allow: Vec<DeclaredAllow>) -> DeclaredDomain {
+        DeclaredDomain { handles: vec![Handled::Files], allow, comment: String::new() }
+    }
+
     /// /proc says NoNewPrivs 1 and Seccomp 2 of such a thread all the same: only the proof shows it.
     #[test]
     fn landlock_is_proven_on_threads_made_after_it_and_refused_on_one_made_before() {
@@ -170,7 +197,7 @@ mod tests {
             });
             scope.spawn(move || {
                 assert!(matches!(prove_landlock(), Err(SealError::StillOpen { .. })), "control");
-                let abi = restrict(&[]).expect("landlock");
+                let abi = restrict(&domain(Role::Worker), &Places::default()).expect("landlock");
                 assert!(abi >= 6, "ABI {abi}");
                 prove_landlock().expect("the thread that asked for it");
                 for _ in 0..3 {
@@ -194,19 +221,18 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let (read, write) = (at("read"), at("write"));
-                let null = Path::new("/dev/null");
-                restrict(&[
-                    Allowed::ReadDir(&read),
-                    Allowed::ReadWriteDir(&write),
-                    Allowed::ReadWriteFile(null),
-                ])
-                .expect("landlock");
+                let allowed = vec![
+                    allow(DeclaredAccess::ReadDirectory, Path::new("{read}")),
+                    allow(DeclaredAccess::ReadWriteDirectory, &write),
+                    // A name without a path allows nothing.
+                    allow(DeclaredAccess::ReadWriteDirectory, Path::new("{nobody}")),
+                ];
+                restrict(&files(allowed), &Places::default().with("read", &read)).expect("landlock");
                 std::fs::read(read.join("file")).expect("read");
                 std::fs::write(read.join("file"), b"y").expect_err("write where only reading is allowed");
                 std::fs::write(write.join("new"), b"y").expect("write");
                 std::fs::rename(write.join("new"), write.join("file")).expect("rename");
                 std::fs::remove_file(write.join("file")).expect("remove");
-                File::options().write(true).open(null).expect("write /dev/null");
                 let other = std::fs::read(at("other").join("file")).expect_err("not listed");
                 assert_eq!(other.raw_os_error(), Some(nix::libc::EACCES));
             });
@@ -216,7 +242,8 @@ mod tests {
     #[test]
     fn a_path_that_is_not_there_is_an_error_that_names_it() {
         thread::spawn(|| {
-            let error = restrict(&[Allowed::ReadFile(Path::new("/nonexistent/x"))]).expect_err("refused");
+            let missing = || allow(DeclaredAccess::ReadFile, Path::new("/nonexistent/x"));
+            let error = restrict(&files(vec![missing()]), &Places::default()).expect_err("refused");
             assert!(error.to_string().starts_with("allow \"/nonexistent/x\" in Landlock: "), "{error}");
             prove_landlock().expect_err("nothing was enforced");
         })

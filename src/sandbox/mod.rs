@@ -11,23 +11,30 @@
 //!
 //! ```text
 //! install_panic_hook(role)                      settle_allocator()
+//! check_inherited(role)?                        the descriptors that were agreed on, no environment
 //! Given::check(role, uid, gid, isolation)?      one thread, nothing left of the supervisor's power
 //!   .. load everything: engine, policies ..     still one thread
-//! given.confine(&[])?                           Landlock, on this thread and all made from here on
+//! given.confine(&Places::default())?            Landlock, on this thread and all made from here on
 //!   .. start every thread there will ever be, each: warm up, prove_landlock()?, wait ..
 //! confined.seal()?                              seccomp on all of them at once
 //! serve(sealed, ..)
 //! end(0)                                        never a return from main: see there
 //! ```
 //!
-//! The supervisor takes a child's power away between fork and exec ([`privileges::surrender`]), its own before it
-//! forks for the first time ([`privileges::settle`]), and looks at every thread of a child from outside before any
-//! traffic reaches it ([`witness::look`]).
+//! What a role keeps, and what its sandbox lets by, is in `sandbox/`: system calls in `<arch>/<role>.json`, everything
+//! else in `<role>.json` ([`Declared`]).
+//!
+//! The spawner takes a child's power away between fork and exec ([`privileges::surrender`]). The supervisor reduces its
+//! own before it starts the spawner ([`privileges::settle`]) and once more after ([`privileges::keep`]), and looks at
+//! every thread of a child from outside before any traffic reaches it ([`witness::look`]).
 
 mod allocator;
+mod declared;
 mod end;
 mod given;
+mod inherited;
 mod landlock;
+pub mod launch;
 mod panic;
 pub mod privileges;
 mod seccomp;
@@ -37,9 +44,14 @@ pub mod witness;
 use std::fmt;
 
 pub use allocator::settle_allocator;
+pub use declared::{
+    ConfiguredLimit, Declared, DeclaredAccess, DeclaredDomain, DeclaredError, DeclaredLimit, Environment,
+    Handled, LimitName, LimitValue, Session,
+};
 pub use end::end;
 pub use given::Given;
-pub use landlock::{Allowed, prove_landlock, system_paths};
+pub use inherited::check_inherited;
+pub use landlock::{Enclosed, Places, enclose, prove_landlock};
 pub use panic::install_panic_hook;
 pub use status::{Mismatch, StatusError};
 
@@ -47,19 +59,21 @@ pub use status::{Mismatch, StatusError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     Supervisor,
+    Spawner,
     Frontend,
     Worker,
 }
 
 impl Role {
     /// Every role there is.
-    pub const ALL: [Self; 3] = [Self::Supervisor, Self::Frontend, Self::Worker];
+    pub const ALL: [Self; 4] = [Self::Supervisor, Self::Spawner, Self::Frontend, Self::Worker];
 
     /// As in the binary's name, the folder's and the profile's.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Supervisor => "supervisor",
+            Self::Spawner => "spawner",
             Self::Frontend => "frontend",
             Self::Worker => "worker",
         }
@@ -130,6 +144,8 @@ impl Sealed {
 pub enum SealError {
     #[error(transparent)]
     Status(#[from] StatusError),
+    #[error(transparent)]
+    Declared(#[from] DeclaredError),
     /// The supervisor left more, or other, than it should have.
     #[error("check what was left to {role}: {mismatch}")]
     Left { role: Role, mismatch: Mismatch },

@@ -1,8 +1,9 @@
-//! Taking power away: the supervisor's own, before its first fork, and a child's, between fork and exec.
+//! Taking power away: the supervisor's own, before its first fork and once more after it, and a child's, between fork
+//! and exec.
 //!
-//! The trap this order answers: `setresuid` clears capabilities only when it leaves UID 0. A supervisor that runs as
-//! an ordinary user with ambient capabilities changes its child's UID and the child keeps every one of them, across
-//! exec too, and can go back to root. So each set is emptied by name, read back, and the way back is tried.
+//! The trap this order answers: `setresuid` clears capabilities only when it leaves UID 0. A process that runs as an
+//! ordinary user with ambient capabilities changes its child's UID and the child keeps every one of them, across exec
+//! too, and can go back to root. So each set is emptied by name, read back, and the way back is tried.
 
 use std::io;
 
@@ -15,16 +16,18 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, chdir, getppid, setgroups, setresgid, setresuid, setsid};
 
 use super::Role;
+use super::declared::{ConfiguredLimit, Declared, DeclaredError, LimitValue};
 use super::status::{Mismatch, Status, StatusError};
 use crate::wire::control::Isolation;
 
-/// All that the supervisor works with: give its children UIDs, empty their bounding sets, signal them.
-pub const SUPERVISOR_KEEPS: [Capability; 4] =
+/// All that the service works with, between supervisor and spawner: give children UIDs, empty their bounding sets,
+/// signal them.
+pub const SERVICE_NEEDS: [Capability; 4] =
     [Capability::CAP_KILL, Capability::CAP_SETGID, Capability::CAP_SETPCAP, Capability::CAP_SETUID];
 
-/// How much a child may use. What is not here is the same for all: no core, no locked memory, no message queues.
+/// The limits of a child that follow from the configuration. The others are numbers in `sandbox/<role>.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ResourceLimits {
+pub struct ConfiguredLimits {
     /// Descriptors, the inherited ones included.
     pub open_files: u64,
     /// Threads of all processes of the child's UID together, so only where the UID is the class's own; count every
@@ -45,6 +48,8 @@ pub enum SurrenderError {
     Limit { limit: &'static str, wanted: u64, hard: u64 },
     #[error(transparent)]
     Status(#[from] StatusError),
+    #[error(transparent)]
+    Declared(#[from] DeclaredError),
     #[error("give up privileges: {0}")]
     Left(#[from] Mismatch),
     #[error("give up privileges: setresuid to 0 succeeded after all was given up")]
@@ -61,14 +66,14 @@ pub enum SurrenderError {
 }
 
 /// For the supervisor, before it reads its configuration's consequences into the world: reduces this process to
-/// [`SUPERVISOR_KEEPS`], or to nothing where it was started without, and says which. No core files, umask 077, `/`.
+/// [`SERVICE_NEEDS`], or to nothing where it was started without, and says which. Limits as declared, umask 077, `/`.
 ///
 /// Whatever takes another privilege (chown of a class's directory, binding in a directory of root's) comes before.
 ///
 /// # Errors
 /// Has a part of the four but not all, or something could not be taken away.
 pub fn settle() -> Result<Isolation, SurrenderError> {
-    let needed: CapsHashSet = SUPERVISOR_KEEPS.into_iter().collect();
+    let needed: CapsHashSet = SERVICE_NEEDS.into_iter().collect();
     let held = caps::read(None, CapSet::Permitted).map_err(capabilities("read the permitted set"))?;
     let found: CapsHashSet = held.intersection(&needed).copied().collect();
     let isolation = if found == needed {
@@ -81,38 +86,63 @@ pub fn settle() -> Result<Isolation, SurrenderError> {
     if isolation == Isolation::DistinctUids {
         caps::set(None, CapSet::Effective, &needed).map_err(capabilities("use the four capabilities"))?;
         setgroups(&[]).map_err(call("drop supplementary groups"))?;
-        for capability in caps::all().difference(&needed) {
-            drop_bounding(*capability)?;
-        }
     }
-    caps::clear(None, CapSet::Ambient).map_err(capabilities("clear the ambient set"))?;
-    caps::clear(None, CapSet::Inheritable).map_err(capabilities("clear the inheritable set"))?;
-    caps::set(None, CapSet::Effective, &found).map_err(capabilities("reduce the effective set"))?;
-    caps::set(None, CapSet::Permitted, &found).map_err(capabilities("reduce the permitted set"))?;
-    limit("RLIMIT_CORE", Resource::RLIMIT_CORE, 0)?;
+    reduce_to(&found, isolation)?;
+    set_limits(&Declared::of(Role::Supervisor)?, None)?;
     chdir("/").map_err(call("change to \"/\""))?;
     umask(Mode::from_bits_truncate(0o077));
-    Status::of_this_thread()?.expect_capabilities(Role::Supervisor, isolation)?;
     Ok(isolation)
 }
 
-/// For the supervisor's child, between fork and exec: takes everything away, in the one order that works, and checks
+/// For supervisor and spawner, once each is on its own: reduces this process to what its file in `sandbox/` keeps of
+/// the four.
+///
+/// # Errors
+/// Something could not be taken away, or was not there.
+pub fn keep(role: Role, isolation: Isolation) -> Result<(), SurrenderError> {
+    reduce_to(&kept(&Declared::of(role)?, isolation)?, isolation)
+}
+
+/// For the supervisor's first child, between fork and exec: becomes what the spawner is started as. Its capabilities
+/// are ambient, which is how they survive an exec of a process that is not root's; it takes care of that first thing
+/// ([`keep`]). Exec right after it; exit on any error.
+///
+/// # Errors
+/// Anything that could not be set, or is not as it should be when read back.
+pub fn endow(isolation: Isolation, supervisor_pid: i32) -> Result<(), SurrenderError> {
+    let declared = Declared::of(Role::Spawner)?;
+    let kept = kept(&declared, isolation)?;
+    setsid().map_err(call("start a session"))?;
+    if isolation == Isolation::DistinctUids {
+        caps::set(None, CapSet::Effective, &kept).map_err(capabilities("reduce the effective set"))?;
+        caps::set(None, CapSet::Permitted, &kept).map_err(capabilities("reduce the permitted set"))?;
+        caps::set(None, CapSet::Inheritable, &kept).map_err(capabilities("set the inheritable set"))?;
+        for capability in &kept {
+            caps::raise(None, CapSet::Ambient, *capability)
+                .map_err(capabilities("raise in the ambient set"))?;
+        }
+    }
+    leave_the_parents_ways(&declared, None, supervisor_pid)
+}
+
+/// For the spawner's child, between fork and exec: takes everything away, in the one order that works, and checks
 /// that it is gone. Exec right after it; exit on any error.
 ///
-/// `supervisor_pid` is what the supervisor's `getpid` said before it forked.
+/// `supervisor_pid` is what the supervisor's `getpid` said: this process must be a child of it by now.
 ///
 /// # Errors
 /// Anything that could not be taken away, or was still there when read back.
 pub fn surrender(
-    uid: u32,
-    gid: u32,
+    role: Role,
+    (uid, gid): (u32, u32),
     isolation: Isolation,
-    limits: &ResourceLimits,
+    limits: &ConfiguredLimits,
     supervisor_pid: i32,
 ) -> Result<(), SurrenderError> {
     if uid == 0 {
         return Err(SurrenderError::Root);
     }
+    let declared = Declared::of(role)?;
     // A new session first: no controlling terminal can signal or be written to.
     setsid().map_err(call("start a session"))?;
     if isolation == Isolation::DistinctUids {
@@ -122,25 +152,50 @@ pub fn surrender(
     caps::clear(None, CapSet::Inheritable).map_err(capabilities("clear the inheritable set"))?;
     // Clears the effective set with it.
     caps::clear(None, CapSet::Permitted).map_err(capabilities("clear the permitted set"))?;
-    // Only now: a change of UID clears it.
+    leave_the_parents_ways(&declared, Some(limits), supervisor_pid)?;
+    look_again(uid, gid, isolation)
+}
+
+/// What every child is given before its exec, whatever its power.
+fn leave_the_parents_ways(
+    declared: &Declared,
+    limits: Option<&ConfiguredLimits>,
+    supervisor_pid: i32,
+) -> Result<(), SurrenderError> {
+    // A change of UID would clear it, so it comes after.
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(call("set the parent death signal"))?;
     // If the supervisor died before that line, no signal will come.
     let parent = getppid();
     if parent != Pid::from_raw(supervisor_pid) {
         return Err(SurrenderError::Orphaned { expected: supervisor_pid, found: parent.as_raw() });
     }
-    limit("RLIMIT_CORE", Resource::RLIMIT_CORE, 0)?;
-    limit("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK, 0)?;
-    limit("RLIMIT_MSGQUEUE", Resource::RLIMIT_MSGQUEUE, 0)?;
-    limit("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE, limits.open_files)?;
-    if let Some(processes) = limits.processes {
-        limit("RLIMIT_NPROC", Resource::RLIMIT_NPROC, processes)?;
-    }
+    set_limits(declared, limits)?;
     chdir("/").map_err(call("change to \"/\""))?;
     umask(Mode::from_bits_truncate(0o077));
-    // The supervisor may block signals to read them from a descriptor; that would go through exec.
-    SigSet::empty().thread_set_mask().map_err(call("unblock signals"))?;
-    look_again(uid, gid, isolation)
+    // The supervisor blocks signals to read them from a descriptor; that would go through exec.
+    SigSet::empty().thread_set_mask().map_err(call("unblock signals"))
+}
+
+fn kept(declared: &Declared, isolation: Isolation) -> Result<CapsHashSet, SurrenderError> {
+    match isolation {
+        Isolation::DistinctUids => Ok(declared.kept_capabilities()?.into_iter().collect()),
+        Isolation::SharedUid => Ok(CapsHashSet::new()),
+    }
+}
+
+/// Permitted, effective and bounding are `kept`; inheritable and ambient are empty.
+fn reduce_to(kept: &CapsHashSet, isolation: Isolation) -> Result<(), SurrenderError> {
+    caps::clear(None, CapSet::Ambient).map_err(capabilities("clear the ambient set"))?;
+    caps::clear(None, CapSet::Inheritable).map_err(capabilities("clear the inheritable set"))?;
+    if isolation == Isolation::DistinctUids {
+        // Takes CAP_SETPCAP, so it comes before that may go itself.
+        for capability in caps::all().difference(kept) {
+            drop_bounding(*capability)?;
+        }
+    }
+    caps::set(None, CapSet::Effective, kept).map_err(capabilities("reduce the effective set"))?;
+    caps::set(None, CapSet::Permitted, kept).map_err(capabilities("reduce the permitted set"))?;
+    Ok(Status::of_this_thread()?.expect_capabilities(mask(kept), isolation)?)
 }
 
 fn change_identity(uid: u32, gid: u32) -> Result<(), SurrenderError> {
@@ -165,13 +220,28 @@ fn drop_bounding(capability: Capability) -> Result<(), SurrenderError> {
 fn look_again(uid: u32, gid: u32, isolation: Isolation) -> Result<(), SurrenderError> {
     let status = Status::of_this_thread()?;
     status.expect_identity(uid, gid, isolation)?;
-    status.expect_capabilities(Role::Worker, isolation)?;
+    status.expect_capabilities(0, isolation)?;
     let root = Uid::from_raw(0);
     if setresuid(root, root, root).is_ok() { Err(SurrenderError::Regained) } else { Ok(()) }
 }
 
+fn set_limits(declared: &Declared, configured: Option<&ConfiguredLimits>) -> Result<(), SurrenderError> {
+    for limit in &declared.limits {
+        let value = match limit.value {
+            LimitValue::Number(number) => Some(number),
+            LimitValue::FromConfiguration(ConfiguredLimit::OpenFiles) => configured.map(|c| c.open_files),
+            LimitValue::FromConfiguration(ConfiguredLimit::Processes) => configured.and_then(|c| c.processes),
+        };
+        if let Some(value) = value {
+            let (name, resource) = limit.limit.resource();
+            set_limit(name, resource, value)?;
+        }
+    }
+    Ok(())
+}
+
 /// Sets the soft and the hard limit; lowering needs no privilege.
-fn limit(name: &'static str, resource: Resource, wanted: u64) -> Result<(), SurrenderError> {
+fn set_limit(name: &'static str, resource: Resource, wanted: u64) -> Result<(), SurrenderError> {
     let (_, hard) = getrlimit(resource).map_err(call("read a resource limit"))?;
     if wanted > hard {
         return Err(SurrenderError::Limit { limit: name, wanted, hard });
@@ -194,17 +264,20 @@ fn capabilities(step: &'static str) -> impl Fn(CapsError) -> SurrenderError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::status::SUPERVISOR_CAPABILITIES;
 
     #[test]
-    fn the_four_are_what_status_expects() {
-        assert_eq!(mask(&SUPERVISOR_KEEPS.into_iter().collect()), SUPERVISOR_CAPABILITIES);
+    fn supervisor_and_spawner_share_what_the_service_needs() {
+        let of = |role| Declared::of(role).expect("file").capability_mask();
+        let needed = mask(&SERVICE_NEEDS.into_iter().collect());
+        assert_eq!(of(Role::Supervisor) | of(Role::Spawner), needed);
+        assert_eq!(of(Role::Supervisor) & of(Role::Spawner), 0);
     }
 
     #[test]
     fn uid_0_is_refused_before_anything_is_done() {
-        let limits = ResourceLimits { open_files: 64, processes: None };
+        let limits = ConfiguredLimits { open_files: 64, processes: None };
         let pid = Pid::this().as_raw();
-        assert!(matches!(surrender(0, 0, Isolation::DistinctUids, &limits, pid), Err(SurrenderError::Root)));
+        let refused = surrender(Role::Worker, (0, 0), Isolation::DistinctUids, &limits, pid);
+        assert!(matches!(refused, Err(SurrenderError::Root)));
     }
 }

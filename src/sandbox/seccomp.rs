@@ -8,6 +8,7 @@ use super::{Role, SealError};
 mod profiles {
     pub(super) const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::x86_64;
     pub(super) const SUPERVISOR: &str = include_str!("../../sandbox/x86_64/supervisor.json");
+    pub(super) const SPAWNER: &str = include_str!("../../sandbox/x86_64/spawner.json");
     pub(super) const FRONTEND: &str = include_str!("../../sandbox/x86_64/frontend.json");
     pub(super) const WORKER: &str = include_str!("../../sandbox/x86_64/worker.json");
 }
@@ -16,6 +17,7 @@ mod profiles {
 mod profiles {
     pub(super) const ARCH: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
     pub(super) const SUPERVISOR: &str = include_str!("../../sandbox/aarch64/supervisor.json");
+    pub(super) const SPAWNER: &str = include_str!("../../sandbox/aarch64/spawner.json");
     pub(super) const FRONTEND: &str = include_str!("../../sandbox/aarch64/frontend.json");
     pub(super) const WORKER: &str = include_str!("../../sandbox/aarch64/worker.json");
 }
@@ -26,6 +28,7 @@ compile_error!("there are no seccomp profiles for this architecture: write sandb
 pub(super) const fn profile(role: Role) -> &'static str {
     match role {
         Role::Supervisor => profiles::SUPERVISOR,
+        Role::Spawner => profiles::SPAWNER,
         Role::Frontend => profiles::FRONTEND,
         Role::Worker => profiles::WORKER,
     }
@@ -64,10 +67,13 @@ mod tests {
     use super::*;
 
     /// Distinct system calls, the limits of the project: a worker and a frontend hold what a client or a policy wrote.
-    /// The supervisor's includes all that its children need, since a filter is inherited (`sandbox/README.md`).
-    const AT_MOST: [(Role, usize); 3] = [(Role::Worker, 25), (Role::Frontend, 35), (Role::Supervisor, 112)];
+    /// The spawner's includes all that its children need, since a filter is inherited (`sandbox/README.md`).
+    const AT_MOST: [(Role, usize); 4] =
+        [(Role::Worker, 25), (Role::Frontend, 35), (Role::Supervisor, 45), (Role::Spawner, 81)];
 
-    const FILES: [(TargetArch, Role, &str); 6] = [
+    const FILES: [(TargetArch, Role, &str); 8] = [
+        (TargetArch::x86_64, Role::Spawner, include_str!("../../sandbox/x86_64/spawner.json")),
+        (TargetArch::aarch64, Role::Spawner, include_str!("../../sandbox/aarch64/spawner.json")),
         (TargetArch::x86_64, Role::Supervisor, include_str!("../../sandbox/x86_64/supervisor.json")),
         (TargetArch::x86_64, Role::Frontend, include_str!("../../sandbox/x86_64/frontend.json")),
         (TargetArch::x86_64, Role::Worker, include_str!("../../sandbox/x86_64/worker.json")),
@@ -110,11 +116,11 @@ mod tests {
                 let reason = rule["comment"].as_str().unwrap_or_default();
                 let reason = match role {
                     // Whose need it is, since the children live under this filter too.
-                    Role::Supervisor => ["own: ", "children: ", "both: "]
+                    Role::Spawner => ["own: ", "children: ", "both: "]
                         .iter()
                         .find_map(|whose| reason.strip_prefix(whose))
                         .unwrap_or_default(),
-                    Role::Frontend | Role::Worker => reason,
+                    Role::Supervisor | Role::Frontend | Role::Worker => reason,
                 };
                 assert!(reason.len() > 5, "{arch:?} {role}: no reason at {rule}");
                 for condition in rule["args"].as_array().into_iter().flatten() {
@@ -164,18 +170,11 @@ mod tests {
         }
     }
 
-    /// A sealed process can make no executable page, no process, no descriptor from a path, no new privilege.
+    /// A sealed process can make no executable page, no process, no new privilege, and but for the spawner and a
+    /// supervisor that reads, no descriptor from a path.
     #[test]
-    fn children_have_no_way_to_files_processes_or_code() {
-        let forbidden = [
-            "open",
-            "openat",
-            "openat2",
-            "open_by_handle_at",
-            "creat",
-            "socket",
-            "connect",
-            "bind",
+    fn sealed_roles_have_no_way_to_files_processes_or_code() {
+        let never = [
             "clone",
             "clone3",
             "fork",
@@ -185,10 +184,15 @@ mod tests {
             "ptrace",
             "process_vm_readv",
             "process_vm_writev",
-            "memfd_create",
-            "kill",
             "prctl",
             "seccomp",
+            "capset",
+            "setuid",
+            "setresuid",
+            "setgroups",
+            "socket",
+            "connect",
+            "bind",
             "io_uring_setup",
             "bpf",
             "userfaultfd",
@@ -201,13 +205,15 @@ mod tests {
             "shmat",
             "remap_file_pages",
             "personality",
-            "setuid",
-            "setresuid",
+            "creat",
+            "open_by_handle_at",
         ];
-        for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| *role != Role::Supervisor) {
+        let not_even_reading = ["open", "openat", "openat2", "memfd_create", "kill"];
+        for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| *role != Role::Spawner) {
             let calls = calls(role, text);
-            for call in forbidden {
-                assert!(!calls.contains(call), "{arch:?} {role} allows {call}");
+            let strict = if role == Role::Supervisor { &[][..] } else { &not_even_reading };
+            for call in never.iter().chain(strict) {
+                assert!(!calls.contains(*call), "{arch:?} {role} allows {call}");
             }
             for rule in rules(role, text) {
                 if ["mmap", "mprotect"].contains(&rule["syscall"].as_str().expect("name")) {
@@ -220,17 +226,18 @@ mod tests {
         }
     }
 
-    /// The supervisor's filter is inherited, so whatever it lacks its children cannot do either.
+    /// The spawner's filter is inherited, so whatever it lacks its children cannot do either.
     #[test]
-    fn the_supervisor_allows_every_call_of_its_children() {
-        for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| *role != Role::Supervisor) {
+    fn the_spawner_allows_every_call_of_its_children() {
+        let children = |role: &Role| matches!(role, Role::Frontend | Role::Worker);
+        for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| children(role)) {
             let (_, _, above) = FILES
                 .iter()
-                .find(|(of, role, _)| (*of as u8, *role) == (arch as u8, Role::Supervisor))
+                .find(|(of, role, _)| (*of as u8, *role) == (arch as u8, Role::Spawner))
                 .expect("file");
             let missing: Vec<_> =
-                calls(role, text).difference(&calls(Role::Supervisor, above)).cloned().collect();
-            assert!(missing.is_empty(), "{arch:?}: supervisor lacks {missing:?} of {role}");
+                calls(role, text).difference(&calls(Role::Spawner, above)).cloned().collect();
+            assert!(missing.is_empty(), "{arch:?}: the spawner lacks {missing:?} of {role}");
         }
     }
 

@@ -4,13 +4,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::Role;
 use crate::wire::control::Isolation;
 
 /// The file is about 1.5 KB; many supplementary groups make it longer.
 const STATUS_MAX: u64 = 1 << 20;
-/// CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP: numbers 5 to 8. See `privileges::SUPERVISOR_KEEPS`.
-pub(super) const SUPERVISOR_CAPABILITIES: u64 = 0b1_1110_0000;
 
 /// Why the state of a thread could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -114,12 +111,12 @@ impl Status {
         }
     }
 
-    /// None for a child; for the supervisor the four it works with, or none where it was started without. The
-    /// bounding set cannot be emptied without CAP_SETPCAP, so it counts only where there was that privilege.
-    pub(super) fn expect_capabilities(&self, role: Role, isolation: Isolation) -> Result<(), Mismatch> {
-        let held = match (role, isolation) {
-            (Role::Supervisor, Isolation::DistinctUids) => SUPERVISOR_CAPABILITIES,
-            (Role::Supervisor, Isolation::SharedUid) | (Role::Frontend | Role::Worker, _) => 0,
+    /// Those of `held` and no others; none where the service was started without. The bounding set cannot be emptied
+    /// without CAP_SETPCAP, so it counts only where there was that privilege.
+    pub(super) fn expect_capabilities(&self, held: u64, isolation: Isolation) -> Result<(), Mismatch> {
+        let held = match isolation {
+            Isolation::DistinctUids => held,
+            Isolation::SharedUid => 0,
         };
         expect_mask("CapInh", self.inheritable, 0)?;
         expect_mask("CapPrm", self.permitted, held)?;
@@ -131,18 +128,16 @@ impl Status {
         }
     }
 
-    /// No new privileges, and a seccomp filter besides those it was born with: children inherit the supervisor's, and
-    /// those of whatever started the supervisor.
-    pub(super) fn expect_sealed(&self, inherited_filters: u32) -> Result<(), Mismatch> {
+    /// No new privileges, and exactly so many seccomp filters: inherited ones say nothing of whether it is sealed.
+    pub(super) fn expect_sealed(&self, filters: u32) -> Result<(), Mismatch> {
         if self.no_new_privs != 1 {
             return Err(Mismatch::new("NoNewPrivs", self.no_new_privs, 1));
         }
         if self.seccomp != 2 {
             return Err(Mismatch::new("Seccomp", self.seccomp, 2));
         }
-        if self.seccomp_filters <= inherited_filters {
-            let expected = format!("more than the {inherited_filters} inherited");
-            return Err(Mismatch::new("Seccomp_filters", self.seccomp_filters, expected));
+        if self.seccomp_filters != filters {
+            return Err(Mismatch::new("Seccomp_filters", self.seccomp_filters, filters));
         }
         Ok(())
     }
@@ -187,9 +182,9 @@ mod tests {
         let status = sealed();
         assert_eq!(status.state, 'S');
         status.expect_identity(61001, 61001, Isolation::DistinctUids).expect("identity");
-        status.expect_capabilities(Role::Worker, Isolation::DistinctUids).expect("capabilities");
-        status.expect_sealed(0).expect("sealed");
-        status.expect_sealed(1).expect("sealed beyond what it inherited");
+        status.expect_capabilities(0, Isolation::DistinctUids).expect("capabilities");
+        status.expect_sealed(2).expect("sealed");
+        status.expect_sealed(3).expect_err("only with what it inherited");
         status.expect_abort_works().expect("abort");
     }
 
@@ -215,8 +210,8 @@ mod tests {
             let status = Status::parse(&TEXT.replace(from, to)).expect("parse");
             let mismatch = status
                 .expect_identity(61001, 61001, Isolation::DistinctUids)
-                .and_then(|()| status.expect_capabilities(Role::Worker, Isolation::DistinctUids))
-                .and_then(|()| status.expect_sealed(1))
+                .and_then(|()| status.expect_capabilities(0, Isolation::DistinctUids))
+                .and_then(|()| status.expect_sealed(2))
                 .and_then(|()| status.expect_abort_works())
                 .expect_err(field);
             assert_eq!(mismatch.field, field);
@@ -224,15 +219,17 @@ mod tests {
     }
 
     #[test]
-    fn the_supervisor_holds_exactly_four_capabilities() {
+    fn what_is_held_is_held_exactly() {
         let text = ["CapPrm", "CapEff", "CapBnd"].iter().fold(TEXT.to_owned(), |text, set| {
-            text.replace(&format!("{set}:\t0000000000000000"), &format!("{set}:\t00000000000001e0"))
+            text.replace(&format!("{set}:\t0000000000000000"), &format!("{set}:\t00000000000001c0"))
         });
         let status = Status::parse(&text).expect("parse");
-        status.expect_capabilities(Role::Supervisor, Isolation::DistinctUids).expect("four");
-        assert!(status.expect_capabilities(Role::Supervisor, Isolation::SharedUid).is_err());
-        assert!(status.expect_capabilities(Role::Worker, Isolation::DistinctUids).is_err());
-        assert!(sealed().expect_capabilities(Role::Supervisor, Isolation::DistinctUids).is_err());
+        status.expect_capabilities(0x1c0, Isolation::DistinctUids).expect("three");
+        for held in [0, 0x1e0, 0x180] {
+            assert!(status.expect_capabilities(held, Isolation::DistinctUids).is_err(), "{held:x}");
+        }
+        assert!(status.expect_capabilities(0x1c0, Isolation::SharedUid).is_err());
+        assert!(sealed().expect_capabilities(0x1c0, Isolation::DistinctUids).is_err());
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Role;
 use super::status::{Mismatch, Status, StatusError};
+use super::{Declared, DeclaredError, Role};
 use crate::wire::control::Isolation;
 
 /// A sealed role makes no threads, so the second look already finds the same ones.
@@ -21,6 +21,16 @@ pub struct Expected {
     pub uid: u32,
     pub gid: u32,
     pub isolation: Isolation,
+    /// Seccomp filters in force on every thread, those it was born under included.
+    pub filters: u32,
+}
+
+/// How many seccomp filters are in force on the calling thread: what a child made now would be born under.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn own_filters() -> Result<u32, StatusError> {
+    Ok(Status::of_this_thread()?.seccomp_filters)
 }
 
 /// What was seen: all threads as expected.
@@ -34,6 +44,8 @@ pub struct Witnessed {
 pub enum WitnessError {
     #[error("witness {role} pid {pid} thread {thread}: {mismatch}")]
     Thread { role: Role, pid: i32, thread: i32, mismatch: Mismatch },
+    #[error(transparent)]
+    Declared(#[from] DeclaredError),
     #[error("witness {role} pid {pid}: it is gone")]
     Gone { role: Role, pid: i32 },
     #[error("witness {role} pid {pid}: its threads still change after {LOOKS} looks")]
@@ -46,20 +58,19 @@ pub enum WitnessError {
 
 /// Reads the status of every thread of `pid` until two looks in a row find the same threads, all as `expected`.
 ///
-/// `pid` must be a child of the caller, born under the filters it has now, that the caller has not waited for, so that the number cannot come to mean another process.
+/// `pid` must be a child of the caller that it has not waited for, so that the number cannot come to mean another process.
 ///
 /// # Errors
 /// Names the thread and the field that is not as expected.
 pub fn look(pid: i32, expected: &Expected) -> Result<Witnessed, WitnessError> {
     let role = expected.role;
-    // A child is born under our own filters: they say nothing of whether it is sealed.
-    let inherited = Status::of_this_thread().map_err(|source| WitnessError::Status { role, pid, source })?;
+    let held = Declared::of(role)?.capability_mask();
     let mut before = BTreeSet::new();
     for _ in 0..LOOKS {
         let threads = threads(pid, role)?;
         let mut vanished = false;
         for &thread in &threads {
-            vanished |= !check(pid, thread, expected, inherited.seccomp_filters)?;
+            vanished |= !check(pid, thread, expected, held)?;
         }
         if threads == before && !vanished {
             let threads = u32::try_from(threads.len()).unwrap_or(u32::MAX);
@@ -89,8 +100,8 @@ fn threads(pid: i32, role: Role) -> Result<BTreeSet<i32>, WitnessError> {
 }
 
 /// False if the thread ended between the listing and the look.
-fn check(pid: i32, thread: i32, expected: &Expected, inherited_filters: u32) -> Result<bool, WitnessError> {
-    let Expected { role, uid, gid, isolation } = *expected;
+fn check(pid: i32, thread: i32, expected: &Expected, held: u64) -> Result<bool, WitnessError> {
+    let Expected { role, uid, gid, isolation, filters } = *expected;
     let path = format!("/proc/{pid}/task/{thread}/status");
     let status = match Status::read(Path::new(&path)) {
         Ok(status) => status,
@@ -101,9 +112,9 @@ fn check(pid: i32, thread: i32, expected: &Expected, inherited_filters: u32) -> 
         return Err(WitnessError::Gone { role, pid });
     }
     status
-        .expect_sealed(inherited_filters)
+        .expect_sealed(filters)
         .and_then(|()| status.expect_identity(uid, gid, isolation))
-        .and_then(|()| status.expect_capabilities(role, isolation))
+        .and_then(|()| status.expect_capabilities(held, isolation))
         .map(|()| true)
         .map_err(|mismatch| WitnessError::Thread { role, pid, thread, mismatch })
 }
@@ -116,8 +127,13 @@ fn is_gone(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    const EXPECTED: Expected =
-        Expected { role: Role::Worker, uid: 61001, gid: 61001, isolation: Isolation::DistinctUids };
+    const EXPECTED: Expected = Expected {
+        role: Role::Worker,
+        uid: 61001,
+        gid: 61001,
+        isolation: Isolation::DistinctUids,
+        filters: 1,
+    };
 
     #[test]
     fn this_test_is_not_sealed_and_the_error_names_pid_thread_and_field() {

@@ -8,40 +8,14 @@ use nix::unistd::Pid;
 use super::config::Identity;
 use super::generations::Edition;
 use super::spawn::Launched;
-use crate::decision::TrustClass;
-use crate::sandbox::Role;
 use crate::wire::channel::Channel;
 use crate::wire::control::{FromChild, Process, ProcessState, Ready, ToChild};
+use crate::wire::spawner::Part;
 
 /// Messages a child may send between two pings. It has no reason for more than a handful.
 const MESSAGES_PER_PING: u32 = 32;
 /// Our own wake-ups that must have passed before silence is the child's fault and not the machine's.
 const ROUNDS: u32 = 3;
-
-/// What a child is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Part {
-    Frontend,
-    Worker(TrustClass),
-}
-
-impl Part {
-    pub(super) fn role(&self) -> Role {
-        match self {
-            Self::Frontend => Role::Frontend,
-            Self::Worker(_) => Role::Worker,
-        }
-    }
-}
-
-impl std::fmt::Display for Part {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Frontend => f.write_str("frontend"),
-            Self::Worker(class) => write!(f, "worker {class}"),
-        }
-    }
-}
 
 /// Where a child is in its life. It only ever goes down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,6 +263,7 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decision::TrustClass;
     use crate::wire::control::CONTROL_MAX;
 
     fn child(part: Part, stage: Stage) -> Child {

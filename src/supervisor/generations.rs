@@ -6,8 +6,8 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::child::Part;
 use super::config::Config;
+use crate::wire::spawner::Part;
 
 /// Who served for this long is not what died quickly: the next start is immediate again.
 const SERVED_A_WHILE: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -154,11 +154,6 @@ fn refuse_if_used(path: &Path) -> Result<(), ListenError> {
 
 /// The sockets of LISTEN_FDS with their names, if they are meant for this process.
 fn inherited() -> Result<Vec<(String, OwnedFd)>, ListenError> {
-    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
-    let count = match (number("LISTEN_PID"), number("LISTEN_FDS")) {
-        (Some(pid), Some(count)) if pid == std::process::id() => count,
-        _ => return Ok(Vec::new()),
-    };
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     let take = |index| {
@@ -168,7 +163,21 @@ fn inherited() -> Result<Vec<(String, OwnedFd)>, ListenError> {
             Err(why) => Err(ListenError::Inherited { name, why: why.to_string() }),
         }
     };
-    (0..count).map(take).collect()
+    (0..passed()).map(take).collect()
+}
+
+/// The first descriptor that is neither standard input, output or error nor a socket that systemd passed.
+pub(super) fn first_not_ours() -> RawFd {
+    LISTEN_FDS_START.saturating_add_unsigned(passed())
+}
+
+/// How many sockets were passed to this process (sd_listen_fds(3)).
+fn passed() -> u32 {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    match (number("LISTEN_PID"), number("LISTEN_FDS")) {
+        (Some(pid), Some(count)) if pid == std::process::id() => count,
+        _ => 0,
+    }
 }
 
 fn check_inherited(name: &str, path: &Path, descriptor: &OwnedFd) -> Result<(), ListenError> {

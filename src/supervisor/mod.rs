@@ -1,10 +1,10 @@
-//! The supervisor: the only process with privilege, and with as little else as possible.
+//! The supervisor: reads the configuration, has the others started, watches them and ends them.
 //!
-//! One thread, std and nix, no runtime. It parses the configuration and the few small messages of
+//! One thread, std and nix, no runtime, one capability (CAP_KILL) and no way to start a process itself. It parses the configuration and the few small messages of
 //! [`crate::wire::control`], and nothing else that anybody wrote. From top to bottom:
 //!
-//! [`arguments`] -> give up all but four capabilities -> [`config`] -> programs opened ([`spawn`]) -> sockets bound
-//! ([`listen`]) -> its own sandbox -> the loop ([`supervise`]), in which the [`fleet`] of children is started, looked
+//! [`arguments`] -> give up all but four capabilities -> [`config`] -> sockets bound ([`listen`]) -> the spawner
+//! started, which takes three of the four ([`spawn`]) -> its own sandbox -> the loop ([`supervise`]), in which the [`fleet`] of children is started, looked
 //! at from outside, routed, watched, replaced and drained. What a child may say when is in [`child`], which
 //! generation is wanted in [`generations`].
 
@@ -33,11 +33,14 @@ use listen::{ListenError, Sockets};
 use log::say;
 use notify::Notifier;
 use signals::Signals;
-use spawn::{Programs, SpawnError};
+use spawn::{SpawnError, Spawner};
 use supervise::{GaveUp, Supervision};
 
-use crate::sandbox::privileges::{SurrenderError, settle};
-use crate::sandbox::{Allowed, Given, Role, SealError, Sealed, install_panic_hook, system_paths};
+use crate::sandbox::launch::close_from;
+use crate::sandbox::privileges::{SurrenderError, keep, settle};
+use crate::sandbox::{
+    Enclosed, Given, Places, Role, SealError, Sealed, enclose, end, install_panic_hook, settle_allocator,
+};
 use crate::wire::control::Isolation;
 
 /// EX_USAGE, EX_UNAVAILABLE and EX_CONFIG of sysexits.h.
@@ -55,7 +58,7 @@ enum Failure {
     #[error(transparent)]
     Privileges(#[from] SurrenderError),
     #[error(transparent)]
-    Programs(#[from] SpawnError),
+    Spawner(#[from] SpawnError),
     #[error(transparent)]
     Sockets(#[from] ListenError),
     #[error("connect to service manager: {0}")]
@@ -81,7 +84,13 @@ impl Failure {
 /// the service cannot run.
 #[must_use]
 pub fn main() -> ExitCode {
+    settle_allocator();
     install_panic_hook(Role::Supervisor);
+    // What the shell or manager that started this left open is nobody's business here.
+    if let Err(why) = close_from(listen::first_not_ours()) {
+        say!("close inherited descriptors: {why}");
+        return ExitCode::from(EXIT_UNAVAILABLE);
+    }
     let arguments = match arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
         Err(why) => {
@@ -97,16 +106,17 @@ pub fn main() -> ExitCode {
         Arguments::Run { config, check: true } => check(&config),
         Arguments::Run { config, check: false } => run(&config),
     };
+    // It may be sealed by now.
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => end(0),
         // Every line by itself: editors and people jump to `path:line:col`.
         Err(Failure::Config(errors)) => {
             log::plain(&errors.to_string());
-            ExitCode::from(EXIT_CONFIG)
+            end(EXIT_CONFIG)
         }
         Err(failure) => {
             say!("{failure}");
-            ExitCode::from(failure.exit_code())
+            end(failure.exit_code())
         }
     }
 }
@@ -124,42 +134,41 @@ fn run(config: &Path) -> Result<(), Failure> {
     let surroundings = surroundings(settle()?);
     let config = config::load(&path, &surroundings)?;
     announce(surroundings.isolation, surroundings.uid);
-    let programs = Programs::open(surroundings.isolation)?;
     let notifier = Notifier::from_environment(Instant::now()).map_err(Failure::Notify)?;
+    let enclosed = enclose()?;
     let sockets = Sockets::open(&config.service)?;
-    let sealed = Signals::open().map_err(Failure::Signals).and_then(|signals| {
-        let sealed = lock_in(&surroundings, &path, &config, &programs, &sockets)?;
-        Ok((signals, sealed))
-    });
-    let (signals, sealed) = sealed.inspect_err(|_| sockets.remove())?;
+    let ready = divide_and_lock_in(enclosed, &surroundings, &path, &config, &sockets);
+    let (spawner, signals, sealed) = ready.inspect_err(|_| sockets.remove())?;
     let first = Edition { config: config.into(), epoch: 1 };
-    let fleet = Fleet::new(programs, sockets, surroundings.isolation, first);
+    let fleet = Fleet::new(spawner, sockets, surroundings.isolation, first);
     let supervision = Supervision { config_path: path, surroundings, fleet, signals, notifier };
     Ok(supervision.serve(sealed)?)
 }
 
-/// The supervisor's own sandbox. Its children are born into it, so it has to leave them what they need until they
-/// have their own.
-fn lock_in(
+/// From one process with all the power there is to two with a part each: the spawner can make processes and give them
+/// UIDs, this one can end them. From here on it reads, tells and ends, and starts nothing.
+fn divide_and_lock_in(
+    enclosed: Enclosed,
     surroundings: &Surroundings,
     path: &Path,
     config: &Config,
-    programs: &Programs,
     sockets: &Sockets,
-) -> Result<Sealed, SealError> {
+) -> Result<(Spawner, Signals, Sealed), Failure> {
+    let spawner = Spawner::start(&enclosed, config, surroundings)?;
+    let signals = Signals::open().map_err(Failure::Signals)?;
+    keep(Role::Supervisor, surroundings.isolation)?;
     let given = Given::check(Role::Supervisor, surroundings.uid, surroundings.gid, surroundings.isolation)?;
-    let socket_directories = sockets.directories();
-    let keys = &config.service.trusted_keys;
-    // The loader and its libraries, and /proc for the witness.
-    let mut allowed = system_paths();
-    allowed.push(Allowed::ReadDir(&config.service.store));
-    allowed.push(Allowed::Execute(programs.directory()));
     // Editors replace files, so a reload finds a new file in the same directory.
-    allowed.extend(path.parent().map(Allowed::ReadDir));
-    allowed.extend(keys.iter().filter_map(|key| key.path.parent()).map(Allowed::ReadDir));
-    allowed.extend(config.classes.iter().map(|class| Allowed::ReadWriteDir(&class.cache)));
-    allowed.extend(socket_directories.iter().map(|directory| Allowed::ReadWriteDir(directory)));
-    given.confine(&allowed)?.seal()
+    let keys = config.service.trusted_keys.iter().filter_map(|key| key.path.parent());
+    let places = path
+        .parent()
+        .into_iter()
+        .chain(keys)
+        .fold(Places::default(), |places, directory| places.with("configuration", directory));
+    let places =
+        sockets.directories().into_iter().fold(places, |places, directory| places.with("sockets", directory));
+    let sealed = given.confine(&places)?.seal()?;
+    Ok((spawner, signals, sealed))
 }
 
 /// Relative to where the service is started from: it leaves that place at once.

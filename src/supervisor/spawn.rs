@@ -1,40 +1,41 @@
-//! One child: fork, its descriptors in their places, its power taken away, exec.
-//!
-//! Programs are opened once, when the service starts, and run from those descriptors: a file that is replaced later
-//! changes nothing, and an install under a private home works although the children could not walk there.
+//! The supervisor's way to new processes: the spawner, started once, and orders to it.
 
-use std::ffi::{CStr, CString};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FcntlArg, OFlag, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::unistd::{ForkResult, Pid, execveat, fork};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{ForkResult, Pid, fork, getpid};
 use serde::Serialize;
 
-use super::config::Identity;
+use super::config::Config;
 use super::log::say;
-use crate::sandbox::Role;
-use crate::sandbox::privileges::{ResourceLimits, surrender};
-use crate::wire::channel::Channel;
-use crate::wire::control::{ASSIGNMENT_MAX, FromChild, Isolation, ToChild, fd};
+use crate::sandbox::launch::{self, EXIT_NOT_STARTED, ProgramError};
+use crate::sandbox::privileges::{ConfiguredLimits, endow};
+use crate::sandbox::witness::{self, Expected, WitnessError};
+use crate::sandbox::{Enclosed, Role, StatusError, end};
+use crate::supervisor::config::Surroundings;
+use crate::wire::channel::{Channel, ReceiveError, Received, SendError};
+use crate::wire::control::{ASSIGNMENT_MAX, CONTROL_MAX, FromChild, ToChild, fd};
 use crate::wire::frame::{self, EncodeError};
+use crate::wire::spawner::{FromSpawner, Member, Order, Part, SPAWNER_MAX, SpawnerAssignment};
 
-/// Sources of descriptors are first moved above this, so that none is overwritten before it is in its place.
-const OUT_OF_THE_WAY: RawFd = 16;
-/// EX_OSERR: the child could not be made what it was to be.
-const EXIT_NOT_STARTED: i32 = 71;
+/// From the fork to Ready. It loads nothing.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+/// From an order to its answer: one clone. The supervisor does nothing else meanwhile.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why there is no child.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SpawnError {
-    #[error("open program {path:?}: {why}")]
-    Program { path: PathBuf, why: String },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     #[error("make assignment: {0}")]
     Assignment(#[source] io::Error),
     #[error("make assignment: {0}")]
@@ -47,75 +48,37 @@ pub(super) enum SpawnError {
     NoClass,
     #[error("fork: {0}")]
     Fork(#[source] io::Error),
+    #[error("order from the spawner: {0}")]
+    Order(#[from] SendError),
+    #[error("hear the spawner: {0}")]
+    Hear(#[from] ReceiveError),
+    #[error("hear the spawner: {0}")]
+    Silent(&'static str),
+    #[error("the spawner: {0}")]
+    Refused(String),
+    #[error("the spawner said {0}, which is no child of this process")]
+    NotOurs(i32),
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    #[error(transparent)]
+    Witness(#[from] WitnessError),
 }
 
-/// What children are made from, opened before the sandbox.
+/// The spawner: sealed, looked at, waiting for orders.
 #[derive(Debug)]
-pub(super) struct Programs {
-    frontend: OwnedFd,
-    worker: OwnedFd,
-    null: OwnedFd,
-    directory: PathBuf,
-}
-
-impl Programs {
-    /// Opens `portcullis-frontend` and `portcullis-worker` beside this program.
-    pub(super) fn open(isolation: Isolation) -> Result<Self, SpawnError> {
-        let own = Path::new("/proc/self/exe");
-        let failed =
-            |path: &Path, why: io::Error| SpawnError::Program { path: path.into(), why: why.to_string() };
-        let here = own.read_link().map_err(|why| failed(own, why))?;
-        // Whoever owns this very program is trusted with the others too.
-        let trusted = own.metadata().map_err(|why| failed(&here, why))?.uid();
-        let directory = here.parent().unwrap_or(Path::new("/")).to_owned();
-        let open = |name: &str| {
-            let path = directory.join(name);
-            program(&path, trusted, isolation).map_err(|why| SpawnError::Program { path, why })
-        };
-        let (frontend, worker) = (open("portcullis-frontend")?, open("portcullis-worker")?);
-        let null = Path::new("/dev/null");
-        let null = File::open(null).map_err(|why| failed(null, why))?.into();
-        Ok(Self { frontend, worker, null, directory })
-    }
-
-    /// Where they are.
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
-    }
-}
-
-fn program(path: &Path, trusted: u32, isolation: Isolation) -> Result<OwnedFd, String> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
-    let open = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
-    let file = open.map_err(|why| why.to_string())?;
-    let metadata = file.metadata().map_err(|why| why.to_string())?;
-    let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
-    let own = nix::unistd::geteuid().as_raw();
-    if !metadata.is_file() {
-        return Err("not a regular file".to_owned());
-    }
-    if ![0, own, trusted].contains(&owner) {
-        return Err(format!("owned by uid {owner}, expected {own} or 0"));
-    }
-    if mode & 0o022 != 0 {
-        return Err(format!("others may write it (mode {mode:04o}); chmod go-w {}", path.display()));
-    }
-    if isolation == Isolation::DistinctUids && mode & 0o001 == 0 {
-        return Err(format!("other users may not run it (mode {mode:04o}); chmod o+x {}", path.display()));
-    }
-    Ok(file.into())
+pub(super) struct Spawner {
+    pub(super) pid: Pid,
+    pub(super) landlock_abi: u32,
+    channel: Channel<Order, FromSpawner>,
+    /// Seccomp filters that its children are born under.
+    pub(super) filters: u32,
 }
 
 /// A child to be.
 #[derive(Debug)]
 pub(super) struct Launch<'a> {
-    /// Frontend or worker.
-    pub(super) role: Role,
-    /// Shown by ps(1).
-    pub(super) title: String,
-    pub(super) identity: Identity,
-    pub(super) isolation: Isolation,
-    pub(super) limits: ResourceLimits,
+    pub(super) part: Part,
+    pub(super) limits: ConfiguredLimits,
     pub(super) assignment: BorrowedFd<'a>,
     /// See [`fd::FIRST`] and [`fd::SECOND`].
     pub(super) first: BorrowedFd<'a>,
@@ -128,115 +91,133 @@ pub(super) struct Launched {
     pub(super) channel: Channel<ToChild, FromChild>,
 }
 
-/// Starts the child. What goes wrong after the fork is told over the channel as [`FromChild::Failed`].
-///
-/// JUSTIFICATION: std's `Command` can neither exec from a descriptor nor place descriptors by number.
-#[expect(unsafe_code, reason = "fork has no safe form")]
-pub(super) fn spawn(programs: &Programs, launch: &Launch<'_>) -> Result<Launched, SpawnError> {
-    let (channel, theirs) = Channel::pair(crate::wire::control::CONTROL_MAX).map_err(SpawnError::Channel)?;
-    let supervisor = nix::unistd::getpid();
-    // SAFETY: this process has one thread (checked by `sandbox::Given`), so no lock is held by another one and the
-    // child may allocate.
-    match unsafe { fork() }.map_err(|errno| SpawnError::Fork(errno.into()))? {
-        ForkResult::Parent { child } => Ok(Launched { pid: child, channel }),
-        ForkResult::Child => {
-            let why = become_child(programs, launch, theirs.as_fd(), supervisor);
-            // The supervisor will see the exit, should it not hear why.
-            let _ = theirs.send(&FromChild::Failed { why }, None);
-            std::process::exit(EXIT_NOT_STARTED)
+impl Spawner {
+    /// Starts it, waits until it is sealed, and looks at it. Before this process's own seal, since nothing can be
+    /// started after it.
+    pub(super) fn start(
+        _enclosed: &Enclosed,
+        config: &Config,
+        surroundings: &Surroundings,
+    ) -> Result<Self, SpawnError> {
+        let program = launch::open_program("portcullis-spawner", surroundings.isolation)?;
+        let (null, stderr) = (launch::null()?, io::stderr());
+        let assignment = assignment(&spawner_assignment(config, surroundings))?;
+        let (channel, theirs) = Channel::pair(SPAWNER_MAX).map_err(SpawnError::Channel)?;
+        // It adds one of its own.
+        let filters = witness::own_filters()?.saturating_add(1);
+        let wanted = [
+            (null.as_fd(), 0),
+            (stderr.as_fd(), 1),
+            (stderr.as_fd(), 2),
+            (theirs.as_fd(), fd::CONTROL),
+            (assignment.as_fd(), fd::ASSIGNMENT),
+        ];
+        let supervisor = getpid();
+        let pid = fork_and(|| {
+            let why = match launch::place(&wanted, program.as_fd()) {
+                Err(why) => format!("place descriptors: {why}"),
+                Ok(program) => match endow(surroundings.isolation, supervisor.as_raw()) {
+                    Err(why) => why.to_string(),
+                    Ok(()) => {
+                        format!("run portcullis-spawner: {}", launch::exec(&program, "portcullis-spawner"))
+                    }
+                },
+            };
+            say!("spawner: did not start: {why}");
+        })?;
+        drop(theirs);
+        let mut spawner = Self { pid, landlock_abi: 0, channel, filters };
+        match spawner.hear(READY_WITHIN)? {
+            FromSpawner::Ready { landlock_abi } => spawner.landlock_abi = landlock_abi,
+            FromSpawner::Failed { why } => return Err(SpawnError::Refused(why)),
+            FromSpawner::Started { pid } => return Err(SpawnError::NotOurs(pid)),
+        }
+        let (uid, gid, isolation) = (surroundings.uid, surroundings.gid, surroundings.isolation);
+        let expected = Expected { role: Role::Spawner, uid, gid, isolation, filters };
+        witness::look(pid.as_raw(), &expected)?;
+        say!("spawner (pid {pid}): sealed");
+        Ok(spawner)
+    }
+
+    /// Has a child started, as the identity the spawner knows for it.
+    pub(super) fn launch(&self, launch: &Launch<'_>) -> Result<Launched, SpawnError> {
+        let (channel, theirs) = Channel::pair(CONTROL_MAX).map_err(SpawnError::Channel)?;
+        let ConfiguredLimits { open_files, processes } = launch.limits;
+        let order = Order { part: launch.part.clone(), open_files, processes };
+        let mut descriptors = vec![theirs.as_fd(), launch.assignment, launch.first];
+        descriptors.extend(launch.second);
+        self.channel.send_with(&order, &descriptors)?;
+        match self.hear(ANSWER_WITHIN)? {
+            FromSpawner::Started { pid } if is_child(pid) => {
+                Ok(Launched { pid: Pid::from_raw(pid), channel })
+            }
+            FromSpawner::Started { pid } => Err(SpawnError::NotOurs(pid)),
+            FromSpawner::Failed { why } => Err(SpawnError::Refused(why)),
+            FromSpawner::Ready { .. } => {
+                Err(SpawnError::Refused("it says again that it is ready".to_owned()))
+            }
+        }
+    }
+
+    fn hear(&self, within: Duration) -> Result<FromSpawner, SpawnError> {
+        let until = Instant::now() + within;
+        let mut buffer = Vec::new();
+        loop {
+            match self.channel.receive(&mut buffer)? {
+                Received::Message(message, None) => return Ok(message),
+                Received::Message(_, Some(_)) => return Err(SpawnError::Silent("it sent a descriptor")),
+                Received::End => return Err(SpawnError::Silent("it is gone")),
+                Received::Nothing => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(SpawnError::Silent("it does not answer"));
+            }
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let mut watched = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut watched, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(SpawnError::Hear(ReceiveError::Io(errno.into()))),
+            }
         }
     }
 }
 
-/// Runs in the child; returns only what went wrong.
-fn become_child(
-    programs: &Programs,
-    launch: &Launch<'_>,
-    control: BorrowedFd<'_>,
-    supervisor: Pid,
-) -> String {
-    let program = match launch.role {
-        Role::Worker => &programs.worker,
-        Role::Supervisor | Role::Frontend => &programs.frontend,
-    };
-    let Ok(title) = CString::new(launch.title.as_str()) else { return "title with a NUL in it".to_owned() };
-    let program = match place_descriptors(programs, launch, control, program.as_fd()) {
-        Ok(program) => program,
-        Err(why) => return format!("place descriptors: {why}"),
-    };
-    let Identity { uid, gid } = launch.identity;
-    if let Err(why) = surrender(uid, gid, launch.isolation, &launch.limits, supervisor.as_raw()) {
-        return why.to_string();
-    }
-    let nothing: [&CStr; 0] = [];
-    match execveat(&program, c"", &[title.as_c_str()], &nothing, AtFlags::AT_EMPTY_PATH) {
-        Err(errno) => format!("run portcullis-{}: {errno}", launch.role),
-        // Cannot be: exec does not return.
-        Ok(never) => match never {},
+/// Whether it is a child that has not been waited for: then its number can mean no other process.
+fn is_child(pid: i32) -> bool {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    pid > 0
+        && matches!(
+            waitid(Id::Pid(Pid::from_raw(pid)), look),
+            Ok(WaitStatus::StillAlive | WaitStatus::Exited(..) | WaitStatus::Signaled(..))
+        )
+}
+
+/// JUSTIFICATION: std's `Command` can neither exec from a descriptor nor place descriptors by number.
+#[expect(unsafe_code, reason = "fork has no safe form")]
+fn fork_and(body: impl FnOnce()) -> Result<Pid, SpawnError> {
+    // SAFETY: this process has one thread, so no lock is held by another one and the child may allocate.
+    match unsafe { fork() }.map_err(|errno| SpawnError::Fork(errno.into()))? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            body();
+            end(EXIT_NOT_STARTED)
+        }
     }
 }
 
-/// 0 is /dev/null, 1 and 2 are our stderr, the rest is as [`fd`] says; everything else is closed by exec. Returns the
-/// program to run.
-fn place_descriptors(
-    programs: &Programs,
-    launch: &Launch<'_>,
-    control: BorrowedFd<'_>,
-    program: BorrowedFd<'_>,
-) -> io::Result<File> {
-    let stderr = std::io::stderr();
-    let wanted = [
-        (Some(programs.null.as_fd()), 0),
-        (Some(stderr.as_fd()), 1),
-        (Some(control), fd::CONTROL),
-        (Some(launch.assignment), fd::ASSIGNMENT),
-        (Some(launch.first), fd::FIRST),
-        (launch.second, fd::SECOND),
-    ];
-    let mut moved = Vec::with_capacity(wanted.len());
-    for (source, number) in wanted {
-        let Some(source) = source else { continue };
-        moved.push((duplicate(source)?, number));
+fn spawner_assignment(config: &Config, surroundings: &Surroundings) -> SpawnerAssignment {
+    let frontend = (Part::Frontend, config.frontend.identity);
+    let workers = config.classes.iter().map(|class| (Part::Worker(class.name.clone()), class.identity));
+    let members = std::iter::once(frontend).chain(workers);
+    SpawnerAssignment {
+        uid: surroundings.uid,
+        gid: surroundings.gid,
+        isolation: surroundings.isolation,
+        members: members.map(|(part, who)| Member { part, uid: who.uid, gid: who.gid }).collect(),
+        store: config.service.store.display().to_string(),
+        caches: config.classes.iter().map(|class| class.cache.display().to_string()).collect(),
     }
-    let program = File::from(duplicate(program)?);
-    let mut last = 0;
-    for (source, number) in &moved {
-        place(source.as_fd(), *number)?;
-        last = last.max(*number);
-    }
-    close_on_exec_above(last)?;
-    Ok(program)
-}
-
-fn duplicate(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    let number = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(OUT_OF_THE_WAY))?;
-    // JUSTIFICATION: F_DUPFD_CLOEXEC is the only way to duplicate above a number, and gives back a number.
-    #[expect(unsafe_code, reason = "a new descriptor arrives as a number")]
-    // SAFETY: the kernel has just made it, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-/// JUSTIFICATION: the numbers are an agreement between two programs; no owner of the old descriptor there survives exec.
-#[expect(unsafe_code, reason = "dup2 onto a number has no safe form")]
-fn place(source: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
-    use std::os::fd::IntoRawFd;
-    // SAFETY: this is the forked child: what it overwrites is a copy whose owner is in memory that exec discards, and
-    // that is not used before.
-    let placed = unsafe { nix::unistd::dup2_raw(source, number) }?;
-    // It must stay open.
-    let _ = placed.into_raw_fd();
-    Ok(())
-}
-
-/// JUSTIFICATION: neither std nor nix has close_range.
-#[expect(unsafe_code, reason = "close_range has no safe form")]
-fn close_on_exec_above(last: RawFd) -> io::Result<()> {
-    let first = nix::libc::c_uint::try_from(last).unwrap_or(nix::libc::c_uint::MAX).saturating_add(1);
-    let flags = nix::libc::c_int::try_from(nix::libc::CLOSE_RANGE_CLOEXEC).unwrap_or(0);
-    // SAFETY: closes nothing now; takes no pointers.
-    let result = unsafe { nix::libc::close_range(first, nix::libc::c_uint::MAX, flags) };
-    Errno::result(result).map(drop).map_err(io::Error::from)
 }
 
 /// The assignment as nobody can change it any more: a sealed memfd, to be read from its start.
@@ -271,7 +252,6 @@ pub(super) fn open_files(wanted: u64, title: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -287,20 +267,13 @@ mod tests {
     }
 
     #[test]
-    fn programs_others_may_write_or_may_not_run_are_refused() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path().join("program");
-        std::fs::write(&path, "#!/bin/true").expect("write");
-        let own = nix::unistd::geteuid().as_raw();
-        let look = |mode| {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
-            program(&path, own, Isolation::DistinctUids).map(drop)
-        };
-        assert_eq!(look(0o755), Ok(()));
-        assert!(look(0o775).expect_err("writable").starts_with("others may write it (mode 0775)"));
-        assert!(
-            look(0o750).expect_err("not for others").starts_with("other users may not run it (mode 0750)")
-        );
-        program(directory.path(), own, Isolation::SharedUid).expect_err("a directory");
+    fn only_own_children_count_as_such() {
+        assert!(!is_child(getpid().as_raw()));
+        assert!(!is_child(1));
+        assert!(!is_child(0) && !is_child(-1));
+        let child = fork_and(|| {}).expect("fork");
+        assert!(is_child(child.as_raw()));
+        nix::sys::wait::waitpid(child, None).expect("wait");
+        assert!(!is_child(child.as_raw()));
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Supervision {
 pub(super) enum GaveUp {
     #[error("start: {0}")]
     Start(String),
+    #[error("the spawner {0}; without it nobody can be started")]
+    Spawner(String),
     #[error("wait for events: {0}")]
     Wait(#[source] std::io::Error),
 }
@@ -72,6 +74,14 @@ impl Supervision {
             if asked.stop {
                 phase = self.stop(phase, now);
             }
+            if let Some(how) = self.fleet.spawner_lost()
+                && !matches!(phase, Phase::Stopping { .. })
+            {
+                let why = GaveUp::Spawner(how.to_owned());
+                self.notifier.stopping();
+                self.fleet.kill_all("the service cannot go on", now);
+                phase = Phase::Stopping { until: now, why: Some(why) };
+            }
             reload_wanted |= asked.reload;
             phase = match phase {
                 Phase::Starting => self.starting(now),
@@ -95,6 +105,7 @@ impl Supervision {
             }
         };
         self.fleet.remove_sockets();
+        self.fleet.end_spawner();
         outcome
     }
 

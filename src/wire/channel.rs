@@ -1,5 +1,5 @@
 //! A typed channel between two of our own processes: SOCK_SEQPACKET, one postcard message a packet, at most one
-//! descriptor with it. The type says which side may send what: `Channel<ToWorker, FromWorker>` is the frontend's end.
+//! descriptor with it (orders to the spawner have more). The type says which side may send what: `Channel<ToWorker, FromWorker>` is the frontend's end.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::frame::{self, DecodeError, EncodeError};
+use super::spawner::ORDER_DESCRIPTORS_MAX;
 
 /// One end; sends `Tx`, receives `Rx`. Never blocks.
 #[derive(Debug)]
@@ -24,10 +25,10 @@ pub struct Channel<Tx, Rx> {
     direction: PhantomData<fn(Tx) -> Rx>,
 }
 
-/// What arrived.
+/// What arrived, and with which descriptors.
 #[derive(Debug)]
-pub enum Received<Rx> {
-    Message(Rx, Option<OwnedFd>),
+pub enum Received<Rx, Descriptors = Option<OwnedFd>> {
+    Message(Rx, Descriptors),
     /// Nothing now; wait until the descriptor is readable.
     Nothing,
     /// The other end is gone.
@@ -54,7 +55,7 @@ pub enum SendError {
 pub enum ReceiveError {
     #[error("message on channel: {0}")]
     Decode(#[from] DecodeError),
-    #[error("message on channel was longer than {0} bytes, or came with more than one descriptor")]
+    #[error("message on channel was longer than {0} bytes, or came with too many descriptors")]
     Truncated(usize),
     #[error("receive on channel: {0}")]
     Io(#[source] io::Error),
@@ -78,17 +79,15 @@ impl<Tx, Rx> Channel<Tx, Rx> {
 impl<Tx: Serialize, Rx> Channel<Tx, Rx> {
     /// Sends one message whole, with a copy of `descriptor` if there is one.
     pub fn send(&self, message: &Tx, descriptor: Option<BorrowedFd<'_>>) -> Result<(), SendError> {
+        self.send_with(message, descriptor.as_slice())
+    }
+
+    /// Sends one message whole, with copies of `descriptors`.
+    pub fn send_with(&self, message: &Tx, descriptors: &[BorrowedFd<'_>]) -> Result<(), SendError> {
         let bytes = frame::encode(message, self.max)?;
-        let raw: [RawFd; 1];
-        let rights;
-        let control: &[ControlMessage<'_>] = match descriptor {
-            Some(fd) => {
-                raw = [fd.as_raw_fd()];
-                rights = [ControlMessage::ScmRights(&raw)];
-                &rights
-            }
-            None => &[],
-        };
+        let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
         loop {
             let sent = sendmsg::<UnixAddr>(
                 self.socket.as_raw_fd(),
@@ -111,9 +110,25 @@ impl<Tx: Serialize, Rx> Channel<Tx, Rx> {
 impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
     /// Receives one message. A descriptor that comes with one that does not decode is closed.
     pub fn receive(&self, buffer: &mut Vec<u8>) -> Result<Received<Rx>, ReceiveError> {
+        Ok(match self.receive_into(buffer, cmsg_space!([RawFd; 1]))? {
+            Received::Message(message, mut descriptors) => Received::Message(message, descriptors.pop()),
+            Received::Nothing => Received::Nothing,
+            Received::End => Received::End,
+        })
+    }
+
+    /// Receives one message with up to [`ORDER_DESCRIPTORS_MAX`] descriptors, in the order they were sent.
+    pub fn receive_many(&self, buffer: &mut Vec<u8>) -> Result<Received<Rx, Vec<OwnedFd>>, ReceiveError> {
+        self.receive_into(buffer, cmsg_space!([RawFd; ORDER_DESCRIPTORS_MAX]))
+    }
+
+    fn receive_into(
+        &self,
+        buffer: &mut Vec<u8>,
+        mut space: Vec<u8>,
+    ) -> Result<Received<Rx, Vec<OwnedFd>>, ReceiveError> {
         buffer.resize(self.max, 0);
-        let mut space = cmsg_space!([RawFd; 1]);
-        let (length, flags, descriptor) = loop {
+        let (length, flags, descriptors) = loop {
             let mut slices = [IoSliceMut::new(buffer)];
             let received = recvmsg::<UnixAddr>(
                 self.socket.as_raw_fd(),
@@ -123,18 +138,14 @@ impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
             );
             match received {
                 Ok(message) => {
-                    let mut descriptor = None;
-                    if let Ok(controls) = message.cmsgs() {
-                        for control in controls {
-                            if let ControlMessageOwned::ScmRights(fds) = control {
-                                for fd in fds {
-                                    // Dropping what `replace` gives back closes any but the last.
-                                    descriptor.replace(adopt(fd));
-                                }
-                            }
+                    // Owned first, all of them: whatever is wrong with the message, they are closed.
+                    let mut descriptors = Vec::new();
+                    for control in message.cmsgs().into_iter().flatten() {
+                        if let ControlMessageOwned::ScmRights(fds) = control {
+                            descriptors.extend(fds.into_iter().map(adopt));
                         }
                     }
-                    break (message.bytes, message.flags, descriptor);
+                    break (message.bytes, message.flags, descriptors);
                 }
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => return Ok(Received::Nothing),
@@ -149,7 +160,7 @@ impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
             return Err(ReceiveError::Truncated(self.max));
         }
         let bytes = buffer.get(..length).ok_or(ReceiveError::Truncated(self.max))?;
-        Ok(Received::Message(frame::decode(bytes)?, descriptor))
+        Ok(Received::Message(frame::decode(bytes)?, descriptors))
     }
 }
 

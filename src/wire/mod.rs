@@ -10,3 +10,4 @@ pub mod control;
 pub mod frame;
 pub mod handover;
 pub mod operator;
+pub mod spawner;

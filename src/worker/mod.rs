@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::engine::{self, PoolLimits, monotonic_ns};
-use crate::sandbox::{self, Given, Role, SealError};
+use crate::sandbox::{self, Given, Places, Role, SealError};
 use crate::wire::channel::{Channel, SendError, take_inherited};
 use crate::wire::control::{
     ASSIGNMENT_MAX, CONTROL_MAX, ClassLimits, FromChild, Ready, ToChild, WorkerAssignment, fd,
@@ -88,6 +88,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
+    sandbox::check_inherited(Role::Worker)?;
     let assignment = read_assignment()?;
     let handover = take_inherited(fd::FIRST).map_err(WorkerError::Inherited)?;
     let given = Given::check(Role::Worker, assignment.uid, assignment.gid, assignment.isolation)?;
@@ -103,7 +104,7 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     let loaded = load::load(&serving.engine, &assignment)?;
     let set = Arc::new(loaded.set);
 
-    let confined = given.confine(&[])?;
+    let confined = given.confine(&Places::default())?;
     sandbox::prove_landlock()?;
     let landlock_abi = confined.landlock_abi();
     let steward_mailbox = Arc::new(Mailbox::new()?);

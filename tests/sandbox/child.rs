@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use nix::fcntl::AtFlags;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid, getpid};
-use portcullis::sandbox::privileges::{ResourceLimits, settle, surrender};
-use portcullis::sandbox::{Confined, Given, Role, Sealed, install_panic_hook};
+use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid, getgid, getpid};
+use portcullis::sandbox::privileges::{ConfiguredLimits, endow, keep, settle, surrender};
+use portcullis::sandbox::{Confined, Enclosed, Given, Places, Role, Sealed, enclose, install_panic_hook};
 use portcullis::wire::control::Isolation;
 
 /// A class's UID and GID in these tests.
@@ -19,7 +19,7 @@ pub(crate) const CLASS: u32 = 61_001;
 /// An ordinary user the supervisor may run as.
 pub(crate) const SERVICE: u32 = 61_000;
 
-pub(crate) const LIMITS: ResourceLimits = ResourceLimits { open_files: 256, processes: None };
+pub(crate) const LIMITS: ConfiguredLimits = ConfiguredLimits { open_files: 256, processes: None };
 
 /// Whom a child becomes: another UID where the tests have the privilege to give it one.
 pub(crate) fn identity() -> (u32, u32, Isolation) {
@@ -65,13 +65,22 @@ pub(crate) fn run(role: Role, body: impl FnOnce()) -> End {
     wait(start(role, body))
 }
 
-/// In the child: what the supervisor does to it between fork and exec, or to itself at its start.
+/// In the child: what is done to it between fork and exec, or what it does to itself at its start.
 pub(crate) fn strip(role: Role, supervisor: Pid) {
-    if role == Role::Supervisor {
-        settle().expect("settle");
-    } else {
-        let (uid, gid, isolation) = identity();
-        surrender(uid, gid, isolation, &LIMITS, supervisor.as_raw()).expect("surrender");
+    let (uid, gid, isolation) = identity();
+    match role {
+        Role::Supervisor => {
+            settle().expect("settle");
+            keep(role, isolation).expect("keep");
+        }
+        Role::Spawner => {
+            settle().expect("settle");
+            endow(isolation, supervisor.as_raw()).expect("endow");
+            keep(role, isolation).expect("keep");
+        }
+        Role::Frontend | Role::Worker => {
+            surrender(role, (uid, gid), isolation, &LIMITS, supervisor.as_raw()).expect("surrender");
+        }
     }
 }
 
@@ -80,11 +89,23 @@ pub(crate) fn check(role: Role) -> Given {
     let uid = geteuid().as_raw();
     let class_or_root = uid == CLASS || uid == 0 || uid == SERVICE;
     let isolation = if class_or_root { Isolation::DistinctUids } else { Isolation::SharedUid };
-    Given::check(role, uid, getegid().as_raw(), isolation).expect("given")
+    Given::check(role, uid, getgid().as_raw(), isolation).expect("given")
 }
 
 pub(crate) fn confine(role: Role) -> Confined {
-    check(role).confine(&[]).expect("confine")
+    let _enclosed: Option<Enclosed> = (role == Role::Supervisor).then(|| enclose().expect("enclose"));
+    check(role).confine(&places(role)).expect("confine")
+}
+
+/// Somewhere a role of that name would have something.
+pub(crate) fn places(role: Role) -> Places {
+    match role {
+        Role::Spawner => {
+            let this = std::env::current_exe().expect("path");
+            Places::default().with("programs", this.parent().expect("directory"))
+        }
+        _ => Places::default(),
+    }
 }
 
 /// Runs `body` in a child that is stripped but not sealed.

@@ -2,21 +2,19 @@
 
 use std::fs::File;
 use std::hint::black_box;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::OnceLock;
 use std::sync::mpsc;
 use std::thread;
 
 use nix::sys::signal::Signal;
-use nix::unistd::{dup2_stderr, getpid};
-use portcullis::sandbox::privileges::{settle, surrender};
+use nix::unistd::{Pid, dup2_stderr, getpid};
+use portcullis::sandbox::privileges::surrender;
 use portcullis::sandbox::{
-    Allowed, Confined, Given, Role, end, install_panic_hook, prove_landlock, settle_allocator, system_paths,
-    witness,
+    Confined, Given, Places, Role, end, install_panic_hook, prove_landlock, settle_allocator, witness,
 };
 use portcullis::wire::channel::{Channel, Received};
-use portcullis::wire::control::Isolation;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wasmtime::{
     Config, Enabled, Engine, Instance, InstanceAllocationStrategy, Module, PoolingAllocationConfig, Store,
@@ -24,8 +22,8 @@ use wasmtime::{
 };
 
 use crate::child::{
-    CLASS, End, KILLED_BY_FILTER, LIMITS, check, confine, exec, pipe, report_and_wait, reported, run,
-    run_unsealed, start, strip, this_program, wait,
+    End, KILLED_BY_FILTER, LIMITS, check, confine, exec, identity, pipe, places, report_and_wait, reported,
+    run, run_unsealed, start, strip, this_program, wait,
 };
 
 pub(crate) fn panics() {
@@ -83,7 +81,7 @@ pub(crate) fn crashes() {
                 let given = check(role);
                 // wasmtime has handlers of its own, which must pass on what is not a guest's.
                 let _engine = Engine::default();
-                let _sealed = given.confine(&[]).expect("confine").seal().expect("seal");
+                let _sealed = given.confine(&places(role)).expect("confine").seal().expect("seal");
                 crash();
             });
             let mut said = String::new();
@@ -125,7 +123,7 @@ fn run_guests(given: Given) {
     let engine = Engine::new(&config).expect("engine");
     let module = Module::new(&engine, wat::parse_str(GUEST).expect("wat")).expect("module");
 
-    let confined = given.confine(&[]).expect("confine");
+    let confined = given.confine(&Places::default()).expect("confine");
     let (warm, warmed) = mpsc::channel();
     let (go, gone) = mpsc::channel::<()>();
     let (tell, told) = mpsc::channel();
@@ -321,65 +319,76 @@ fn serve(confined: Confined, listener: std::os::unix::net::UnixListener, channel
     });
 }
 
-/// A filter and a Landlock domain are inherited: whatever a child needs before it seals, the supervisor's must allow.
-pub(crate) fn children_of_sealed_supervisor() {
-    let pipes = [(Role::Worker, pipe(), pipe()), (Role::Frontend, pipe(), pipe())];
-    let end = run(Role::Supervisor, move || {
-        let this = this_program();
-        let isolation = settle().expect("settle");
-        let binaries = std::env::current_exe().expect("path");
-        let mut allowed = system_paths();
-        allowed.push(Allowed::Execute(binaries.parent().expect("directory")));
-        let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
-        let given = Given::check(Role::Supervisor, uid, gid, isolation).expect("given");
-        let _sealed = given.confine(&allowed).expect("confine").seal().expect("seal");
-        for (role, ready, hold) in pipes {
-            spawn_and_witness(&this, role, isolation, ready, hold);
+/// A filter and a Landlock domain are inherited: whatever a child needs before it seals, the spawner's must allow.
+pub(crate) fn children_of_sealed_spawner() {
+    let supervisor = getpid();
+    let [worker, frontend] = [Role::Worker, Role::Frontend].map(|role| (role, pipe(), pipe()));
+    let (mut started, tell) = pipe();
+    let end = run(Role::Spawner, {
+        let births = [&worker, &frontend].map(|(role, (_, tell), (hold, _))| (*role, tell, hold));
+        move || {
+            let this = this_program();
+            strip(Role::Spawner, supervisor);
+            let _sealed = confine(Role::Spawner).seal().expect("seal");
+            for (role, ready, hold) in births {
+                let pid = sibling(|| become_role(&this, role, (ready, hold), supervisor));
+                (&tell).write_all(&pid.as_raw().to_ne_bytes()).expect("tell");
+            }
         }
     });
     assert_eq!(end, End::Exit(0));
+    for (role, (ready, told), (held, release)) in [worker, frontend] {
+        drop((told, held));
+        let mut pid = [0; 4];
+        started.read_exact(&mut pid).expect("started");
+        witness_and_wait(role, Pid::from_raw(i32::from_ne_bytes(pid)), ready, release);
+    }
+}
+
+/// A child of this process's parent, as the spawner makes them.
+fn sibling(body: impl Fn()) -> Pid {
+    let mut stack = vec![0; 256 << 10];
+    let flags = nix::sched::CloneFlags::CLONE_PARENT;
+    let body = Box::new(|| {
+        body();
+        0
+    });
+    // SAFETY: shares no memory, and this process has one thread.
+    unsafe { nix::sched::clone(body, &mut stack, flags, Some(libc::SIGCHLD)) }.expect("clone")
 }
 
 /// Numbers at which a program finds its two pipes.
 const TELL: u32 = 100;
 const HOLD: u32 = 101;
 
-fn spawn_and_witness(
-    this: &File,
-    role: Role,
-    isolation: Isolation,
-    (ready, tell): (File, File),
-    (hold, release): (File, File),
-) {
-    let (uid, gid) = match isolation {
-        Isolation::DistinctUids => (CLASS, CLASS),
-        Isolation::SharedUid => (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),
-    };
-    let supervisor = getpid().as_raw();
-    let child = start(role, || {
-        for (pipe, number) in [(&tell, TELL as i32), (&hold, HOLD as i32)] {
-            // SAFETY: numbers that nothing in this process owns.
-            assert_eq!(unsafe { libc::dup2(pipe.as_raw_fd(), number) }, number);
-        }
-        for (first, last) in [(3, TELL - 1), (HOLD + 1, u32::MAX)] {
-            // SAFETY: all that is not to be inherited is closed by exec, which is next.
-            let done =
-                unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
-            assert_eq!(done, 0);
-        }
-        surrender(uid, gid, isolation, &LIMITS, supervisor).expect("surrender");
-        exec(this, role.name());
-    });
-    drop((tell, hold));
+fn become_role(this: &File, role: Role, (tell, hold): (&File, &File), supervisor: Pid) {
+    for (pipe, number) in [(tell, TELL as i32), (hold, HOLD as i32)] {
+        // SAFETY: numbers that nothing in this process owns.
+        assert_eq!(unsafe { libc::dup2(pipe.as_raw_fd(), number) }, number);
+    }
+    for (first, last) in [(3, TELL - 1), (HOLD + 1, u32::MAX)] {
+        // SAFETY: all that is not to be inherited is closed by exec, which is next.
+        let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
+        assert_eq!(done, 0);
+    }
+    let (uid, gid, isolation) = identity();
+    surrender(role, (uid, gid), isolation, &LIMITS, supervisor.as_raw()).expect("surrender");
+    exec(this, role.name());
+}
+
+fn witness_and_wait(role: Role, child: Pid, ready: File, release: File) {
     assert!(reported(ready), "{role} ended: {:?}", wait(child));
-    let expected = witness::Expected { role, uid, gid, isolation };
+    let (uid, gid, isolation) = identity();
+    // The spawner's and its own besides those of this process.
+    let filters = witness::own_filters().expect("filters") + 2;
+    let expected = witness::Expected { role, uid, gid, isolation, filters };
     let seen = witness::look(child.as_raw(), &expected).expect("witness");
     assert_eq!(seen.threads, if role == Role::Worker { 2 } else { 1 });
     drop(release);
     assert_eq!(wait(child), End::Exit(0), "{role}");
 }
 
-/// What `exec` starts in [`spawn_and_witness`]: a role from its first line, as `sandbox/mod.rs` tells it.
+/// What `exec` starts in [`become_role`]: a role from its first line, as `sandbox/mod.rs` tells it.
 pub(crate) fn program(role: Role) {
     install_panic_hook(role);
     settle_allocator();
@@ -390,7 +399,7 @@ pub(crate) fn program(role: Role) {
     assert_eq!(std::env::vars_os().count(), 0, "the environment is empty");
     match role {
         Role::Worker => run_guests(check(role)),
-        Role::Frontend | Role::Supervisor => {
+        Role::Frontend | Role::Spawner | Role::Supervisor => {
             let confined = confine(role);
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");

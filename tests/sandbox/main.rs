@@ -42,6 +42,7 @@ const TESTS: &[Test] = &[
     test("rules::worker_rules_live_and_changed_arguments_die", rules::worker),
     test("rules::frontend_rules_live_and_changed_arguments_die", rules::frontend),
     test("rules::supervisor_rules_live_and_changed_arguments_die", rules::supervisor),
+    test("rules::spawner_rules_live_and_changed_arguments_die", rules::spawner),
     test("rules::every_call_that_is_not_listed_dies", rules::every_other_call_dies),
     test("escapes::every_escape_dies_sealed_and_works_unsealed", escapes::every_escape),
     test("escapes::foreign_architectures_die", escapes::foreign_architectures),
@@ -59,6 +60,7 @@ const TESTS: &[Test] = &[
     as_root("power::surrender_from_root_leaves_nothing", power::from_root),
     as_root("power::surrender_from_ambient_capabilities_leaves_nothing", power::from_ambient),
     as_root("power::settle_keeps_exactly_four", power::settle_keeps_four),
+    as_root("power::supervisor_and_spawner_divide_the_four", power::the_four_are_divided),
     as_root("power::settle_refuses_a_part_of_the_four", power::settle_refuses_a_part),
     as_root("power::surrender_is_refused_where_capset_is", power::capset_refused),
     test("power::a_limit_above_the_hard_one_is_refused_by_name", power::limit_refused),
@@ -74,7 +76,7 @@ const TESTS: &[Test] = &[
     test("life::malloc_dies_sealed_unless_settled", life::malloc),
     test("life::a_sealed_role_can_end_and_not_by_exit", life::ends),
     test("life::a_frontend_runtime_runs_sealed", life::runtime_runs_sealed),
-    test("life::children_start_under_the_sealed_supervisor", life::children_of_sealed_supervisor),
+    test("life::children_start_under_the_sealed_spawner", life::children_of_sealed_spawner),
 ];
 
 fn main() -> ExitCode {

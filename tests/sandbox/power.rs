@@ -13,7 +13,9 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, rai
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, chdir, chown, getpid, getsid, setgroups, setresgid, setresuid};
-use portcullis::sandbox::privileges::{ResourceLimits, SUPERVISOR_KEEPS, SurrenderError, settle, surrender};
+use portcullis::sandbox::privileges::{
+    ConfiguredLimits, SERVICE_NEEDS, SurrenderError, endow, keep, settle, surrender,
+};
 use portcullis::sandbox::{Given, Role, SealError};
 use portcullis::wire::control::Isolation;
 use seccompiler::{SeccompAction, SeccompFilter};
@@ -25,7 +27,7 @@ use crate::child::{
 const SHADOW: &str = "/etc/shadow";
 
 pub(crate) fn from_root() {
-    let four = raise_everything(&SUPERVISOR_KEEPS.into_iter().collect());
+    let four = raise_everything(&SERVICE_NEEDS.into_iter().collect());
     setgroups(&[Gid::from_raw(27)]).expect("groups");
     // A plain change of UID from root clears what is effective, so the control is what a child has before it.
     let control = run(Role::Worker, || {
@@ -65,7 +67,8 @@ pub(crate) fn ambient_supervisor() {
 }
 
 fn stripped_child(supervisor: Pid) {
-    surrender(CLASS, CLASS, Isolation::DistinctUids, &LIMITS, supervisor.as_raw()).expect("surrender");
+    surrender(Role::Worker, (CLASS, CLASS), Isolation::DistinctUids, &LIMITS, supervisor.as_raw())
+        .expect("surrender");
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }
@@ -106,10 +109,54 @@ pub(crate) fn settle_keeps_four() {
         }
         let error = File::open(&secret).expect_err("a class's file");
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
-        let _given = Given::check(Role::Supervisor, 0, 0, Isolation::DistinctUids).expect("given");
+        let error =
+            Given::check(Role::Supervisor, 0, 0, Isolation::DistinctUids).expect_err("too much by now");
+        assert!(error.to_string().contains("CapPrm is 0x1e0, expected 0x20"), "{error}");
         change_uid(CLASS);
     });
     assert_eq!(end, End::Exit(0));
+}
+
+/// One can end processes and one can start them, and neither can do the other's part.
+pub(crate) fn the_four_are_divided() {
+    let me = getpid();
+    let stopped = |uid| {
+        let (mut ready, told) = pipe();
+        let (hold, release) = pipe();
+        let child = start(Role::Worker, move || {
+            change_uid(uid);
+            crate::child::report_and_wait(told, hold);
+        });
+        assert_eq!(ready.read(&mut [0]).expect("ready"), 1);
+        (child, release)
+    };
+    let (victim, _release) = stopped(CLASS);
+    let end = run(Role::Supervisor, || {
+        settle().expect("settle");
+        kill(victim, None).expect("control");
+        keep(Role::Supervisor, Isolation::DistinctUids).expect("keep");
+        drop(Given::check(Role::Supervisor, 0, 0, Isolation::DistinctUids).expect("given"));
+        assert_eq!((field("CapEff"), field("CapBnd")), (format!("{:016x}", 0x20), format!("{:016x}", 0x20)));
+        kill(victim, None).expect("it ends others");
+        let user = Uid::from_raw(CLASS);
+        setresuid(user, user, user).expect_err("it changes no UID");
+        caps::set(None, CapSet::Permitted, &SERVICE_NEEDS.into_iter().collect()).expect_err("no way back");
+    });
+    assert_eq!(end, End::Exit(0));
+    let end = run(Role::Spawner, || {
+        settle().expect("settle");
+        endow(Isolation::DistinctUids, me.as_raw()).expect("endow");
+        assert_eq!(field("CapAmb"), format!("{:016x}", 0x1c0), "so that they survive exec");
+        keep(Role::Spawner, Isolation::DistinctUids).expect("keep");
+        drop(Given::check(Role::Spawner, 0, 0, Isolation::DistinctUids).expect("given"));
+        assert_eq!((field("CapEff"), field("CapAmb")), (format!("{:016x}", 0x1c0), format!("{:016x}", 0)));
+        caps::set(None, CapSet::Permitted, &SERVICE_NEEDS.into_iter().collect()).expect_err("no way back");
+        change_uid(CLASS + 1);
+        assert_eq!(kill(victim, None), Err(nix::errno::Errno::EPERM), "it ends nobody");
+    });
+    assert_eq!(end, End::Exit(0));
+    kill(victim, Signal::SIGKILL).expect("clean up");
+    wait(victim);
 }
 
 pub(crate) fn settle_refuses_a_part() {
@@ -135,7 +182,8 @@ pub(crate) fn capset_refused() {
         let program: seccompiler::BpfProgram = filter.expect("filter").try_into().expect("program");
         seccompiler::apply_filter(&program).expect("apply");
         let error =
-            surrender(CLASS, CLASS, Isolation::DistinctUids, &LIMITS, supervisor.as_raw()).expect_err("told");
+            surrender(Role::Worker, (CLASS, CLASS), Isolation::DistinctUids, &LIMITS, supervisor.as_raw())
+                .expect_err("told");
         assert!(matches!(error, SurrenderError::Capabilities { .. }), "{error}");
         assert!(error.to_string().contains("a filter around the service that blocks capset"), "{error}");
     });
@@ -148,8 +196,9 @@ pub(crate) fn limit_refused() {
         setrlimit(Resource::RLIMIT_NOFILE, 64, 64).expect("limit");
         // Root may raise it again; a child that has changed its UID may not.
         let (uid, gid, isolation) = identity();
-        let limits = ResourceLimits { open_files: 65, processes: None };
-        let error = surrender(uid, gid, isolation, &limits, supervisor.as_raw()).expect_err("told");
+        let limits = ConfiguredLimits { open_files: 65, processes: None };
+        let error =
+            surrender(Role::Worker, (uid, gid), isolation, &limits, supervisor.as_raw()).expect_err("told");
         assert!(error.to_string().starts_with("set RLIMIT_NOFILE to 65: the hard limit is 64; "), "{error}");
     });
     assert_eq!(end, End::Exit(0));
@@ -227,7 +276,7 @@ fn supervise_and_die(alive: File) {
         Isolation::SharedUid => identity(),
     };
     let child = start(Role::Worker, || {
-        surrender(uid, gid, isolation, &LIMITS, me.as_raw()).expect("surrender");
+        surrender(Role::Worker, (uid, gid), isolation, &LIMITS, me.as_raw()).expect("surrender");
         raise(Signal::SIGSTOP).expect("stop");
         std::thread::park();
     });
@@ -261,7 +310,7 @@ fn end_of(supervisor: Pid, alive: &mut File) {
 
 /// An ordinary user with the four capabilities in its ambient set, as systemd starts the supervisor.
 fn become_service() {
-    let four: CapsHashSet = SUPERVISOR_KEEPS.into_iter().collect();
+    let four: CapsHashSet = SERVICE_NEEDS.into_iter().collect();
     setgroups(&[]).expect("groups");
     set_keepcaps(true).expect("keepcaps");
     change_uid(SERVICE);

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use portcullis::sandbox::{Given, Role, Sealed, install_panic_hook, settle_allocator};
+use portcullis::sandbox::{
+    Given, Places, Role, Sealed, check_inherited, install_panic_hook, settle_allocator,
+};
 use portcullis::wire::channel::{Channel, Received, take_inherited};
 use portcullis::wire::control::{
     CONTROL_MAX, FromChild, FrontendAssignment, ProcessTable, Ready, ToChild, WorkerAssignment, fd,
@@ -49,13 +51,7 @@ fn assignment<T: DeserializeOwned>() -> T {
 }
 
 fn seal(given: Given, control: &Control) -> Sealed {
-    // Beyond what every child is given there is nothing: no descriptor of the supervisor's or of its parent's.
-    let open: Vec<_> =
-        std::fs::read_dir("/proc/self/fd").expect("list").map(|e| e.expect("entry").file_name()).collect();
-    let highest = open.iter().filter_map(|name| name.to_str()?.parse::<i32>().ok()).max();
-    assert!(highest <= Some(fd::SECOND + 6), "leaked: {open:?}");
-    assert_eq!(std::env::vars_os().count(), 0, "the environment is empty");
-    let confined = given.confine(&[]).expect("confine");
+    let confined = given.confine(&Places::default()).expect("confine");
     let ready = FromChild::Ready(Ready {
         loaded: 1,
         refused: 0,
@@ -95,6 +91,8 @@ fn epoll() -> Epoll {
 fn worker() -> Infallible {
     install_panic_hook(Role::Worker);
     settle_allocator();
+    check_inherited(Role::Worker)
+        .expect("what was agreed on, and nothing of the supervisor's or its parent's");
     let control = Control::new(inherited(fd::CONTROL), CONTROL_MAX);
     let assignment: WorkerAssignment = assignment();
     let handover = Channel::<FromWorker, ToWorker>::new(inherited(fd::FIRST), HANDOVER_MAX);
@@ -164,6 +162,8 @@ fn worker() -> Infallible {
 fn frontend() -> Infallible {
     install_panic_hook(Role::Frontend);
     settle_allocator();
+    check_inherited(Role::Frontend)
+        .expect("what was agreed on, and nothing of the supervisor's or its parent's");
     let control = Control::new(inherited(fd::CONTROL), CONTROL_MAX);
     let assignment: FrontendAssignment = assignment();
     let clients = UnixListener::from(inherited(fd::FIRST));

@@ -26,7 +26,28 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_is_fixed_at_the_start_is_refused_by_a_reload", what_is_fixed_at_the_start_is_refused_by_a_reload),
     ("a_generation_that_cannot_start_leaves_the_old_one", a_generation_that_cannot_start_leaves_the_old_one),
     ("the_supervisors_death_takes_everyone_with_it", the_supervisors_death_takes_everyone_with_it),
+    ("without_its_spawner_the_service_ends_and_says_why", without_its_spawner_the_service_ends_and_says_why),
 ];
+
+/// Nobody could be replaced any more. Whoever started the service starts it again.
+fn without_its_spawner_the_service_ends_and_says_why() {
+    for (signal, because) in [
+        (Signal::SIGKILL, "the spawner killed by SIGKILL; without it nobody can be started"),
+        (Signal::SIGSTOP, "the spawner was stopped by SIGSTOP; without it nobody can be started"),
+    ] {
+        let site = Site::new(As::Caller);
+        let mut service = site.start();
+        let table = service.wait_until_all_serve();
+        kill(pid(&service.lasting[1]), signal).expect("signal");
+        let status = service.process.wait().expect("wait");
+        assert_eq!(status.code(), Some(69));
+        let said = service.said();
+        assert!(said.contains(because), "{said}");
+        for process in table.processes.iter().chain(&service.lasting) {
+            assert!(!Path::new(&format!("/proc/{}", process.pid)).exists(), "{process:?} is left");
+        }
+    }
+}
 
 fn tenant(name: &str, class: &str) -> String {
     format!("[tenant.{name}]\nclass = \"{class}\"\npolicies = []\nuids = [1]\n")

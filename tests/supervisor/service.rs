@@ -17,7 +17,7 @@ use portcullis::wire::control::{Process, ProcessState, ProcessTable};
 /// Long enough for a machine that does other things; only ever waited for when something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Directory with the supervisor and this binary twice, made once.
+/// Directory with the supervisor, the spawner and this binary twice, made once.
 pub(crate) fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<tempfile::TempDir> = OnceLock::new();
     PROGRAMS
@@ -25,8 +25,10 @@ pub(crate) fn programs() -> &'static Path {
             let directory = tempfile::tempdir().expect("tempdir");
             let own = std::env::current_exe().expect("exe");
             let supervisor = PathBuf::from(env!("CARGO_BIN_EXE_portcullis-supervisor"));
+            let spawner = PathBuf::from(env!("CARGO_BIN_EXE_portcullis-spawner"));
             for (from, to) in [
                 (&supervisor, "portcullis-supervisor"),
+                (&spawner, "portcullis-spawner"),
                 (&own, "portcullis-frontend"),
                 (&own, "portcullis-worker"),
             ] {
@@ -174,7 +176,13 @@ threads = 1
 
     pub(crate) fn start_with(&self, mut command: Command) -> Service {
         let process = command.spawn().expect("spawn");
-        Service { process, socket: self.path("run/decide.sock"), tables: None, last: None }
+        Service {
+            process,
+            socket: self.path("run/decide.sock"),
+            tables: None,
+            last: None,
+            lasting: Vec::new(),
+        }
     }
 }
 
@@ -183,7 +191,10 @@ pub(crate) struct Service {
     pub(crate) process: Child,
     socket: PathBuf,
     tables: Option<BufReader<UnixStream>>,
+    /// Of the last table: children that come and go.
     last: Option<(usize, ProcessTable)>,
+    /// And the supervisor and the spawner, which do not.
+    pub(crate) lasting: Vec<Process>,
 }
 
 impl Service {
@@ -214,7 +225,13 @@ impl Service {
             };
             let mut line = String::new();
             match reader.read_line(&mut line) {
-                Ok(1..) => self.last = Some(serde_json::from_str(&line).expect("table")),
+                Ok(1..) => {
+                    let (tenants, mut table): (usize, ProcessTable) =
+                        serde_json::from_str(&line).expect("table");
+                    // The first one is empty: the frontend knows of nothing yet.
+                    self.lasting = table.processes.drain(..table.processes.len().min(2)).collect();
+                    self.last = Some((tenants, table));
+                }
                 // The frontend died; the next one takes over the listening socket.
                 _ => self.tables = None,
             }
@@ -245,7 +262,7 @@ impl Service {
     }
 
     /// Until everybody who holds the log has closed it.
-    fn said(&mut self) -> String {
+    pub(crate) fn said(&mut self) -> String {
         let mut said = String::new();
         if let Some(mut stderr) = self.process.stderr.take() {
             stderr.read_to_string(&mut said).expect("text");

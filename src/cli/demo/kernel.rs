@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::DemoError;
 use super::event::{Process, Unexpected};
-use crate::sandbox::privileges::SUPERVISOR_KEEPS;
+use crate::sandbox::{Declared, Role};
 use crate::wire::control::{self, Isolation, ProcessState};
 use crate::wire::operator::Status;
 
@@ -24,19 +24,20 @@ struct Thread {
     seccomp_filters: u32,
 }
 
-/// All processes of the service: the supervisor, and those that serve.
+/// All processes of the service that serve, the supervisor and the spawner among them.
 pub(super) fn look(status: &Status) -> Result<(Vec<Process>, Isolation), DemoError> {
     let isolation = status.processes.isolation;
-    // This process started the supervisor, and the supervisor all others.
+    // This process started the supervisor.
     let own = own_filters()?;
-    let supervisor = process(status.supervisor_pid, None, isolation, own)?;
-    let inherited = supervisor.seccomp_filters;
-    let mut uids = HashSet::from([supervisor.uid]);
-    let mut processes = vec![supervisor];
+    let mut uids = HashSet::new();
+    let mut processes = Vec::new();
     let serving = |process: &&control::Process| process.state == ProcessState::Serving;
     for known in status.processes.processes.iter().filter(serving) {
-        let mut seen = process(known.pid, Some(known), isolation, inherited)?;
-        if !uids.insert(seen.uid) && isolation == Isolation::DistinctUids {
+        let role = Role::ALL.into_iter().find(|role| role.name() == known.role);
+        let mut seen = process(known, role, isolation, own)?;
+        // These two are one user's, each with a part of the power.
+        let shares = matches!(role, Some(Role::Supervisor | Role::Spawner));
+        if !shares && !uids.insert(seen.uid) && isolation == Isolation::DistinctUids {
             seen.unexpected.0.push(format!("expected a UID of its own, {} is another's too", seen.uid));
         }
         processes.push(seen);
@@ -44,23 +45,27 @@ pub(super) fn look(status: &Status) -> Result<(Vec<Process>, Isolation), DemoErr
     Ok((processes, isolation))
 }
 
-/// `inherited` is how many seccomp filters it was born under: they say nothing of whether it is sealed.
+/// `started_under` is how many seccomp filters the service was started under: they say nothing of whether it is sealed.
 fn process(
-    pid: i32,
-    known: Option<&control::Process>,
+    known: &control::Process,
+    role: Option<Role>,
     isolation: Isolation,
-    inherited: u32,
+    started_under: u32,
 ) -> Result<Process, DemoError> {
+    let pid = known.pid;
     let proc = format!("/proc/{pid}");
     let look = |cause| DemoError::Look { pid, cause };
     let threads = threads(Path::new(&proc)).map_err(look)?;
     let first = threads.first().ok_or_else(|| look(io::ErrorKind::NotFound.into()))?;
-    let ready = known.and_then(|known| known.ready.as_ref());
-    let keeps = SUPERVISOR_KEEPS.iter().fold(0, |mask, capability| mask | capability.bitmask());
-    let may_hold = if known.is_none() && isolation == Isolation::DistinctUids { keeps } else { 0 };
+    let declared = role.and_then(|role| Declared::of(role).ok());
+    let keeps = declared.map_or(0, |declared| declared.capability_mask());
+    let may_hold = if isolation == Isolation::DistinctUids { keeps } else { 0 };
+    // Frontend and workers are born under the spawner's filter and add their own.
+    let filters = started_under + if matches!(role, Some(Role::Frontend | Role::Worker)) { 2 } else { 1 };
     let every = |holds: &dyn Fn(&Thread) -> bool| threads.iter().all(holds);
-    let proven = ready.map(|ready| ready.landlock_proven_threads);
+    let proven = known.ready.as_ref().map(|ready| ready.landlock_proven_threads);
     let expectations = [
+        (role.is_some(), "expected a role that there is"),
         (every(&|thread| thread.cap_eff == may_hold), "expected no other effective capabilities"),
         (
             isolation == Isolation::SharedUid || every(&|thread| thread.cap_bnd == may_hold),
@@ -68,22 +73,19 @@ fn process(
         ),
         (every(&|thread| thread.no_new_privs == 1), "expected no_new_privs on every thread"),
         (
-            every(&|thread| thread.seccomp == 2 && thread.seccomp_filters > inherited),
+            every(&|thread| thread.seccomp == 2 && thread.seccomp_filters == filters),
             "expected a seccomp filter of its own on every thread",
         ),
         (every(&|thread| thread.uids.iter().all(|uid| thread.uids.first() == Some(uid))), "expected one UID"),
+        (first.uids.first() == Some(&known.uid), "expected the UID that status gives"),
         (
-            known.is_none_or(|known| first.uids.first() == Some(&known.uid)),
-            "expected the UID that status gives",
-        ),
-        (
-            known.is_none() || proven.and_then(|proven| usize::try_from(proven).ok()) == Some(threads.len()),
+            proven.and_then(|proven| usize::try_from(proven).ok()) == Some(threads.len()),
             "expected every thread to have proved Landlock",
         ),
     ];
     Ok(Process {
-        role: known.map_or("supervisor", |known| &known.role).to_owned(),
-        class: known.and_then(|known| known.class.as_ref()).map(ToString::to_string),
+        role: known.role.clone(),
+        class: known.class.as_ref().map(ToString::to_string),
         pid,
         uid: first.uids.first().copied().unwrap_or(u32::MAX),
         cap_eff: format!("{:x}", threads.iter().fold(0, |all, thread| all | thread.cap_eff)),
@@ -93,7 +95,7 @@ fn process(
         seccomp_filters: threads.iter().map(|thread| thread.seccomp_filters).min().unwrap_or(0),
         threads: threads.len(),
         landlock_proven_threads: proven,
-        landlock_abi: ready.map(|ready| ready.landlock_abi),
+        landlock_abi: known.ready.as_ref().map(|ready| ready.landlock_abi),
         open_files: fs::read_dir(format!("{proc}/fd")).map(Iterator::count).ok(),
         unexpected: Unexpected::where_not(expectations),
     })
@@ -159,7 +161,8 @@ mod tests {
                 landlock_proven_threads: 0,
             }),
         };
-        let seen = process(pid, Some(&known), Isolation::DistinctUids, own_filters().unwrap()).unwrap();
+        let seen =
+            process(&known, Some(Role::Worker), Isolation::DistinctUids, own_filters().unwrap()).unwrap();
         let text = seen.unexpected.0.join("; ");
         for part in ["no_new_privs", "filter of its own", "UID that status gives", "proved Landlock"] {
             assert!(text.contains(part), "no {part:?} in {text}");

@@ -20,7 +20,7 @@ use crate::artifact::{
 use crate::builder::{self, BuildError, Built};
 use crate::decision::{InvalidName, PolicyName, Tenant};
 use crate::engine::{WASMTIME_VERSION, WORLD, settings_digest};
-use crate::sandbox::privileges::SUPERVISOR_KEEPS;
+use crate::sandbox::privileges::SERVICE_NEEDS;
 
 /// Version of every policy.
 const VERSION: u64 = 1;
@@ -308,7 +308,7 @@ fn statement(built: &Built, tenant: Tenant, policy: PolicyName) -> Statement {
 fn can_change_uids() -> bool {
     let holds =
         |capability: &Capability| caps::has_cap(None, CapSet::Permitted, *capability).unwrap_or(false);
-    SUPERVISOR_KEEPS.iter().all(holds)
+    SERVICE_NEEDS.iter().all(holds)
 }
 
 /// The first of enough UIDs in a row that no process has: two demos at a time must not share any.

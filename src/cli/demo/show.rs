@@ -6,11 +6,11 @@ use super::DemoError;
 use super::event::{Answered, Burst, Ending, Event, Keeping, Process, Signed, Started, Summary, Tampered};
 use crate::cli::output;
 use crate::cli::terminal::{paragraph, printable, table};
-use crate::sandbox::privileges::SUPERVISOR_KEEPS;
+use crate::sandbox::privileges::SERVICE_NEEDS;
 use crate::wire::control::Isolation;
 
-/// The label and one column for each process: supervisor, frontend, two workers.
-const COLUMNS: usize = 5;
+/// The label and one column for each process: supervisor, spawner, frontend, two workers.
+const COLUMNS: usize = 6;
 
 /// Where events go, and how many of their expectations were not met.
 #[derive(Debug)]
@@ -184,17 +184,12 @@ impl Show {
             row("CapEff", processes, |process| process.cap_eff.clone()),
             row("CapBnd", processes, |process| process.cap_bnd.clone()),
             row("NoNewPrivs", processes, |process| process.no_new_privs.to_string()),
-            row("Seccomp", processes, |process| match (process.seccomp, process.seccomp_filters) {
-                (2, 1) => "2 (1 filter)".to_owned(),
-                (2, filters) => format!("2 ({filters} filters)"),
-                (mode, _) => mode.to_string(),
-            }),
+            row("Seccomp", processes, |process| process.seccomp.to_string()),
+            row("filters", processes, |process| process.seccomp_filters.to_string()),
             row("threads", processes, |process| process.threads.to_string()),
-            row("Landlock", processes, |process| {
-                match (process.landlock_proven_threads, process.landlock_abi) {
-                    (Some(proven), Some(abi)) => format!("{proven} of {}, ABI {abi}", process.threads),
-                    _ => "not visible".to_owned(),
-                }
+            row("Landlock", processes, |process| match process.landlock_proven_threads {
+                Some(proven) => format!("{proven} of {}", process.threads),
+                None => "not visible".to_owned(),
             }),
             row("open files", processes, |process| {
                 process.open_files.map_or("not visible".to_owned(), |count| count.to_string())
@@ -203,17 +198,20 @@ impl Show {
         let mut text = table(2, head.each_ref().map(String::as_str), &rows);
         text += &paragraph(
             "  ",
-            "Seccomp and NoNewPrivs hold for every thread; each child has a filter of its own besides the \
-             supervisor's. /proc does not show Landlock: so many threads of each child tried to open a file and failed.",
+            "Seccomp and NoNewPrivs hold for every thread; frontend and workers have a filter of their own besides \
+             the spawner's. /proc does not show Landlock: so many threads tried to open a file and failed.",
         );
         match isolation {
             Isolation::DistinctUids => {
-                let names = SUPERVISOR_KEEPS.map(|capability| capability.to_string()).join(", ");
+                let names = SERVICE_NEEDS.map(|capability| capability.to_string()).join(", ");
                 text += &paragraph(
                     "  ",
-                    &format!("The supervisor keeps {names}; nobody else has any capability."),
+                    &format!(
+                        "Supervisor and spawner share {names}: one can end processes, the other can start them. \
+                         Nobody else has any capability."
+                    ),
                 );
-                text += &self.paint(Ink::Good, "  isolation: every process has a UID of its own");
+                text += &self.paint(Ink::Good, "  isolation: frontend and workers have UIDs of their own");
             }
             Isolation::SharedUid => {
                 text += &paragraph(
@@ -349,6 +347,7 @@ mod tests {
     fn the_table_fits_80_columns_and_says_what_is_weak() {
         let processes = [
             process("supervisor", None),
+            process("spawner", None),
             process("frontend", None),
             process("worker", Some("shared")),
             process("worker", Some("alone")),
@@ -356,7 +355,7 @@ mod tests {
         let text = plain().processes(&processes, Isolation::SharedUid);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("WEAK") && text.contains("worker alone") && !text.contains('~'), "{text}");
-        assert!(text.contains("12 of 12, ABI 7") && text.contains("1ffffffffff"), "{text}");
+        assert!(text.contains("12 of 12") && text.contains("1ffffffffff"), "{text}");
         let text = plain().processes(&processes, Isolation::DistinctUids);
         assert!(!text.contains("WEAK") && text.contains("CAP_SETUID"), "{text}");
     }

@@ -2,6 +2,10 @@
 
 use std::time::Instant;
 
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+
 use super::Fleet;
 use crate::supervisor::child::Stage;
 use crate::wire::channel::SendError;
@@ -27,6 +31,16 @@ impl Fleet {
                 }
                 Stage::Condemned => {}
             }
+        }
+    }
+
+    /// The last one: it has nothing to finish.
+    pub(in crate::supervisor) fn end_spawner(&mut self) {
+        let pid = self.spawner.pid;
+        // Not once it was waited for: the number may mean somebody else by now.
+        if self.spawner_lost.is_none() || self.spawner_is_stopped {
+            let _ = kill(pid, Signal::SIGKILL);
+            while waitpid(pid, None) == Err(Errno::EINTR) {}
         }
     }
 

@@ -3,12 +3,16 @@
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use nix::unistd::{Pid, geteuid, getpid};
+
 use super::Fleet;
-use crate::supervisor::child::{Child, Part, Stage};
+use crate::sandbox::Role;
+use crate::supervisor::child::{Child, Stage};
 use crate::supervisor::log::say;
 use crate::supervisor::spawn;
 use crate::wire::channel::SendError;
-use crate::wire::control::{CONTROL_MAX, ProcessTable, ToChild};
+use crate::wire::control::{CONTROL_MAX, Process, ProcessState, ProcessTable, Ready, ToChild};
+use crate::wire::spawner::Part;
 
 impl Fleet {
     pub(super) fn serve_frontend(&mut self, now: Instant) {
@@ -129,7 +133,34 @@ impl Fleet {
             isolation: self.isolation,
             reloads: self.reloads,
             last_reload_error: self.last_reload_error.clone(),
-            processes: rows.iter().map(|child| child.row(restarts(&child.part))).collect(),
+            processes: self
+                .lasting()
+                .into_iter()
+                .chain(rows.iter().map(|child| child.row(restarts(&child.part))))
+                .collect(),
         }
+    }
+
+    /// This process and the spawner: here for as long as the service is.
+    fn lasting(&self) -> [Process; 2] {
+        let row = |role: Role, pid: Pid, landlock_abi| Process {
+            role: role.name().to_owned(),
+            class: None,
+            generation: 1,
+            pid: pid.as_raw(),
+            uid: geteuid().as_raw(),
+            state: ProcessState::Serving,
+            threads: 1,
+            restarts: 0,
+            ready: Some(Ready {
+                loaded: 0,
+                refused: 0,
+                pagemap_scan: false,
+                landlock_abi,
+                landlock_proven_threads: 1,
+            }),
+        };
+        let abi = self.spawner.landlock_abi;
+        [row(Role::Supervisor, getpid(), abi), row(Role::Spawner, self.spawner.pid, abi)]
     }
 }

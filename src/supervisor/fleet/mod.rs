@@ -18,15 +18,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::child::{Child, Misbehaviour, Part, Permitted, Stage};
+use super::child::{Child, Misbehaviour, Permitted, Stage};
 use super::config::Config;
 use super::generations::{Edition, Lineage, Living};
 use super::listen::Sockets;
 use super::log::say;
-use super::spawn::Programs;
+use super::spawn::Spawner;
 use crate::sandbox::witness::{self, Expected};
 use crate::wire::channel::{ReceiveError, Received};
 use crate::wire::control::{Isolation, Ready, ToChild};
+use crate::wire::spawner::Part;
 
 /// From the end of the control channel to the end of the process.
 const END_WITHIN: Duration = Duration::from_millis(50);
@@ -41,7 +42,11 @@ const ERROR_MAX: usize = 2048;
 
 /// Every child of this process, and the lines they come from.
 pub(super) struct Fleet {
-    programs: Programs,
+    spawner: Spawner,
+    /// How the spawner ended, if it did: nobody can be started any more.
+    spawner_lost: Option<String>,
+    /// Lost in that way only: it is still there.
+    spawner_is_stopped: bool,
     sockets: Sockets,
     isolation: Isolation,
     current: Edition,
@@ -61,10 +66,12 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// Nothing runs yet; [`Fleet::step_forward`] starts everything.
-    pub(super) fn new(programs: Programs, sockets: Sockets, isolation: Isolation, first: Edition) -> Self {
+    pub(super) fn new(spawner: Spawner, sockets: Sockets, isolation: Isolation, first: Edition) -> Self {
         let classes = first.config.classes.iter();
         Self {
-            programs,
+            spawner,
+            spawner_lost: None,
+            spawner_is_stopped: false,
             sockets,
             isolation,
             frontend: Lineage::new(Part::Frontend),
@@ -134,8 +141,14 @@ impl Fleet {
     fn witness(&mut self, index: usize, ready: Ready, now: Instant) {
         let Some(child) = self.children.get_mut(index) else { return };
         let role = child.part.role();
-        let expected =
-            Expected { role, uid: child.identity.uid, gid: child.identity.gid, isolation: self.isolation };
+        let expected = Expected {
+            role,
+            uid: child.identity.uid,
+            gid: child.identity.gid,
+            isolation: self.isolation,
+            // Born under the spawner's.
+            filters: self.spawner.filters.saturating_add(1),
+        };
         match witness::look(child.pid.as_raw(), &expected) {
             Ok(witnessed) => {
                 say!(
@@ -160,6 +173,11 @@ impl Fleet {
             let (pid, how) = match waitpid(None::<Pid>, Some(flags)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exited with {code}")),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("killed by {signal}")),
+                Ok(WaitStatus::Stopped(pid, signal)) if pid == self.spawner.pid => {
+                    self.spawner_lost = Some(format!("was stopped by {signal}"));
+                    self.spawner_is_stopped = true;
+                    continue;
+                }
                 Ok(WaitStatus::Stopped(pid, signal)) => {
                     if let Some(index) = self.children.iter().position(|child| child.pid == pid) {
                         self.condemn(index, &format!("stopped by {signal}"), now);
@@ -170,6 +188,11 @@ impl Fleet {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => continue,
             };
+            if pid == self.spawner.pid {
+                self.spawner_lost = Some(how);
+                self.spawner_is_stopped = false;
+                continue;
+            }
             // As process 1 of a container we also inherit strangers.
             let Some(index) = self.children.iter().position(|child| child.pid == pid) else { continue };
             // Its last words may say why.
@@ -315,6 +338,11 @@ impl Fleet {
     /// The frontend serves, so that clients get an answer, be it that a class is unavailable.
     pub(super) fn frontend_serves(&self) -> bool {
         self.living(&Part::Frontend).serving.is_some()
+    }
+
+    /// How the spawner ended, if it did.
+    pub(super) fn spawner_lost(&self) -> Option<&str> {
+        self.spawner_lost.as_deref()
     }
 
     /// What did not start since the last call.

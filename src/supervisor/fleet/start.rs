@@ -4,14 +4,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::Fleet;
-use crate::sandbox::privileges::ResourceLimits;
-use crate::supervisor::child::{Child, Part};
+use crate::sandbox::privileges::ConfiguredLimits;
+use crate::supervisor::child::Child;
 use crate::supervisor::generations::Edition;
 use crate::supervisor::log::say;
 use crate::supervisor::spawn::{self, Launch, SpawnError};
 use crate::wire::channel::Channel;
 use crate::wire::control::Isolation;
 use crate::wire::handover::{FromWorker, HANDOVER_MAX, ToWorker};
+use crate::wire::spawner::Part;
 
 /// From the fork to Ready: verifying and loading ten thousand policies takes seconds.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -76,7 +77,7 @@ impl Fleet {
             }
         };
         let (open_files, threads) = limits;
-        let limits = ResourceLimits {
+        let limits = ConfiguredLimits {
             open_files: spawn::open_files(u64::from(open_files).saturating_add(256), &title),
             // Where the UID is the role's own, what it may start is bounded: all generations that live at one time.
             processes: match self.isolation {
@@ -92,11 +93,8 @@ impl Fleet {
             Some(theirs) => (theirs.as_fd(), None),
             None => (self.sockets.clients(), Some(self.sockets.operators())),
         };
-        let isolation = self.isolation;
-        let assignment = assignment.as_fd();
-        let launch =
-            Launch { role: part.role(), title, identity, isolation, limits, assignment, first, second };
-        let launched = spawn::spawn(&self.programs, &launch)?;
+        let launch = Launch { part: part.clone(), limits, assignment: assignment.as_fd(), first, second };
+        let launched = self.spawner.launch(&launch)?;
         let until = now + START_WITHIN;
         Ok(Child::new((part.clone(), generation), edition.clone(), identity, launched, ours, until))
     }

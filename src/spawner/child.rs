@@ -1,0 +1,136 @@
+//! One child: a copy of this process, its descriptors in their places, its power taken away, exec.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, clone};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::sandbox::end;
+use crate::sandbox::launch::{self, EXIT_NOT_STARTED, ProgramError};
+use crate::sandbox::privileges::{ConfiguredLimits, surrender};
+use crate::wire::channel::Channel;
+use crate::wire::control::{CONTROL_MAX, FromChild, Isolation, ToChild, fd};
+use crate::wire::spawner::{Member, Order, Part};
+
+/// For what a child does between its birth and exec. Bytes.
+const STACK: usize = 256 << 10;
+
+/// Why there is no child.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error("{0} is not one of those this spawner was told of")]
+    Stranger(Part),
+    #[error("expected control channel, assignment and one or two more descriptors, got {0}")]
+    Descriptors(usize),
+    #[error("make a process: {0}")]
+    Clone(#[source] Errno),
+}
+
+/// What children are made from.
+pub(super) struct Nursery {
+    frontend: OwnedFd,
+    worker: OwnedFd,
+    null: OwnedFd,
+    stderr: io::Stderr,
+    members: Vec<Member>,
+    isolation: Isolation,
+    supervisor: Pid,
+}
+
+impl Nursery {
+    /// Opens the programs, beside this one. From here on nothing about them changes.
+    pub(super) fn open(
+        members: Vec<Member>,
+        isolation: Isolation,
+        supervisor: Pid,
+    ) -> Result<Self, ProgramError> {
+        Ok(Self {
+            frontend: launch::open_program("portcullis-frontend", isolation)?,
+            worker: launch::open_program("portcullis-worker", isolation)?,
+            null: launch::null()?,
+            stderr: io::stderr(),
+            members,
+            isolation,
+            supervisor,
+        })
+    }
+
+    /// Starts a child of the supervisor. What goes wrong after that the child tells it as [`FromChild::Failed`].
+    pub(super) fn start(&self, order: &Order, descriptors: &[OwnedFd]) -> Result<Pid, StartError> {
+        let member = self.members.iter().find(|member| member.part == order.part);
+        let member = member.ok_or_else(|| StartError::Stranger(order.part.clone()))?;
+        let [control, assignment, first, second @ ..] = descriptors else {
+            return Err(StartError::Descriptors(descriptors.len()));
+        };
+        let wanted = Wanted { control, assignment, first, second: second.first() };
+        let body = || -> isize {
+            // Out of the way of the numbers that are about to be given to others.
+            let spare = launch::duplicate(control.as_fd());
+            let why = self.become_child(member, order, &wanted);
+            if let Ok(spare) = spare {
+                let channel = Channel::<FromChild, ToChild>::new(spare, CONTROL_MAX);
+                // The supervisor will see the exit, should it not hear why.
+                let _ = channel.send(&FromChild::Failed { why }, None);
+            }
+            end(EXIT_NOT_STARTED)
+        };
+        copy_of_this_process(Box::new(body)).map_err(StartError::Clone)
+    }
+
+    /// Runs in the child; returns only what went wrong.
+    fn become_child(&self, member: &Member, order: &Order, wanted: &Wanted<'_>) -> String {
+        let (program, title) = match &member.part {
+            Part::Frontend => (&self.frontend, "portcullis-frontend".to_owned()),
+            Part::Worker(class) => (&self.worker, format!("portcullis-worker: {class}")),
+        };
+        let program = match launch::place(&wanted.numbered(self), program.as_fd()) {
+            Ok(program) => program,
+            Err(why) => return format!("place descriptors: {why}"),
+        };
+        let limits = ConfiguredLimits { open_files: order.open_files, processes: order.processes };
+        let (role, identity) = (member.part.role(), (member.uid, member.gid));
+        if let Err(why) = surrender(role, identity, self.isolation, &limits, self.supervisor.as_raw()) {
+            return why.to_string();
+        }
+        let why = launch::exec(&program, &title);
+        format!("run portcullis-{role}: {why}")
+    }
+}
+
+/// The descriptors of one child.
+struct Wanted<'a> {
+    control: &'a OwnedFd,
+    assignment: &'a OwnedFd,
+    first: &'a OwnedFd,
+    second: Option<&'a OwnedFd>,
+}
+
+impl Wanted<'_> {
+    /// 0 is /dev/null, 1 and 2 are our stderr, the rest is as [`fd`] says.
+    fn numbered<'a>(&'a self, nursery: &'a Nursery) -> Vec<(BorrowedFd<'a>, i32)> {
+        let mut numbered = vec![
+            (nursery.null.as_fd(), 0),
+            (nursery.stderr.as_fd(), 1),
+            (nursery.stderr.as_fd(), 2),
+            (self.control.as_fd(), fd::CONTROL),
+            (self.assignment.as_fd(), fd::ASSIGNMENT),
+            (self.first.as_fd(), fd::FIRST),
+        ];
+        numbered.extend(self.second.map(|second| (second.as_fd(), fd::SECOND)));
+        numbered
+    }
+}
+
+/// As fork(2), but the child is a child of the supervisor, which waits for it and whose death is its end.
+///
+/// JUSTIFICATION: fork cannot give its child another parent.
+#[expect(unsafe_code, reason = "clone has no safe form")]
+fn copy_of_this_process(body: nix::sched::CloneCb<'_>) -> Result<Pid, Errno> {
+    let mut stack = vec![0; STACK];
+    // SAFETY: no memory is shared (no CLONE_VM), so the child has a copy of this stack and of everything else; this
+    // process has one thread (checked by `sandbox::Given`), so no lock is held by another one and the child may allocate.
+    unsafe { clone(body, &mut stack, CloneFlags::CLONE_PARENT, Some(Signal::SIGCHLD as i32)) }
+}

@@ -1,0 +1,87 @@
+//! Supervisor <-> spawner. The spawner hears nobody else, and nothing that anybody else wrote comes through here.
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::TrustClass;
+use crate::sandbox::Role;
+use crate::wire::control::Isolation;
+
+/// Largest message, bytes: names and numbers.
+pub const SPAWNER_MAX: usize = 4096;
+/// Descriptors that come with one order.
+pub const ORDER_DESCRIPTORS_MAX: usize = 4;
+
+/// What a child is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    Frontend,
+    Worker(TrustClass),
+}
+
+impl Part {
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        match self {
+            Self::Frontend => Role::Frontend,
+            Self::Worker(_) => Role::Worker,
+        }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Frontend => f.write_str("frontend"),
+            Self::Worker(class) => write!(f, "worker {class}"),
+        }
+    }
+}
+
+/// What the spawner may do, fixed for its life: whom it may start, and where they read and write before they are
+/// sealed. A supervisor that was taken over cannot add to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpawnerAssignment {
+    /// The spawner's own, which are the supervisor's.
+    pub uid: u32,
+    pub gid: u32,
+    pub isolation: Isolation,
+    pub members: Vec<Member>,
+    /// Where policies are.
+    pub store: String,
+    /// The classes' directories.
+    pub caches: Vec<String>,
+}
+
+/// Somebody the spawner may start, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub part: Part,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Start one child. With it come its descriptors, in this order: control channel, assignment, and one or two more (see
+/// [`super::control::fd`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    pub part: Part,
+    /// See [`crate::sandbox::privileges::ConfiguredLimits`].
+    pub open_files: u64,
+    pub processes: Option<u64>,
+}
+
+/// What the spawner answers: once when it is sealed, and then once to each order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromSpawner {
+    Ready {
+        landlock_abi: u32,
+    },
+    /// A child of the supervisor's now. What goes wrong in it from here on it tells the supervisor itself.
+    Started {
+        pid: i32,
+    },
+    /// It is not sealed and ends, or there is no child.
+    Failed {
+        why: String,
+    },
+}
