@@ -121,7 +121,13 @@ pub fn null() -> Result<OwnedFd, ProgramError> {
 /// There are too many descriptors.
 pub fn duplicate(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
-    let number = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(OUT_OF_THE_WAY))?;
+    let number = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(OUT_OF_THE_WAY)).map_err(|errno| match errno {
+        Errno::EINVAL | Errno::EMFILE => io::Error::other(format!(
+            "there are not {OUT_OF_THE_WAY} descriptors and some more; raise the limit of open files (LimitNOFILE=, \
+             ulimit -n)"
+        )),
+        errno => errno.into(),
+    })?;
     // JUSTIFICATION: F_DUPFD_CLOEXEC is the only way to duplicate above a number, and gives back a number.
     #[expect(unsafe_code, reason = "a new descriptor arrives as a number")]
     // SAFETY: the kernel has just made it, and nobody else knows it.

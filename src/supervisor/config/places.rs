@@ -51,12 +51,14 @@ impl Owners {
             let (mode, owner) = (metadata.mode(), metadata.uid());
             if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
                 return Err(format!(
-                    "open {what} {path:?}: others may write {above:?} above it (mode {:04o})",
+                    "open {what} {path:?}: others may write {above:?} above it (mode {:04o}); chmod go-w it",
                     mode & 0o7777
                 ));
             }
             if owner != 0 && owner != self.uid {
-                return Err(format!("open {what} {path:?}: {above:?} above it is owned by uid {owner}"));
+                return Err(format!(
+                    "open {what} {path:?}: {above:?} above it is owned by uid {owner}, expected 0 or the service's own"
+                ));
             }
         }
         Ok(())

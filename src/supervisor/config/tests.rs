@@ -279,7 +279,7 @@ fn what_others_may_write_is_refused() {
         (
             "keys",
             0o777,
-            "7:17: open trusted key \"@/keys/release.pub\": others may write \"@/keys\" above it (mode 0777)",
+            "7:17: open trusted key \"@/keys/release.pub\": others may write \"@/keys\" above it (mode 0777); chmod go-w it",
         ),
         ("cache-a", 0o750, "14:9: open cache \"@/cache-a\": mode 0750, expected 0700; chmod 0700 @/cache-a"),
     ] {
