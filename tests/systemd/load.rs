@@ -1,0 +1,176 @@
+//! Reload and restart while clients ask without pause, each question with an answer that fits no other.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use portcullis::client::ClientError;
+use portcullis::decision::{Decision, Outcome};
+
+use crate::Test;
+use crate::machine::{SERVICE, answers, client, journal, process, property, started, systemctl, try_ask};
+use crate::support::PATIENCE;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("load::a_reload_under_load_fails_no_decision", a_reload_under_load_fails_no_decision),
+    (
+        "load::a_restart_under_load_closes_connections_and_gives_no_wrong_answer",
+        a_restart_under_load_closes_connections_and_gives_no_wrong_answer,
+    ),
+];
+
+/// Clients of each kind: two that keep their connection, two that open one for every question.
+const CLIENTS: usize = 4;
+const RELOADS: usize = 5;
+/// Answers that each client must get while something happens, so that it is known to happen under load.
+const ENOUGH: u64 = 20;
+
+fn a_reload_under_load_fails_no_decision() {
+    started();
+    let load = Load::start();
+    for _ in 0..RELOADS {
+        load.everybody_got_more();
+        let old = process("worker");
+        systemctl(&["reload", SERVICE]);
+        // It goes when its successor serves and has taken the connections over.
+        old.ended();
+    }
+    load.everybody_got_more();
+    assert_eq!(property(SERVICE, "NRestarts"), "0");
+    let told = load.stop();
+    assert_eq!(told.errors, Vec::<String>::new(), "of {} decisions\n{}", told.answers, journal());
+    println!("measured: {} decisions in {RELOADS} reloads, 0 failed", told.answers);
+    // Both words of the service arrived: RELOADING=1, and READY=1 after it.
+    assert_eq!(property(SERVICE, "ActiveState"), "active");
+    answers();
+}
+
+fn a_restart_under_load_closes_connections_and_gives_no_wrong_answer() {
+    started();
+    let load = Load::start();
+    load.everybody_got_more();
+    let old = process("supervisor");
+    let stopped = Instant::now();
+    systemctl(&["restart", SERVICE]);
+    old.ended();
+    load.everybody_got_more();
+    let told = load.stop();
+    assert!(told.longest_gap < PATIENCE);
+    let closed = told.errors.len();
+    println!(
+        "measured: {} decisions in a restart, {closed} closed connections, longest time without an answer {} ms, \
+         from stop to serving {} ms",
+        told.answers,
+        told.longest_gap.as_millis(),
+        told.first_after(stopped).as_millis(),
+    );
+    answers();
+}
+
+/// Clients that ask until they are told to stop.
+struct Load {
+    clients: Vec<(JoinHandle<Told>, Receiver<()>)>,
+}
+
+/// What happened to the clients.
+#[derive(Default)]
+struct Told {
+    answers: u64,
+    /// Questions without an answer. A wrong answer ends the test at once.
+    errors: Vec<String>,
+    longest_gap: Duration,
+    /// Of one that came after an error: when.
+    back: Vec<Instant>,
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+static QUESTIONS: AtomicU64 = AtomicU64::new(0);
+
+impl Load {
+    fn start() -> Self {
+        let start = |index| {
+            let (tell, heard) = sync_channel(0);
+            let keeps_connection = index % 2 == 0;
+            (std::thread::spawn(move || ask_on(keeps_connection, &tell)), heard)
+        };
+        Self { clients: (0..CLIENTS).map(start).collect() }
+    }
+
+    /// Waits until every client got some answers from now on.
+    fn everybody_got_more(&self) {
+        for (_, heard) in &self.clients {
+            for _ in 0..ENOUGH {
+                heard.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("a client got no answers\n{}", journal()));
+            }
+        }
+    }
+
+    fn stop(self) -> Told {
+        STOP.store(true, Ordering::Relaxed);
+        let mut all = Told::default();
+        for (client, heard) in self.clients {
+            drop(heard);
+            let told = client.join().expect("a client saw a wrong answer");
+            all.answers += told.answers;
+            all.errors.extend(told.errors);
+            all.longest_gap = all.longest_gap.max(told.longest_gap);
+            all.back.extend(told.back);
+        }
+        all
+    }
+}
+
+fn ask_on(keeps_connection: bool, tell: &std::sync::mpsc::SyncSender<()>) -> Told {
+    let mut told = Told::default();
+    let mut kept = client();
+    let mut last = Instant::now();
+    let mut failed = false;
+    while !STOP.load(Ordering::Relaxed) {
+        let number = QUESTIONS.fetch_add(1, Ordering::Relaxed);
+        let deny = number % 2 == 0;
+        let question = if deny { format!("deny:no {number}") } else { format!("number:{number}") };
+        let answer =
+            if keeps_connection { try_ask(&mut kept, &question) } else { try_ask(&mut client(), &question) };
+        match answer {
+            Ok(decision) => {
+                assert!(is_right(&decision, number, deny), "{question}: {decision:?}");
+                told.answers += 1;
+                let now = Instant::now();
+                told.longest_gap = told.longest_gap.max(now - last);
+                last = now;
+                if std::mem::take(&mut failed) {
+                    told.back.push(now);
+                }
+                // Whoever waits for answers hears of this one; nobody is waited for.
+                let _ = tell.try_send(());
+            }
+            // What a restart may do to a question, and nothing else.
+            Err(why @ (ClientError::Closed(_) | ClientError::Farewell(_))) => {
+                failed = true;
+                told.errors.push(why.to_string());
+            }
+            Err(why) => panic!("{question}: {why}"),
+        }
+    }
+    told
+}
+
+fn is_right(decision: &Decision, number: u64, deny: bool) -> bool {
+    match &decision.outcome {
+        Outcome::Deny { reason } => deny && *reason == format!("no {number}"),
+        Outcome::Allow => {
+            let metadata = &decision.obligations.metadata;
+            !deny && metadata.iter().any(|it| it.key == "number" && it.value == number.to_string())
+        }
+        Outcome::Refused(_) => false,
+    }
+}
+
+impl Told {
+    /// From `stopped` to the first answer after it that came from the new service.
+    fn first_after(&self, stopped: Instant) -> Duration {
+        let back = self.back.iter().filter(|back| **back > stopped).min();
+        back.map_or(Duration::ZERO, |back| *back - stopped)
+    }
+}

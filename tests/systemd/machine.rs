@@ -1,0 +1,295 @@
+//! The inside: a machine with systemd, on which the service is installed, configured and asked.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portcullis::artifact::{self, SigningKey};
+use portcullis::client::blocking::Client;
+use portcullis::client::{ClientError, Deadline, Question, Settings};
+use portcullis::decision::{Decision, Outcome};
+
+use crate::support::{PATIENCE, built, policy, statement, tenant};
+
+/// One of the programs under test, as built; the others are beside it.
+pub(crate) const PROGRAMS: &str = env!("CARGO_BIN_EXE_portcullis-supervisor");
+/// Compiled outside, before the machine is there, and found compiled inside.
+pub(crate) const COMPONENTS: [&str; 1] = [SELECTIVE];
+/// Does what its input says: `allow`, `deny:why`, `number:7`.
+const SELECTIVE: &str = "hostile/selective";
+
+pub(crate) const SERVICE: &str = "portcullis.service";
+pub(crate) const SOCKETS: [&str; 2] = ["portcullis.socket", "portcullis-operator.socket"];
+pub(crate) const DECIDE: &str = "/run/portcullis/decide.sock";
+pub(crate) const OPERATOR: &str = "/run/portcullis/operator.sock";
+/// Where the programs are that systemd starts.
+const INSTALLED: &str = "/usr/lib/portcullis";
+pub(crate) const CONFIGURATION: &str = "/etc/portcullis/portcullis.toml";
+pub(crate) const CACHE: &str = "/var/cache/portcullis/shared";
+const KEY: &str = "/etc/portcullis/keys/release.pub";
+
+/// A configuration with one class and one tenant that root may ask for.
+pub(crate) const SOUND: &str = r#"
+[service]
+socket = "/run/portcullis/decide.sock"
+operator_socket = "/run/portcullis/operator.sock"
+store = "/etc/portcullis/policies"
+trusted_keys = ["/etc/portcullis/keys/release.pub"]
+answer_within = "10s"                 # machines boot beside this one
+[frontend]
+uid = 61000
+gid = 61000
+[class.shared]
+uid = 61001
+gid = 61001
+cache = "/var/cache/portcullis/shared"
+[tenant.acme]
+class = "shared"
+policies = ["gate"]
+uids = [0]
+max_deadline = "5s"
+default_deadline = "5s"
+"#;
+
+/// Everything in its place as after an installation, a policy and a sound configuration; nothing is started.
+pub(crate) fn installed() {
+    install();
+    let key = SigningKey::generate_ed25519().expect("key");
+    write(KEY, key.public_key().to_pem().expect("pem").as_bytes());
+    let built = built(SELECTIVE);
+    let statement = statement(&built, &tenant("acme"), &policy("gate"), 1);
+    let signed = artifact::sign(&statement, &key).expect("sign");
+    let store = Path::new("/etc/portcullis/policies");
+    artifact::store::write(store, &tenant("acme"), &policy("gate"), &built.cwasm, &signed).expect("store");
+    configure(SOUND);
+}
+
+/// The same, and the service runs.
+pub(crate) fn started() {
+    installed();
+    systemctl(&["start", SERVICE]);
+}
+
+/// Puts programs, units, users and directories where they belong.
+fn install() {
+    let from = Path::new(PROGRAMS).parent().expect("a directory");
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
+    fs::create_dir_all(INSTALLED).expect("mkdir");
+    for entry in fs::read_dir(from).expect("list programs") {
+        let path = entry.expect("entry").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("name");
+        if name.starts_with("portcullis-") && !name.contains('.') {
+            copy(&path, &Path::new(INSTALLED).join(name), 0o755);
+        }
+    }
+    copy(&from.join("portcullis"), Path::new("/usr/bin/portcullis"), 0o755);
+    for name in ["portcullis.service", SOCKETS[0], SOCKETS[1]] {
+        copy(&units.join(name), &Path::new("/usr/lib/systemd/system").join(name), 0o644);
+    }
+    copy(&units.join("portcullis.sysusers"), Path::new("/usr/lib/sysusers.d/portcullis.conf"), 0o644);
+    copy(&units.join("portcullis.tmpfiles"), Path::new("/usr/lib/tmpfiles.d/portcullis.conf"), 0o644);
+    run("systemd-sysusers", &[]);
+    run("systemd-tmpfiles", &["--create", "portcullis.conf"]);
+    systemctl(&["daemon-reload"]);
+}
+
+fn copy(from: &Path, to: &Path, mode: u32) {
+    fs::copy(from, to).unwrap_or_else(|why| panic!("copy {from:?} to {to:?}: {why}"));
+    fs::set_permissions(to, fs::Permissions::from_mode(mode)).expect("chmod");
+}
+
+pub(crate) fn write(path: &str, bytes: &[u8]) {
+    fs::write(path, bytes).unwrap_or_else(|why| panic!("write {path}: {why}"));
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("chmod");
+}
+
+pub(crate) fn configure(text: &str) {
+    write(CONFIGURATION, text.as_bytes());
+}
+
+/// Settings in addition to a unit's, in force with the next start of it.
+pub(crate) fn drop_in(unit: &str, text: &str) {
+    let directory = format!("/run/systemd/system/{unit}.d");
+    fs::create_dir_all(&directory).expect("mkdir");
+    write(&format!("{directory}/test.conf"), text.as_bytes());
+    systemctl(&["daemon-reload"]);
+}
+
+pub(crate) fn without_drop_in(unit: &str) {
+    fs::remove_dir_all(format!("/run/systemd/system/{unit}.d")).expect("remove");
+    systemctl(&["daemon-reload"]);
+}
+
+/// Runs a program to its end, whatever that is.
+pub(crate) fn output(program: &str, arguments: &[&str]) -> Output {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    output.unwrap_or_else(|why| panic!("run {program}: {why}"))
+}
+
+/// Runs a program that has to succeed; what it printed.
+#[track_caller]
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let output = output(program, arguments);
+    let text = text(&output);
+    assert!(output.status.success(), "{program} {arguments:?}: {}\n{text}\n{}", output.status, journal());
+    text
+}
+
+#[track_caller]
+pub(crate) fn systemctl(arguments: &[&str]) -> String {
+    run("systemctl", arguments)
+}
+
+pub(crate) fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// One property of a unit, as `systemctl show` has it.
+pub(crate) fn property(unit: &str, name: &str) -> String {
+    systemctl(&["show", "--value", "--property", name, unit]).trim().to_owned()
+}
+
+/// What the service, and systemd about it, said so far.
+pub(crate) fn journal() -> String {
+    let _ = output("journalctl", &["--sync"]);
+    text(&output("journalctl", &["--no-pager", "--output=cat", "--unit=portcullis*"]))
+}
+
+/// The service's processes by number, each with its role: the part of the program's name behind `portcullis-`.
+pub(crate) fn processes() -> BTreeMap<i32, String> {
+    let role = |pid: &i32| {
+        // Gone, if it cannot be read.
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        let name = program.strip_prefix(INSTALLED).ok()?.to_str()?;
+        Some(name.strip_prefix("portcullis-")?.to_owned())
+    };
+    let numbers = fs::read_dir("/proc").expect("list /proc").filter_map(|entry| {
+        entry.ok()?.file_name().to_str()?.parse::<i32>().ok()
+    });
+    numbers.filter_map(|pid| Some((pid, role(&pid)?))).collect()
+}
+
+/// The roles there are, each once.
+pub(crate) fn roles() -> Vec<String> {
+    let mut roles: Vec<String> = processes().into_values().collect();
+    roles.sort();
+    roles.dedup();
+    roles
+}
+
+/// A process of this role.
+pub(crate) fn process(role: &str) -> Process {
+    let found = processes().into_iter().find(|(_, name)| name == role);
+    let (pid, _) = found.unwrap_or_else(|| panic!("no {role} runs\n{}", journal()));
+    Process::of(pid)
+}
+
+/// A process that cannot be mistaken for a later one of the same number.
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    descriptor: OwnedFd,
+}
+
+impl Process {
+    pub(crate) fn of(pid: i32) -> Self {
+        // JUSTIFICATION: neither std nor nix has this call.
+        // SAFETY: it takes two numbers and gives back a new descriptor.
+        #[expect(unsafe_code, reason = "pidfd_open by number")]
+        let made = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let number = i32::try_from(made).expect("a descriptor");
+        assert!(number >= 0, "process {pid} is gone");
+        // SAFETY: just made, and nobody else knows it.
+        #[expect(unsafe_code, reason = "a new descriptor arrives as a number")]
+        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        Self { pid, descriptor }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid), signal).expect("signal");
+    }
+
+    /// Waits until it has ended.
+    #[track_caller]
+    pub(crate) fn ended(&self) {
+        let mut watched = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(PATIENCE).expect("short enough");
+        let ready = poll(&mut watched, patience).expect("poll");
+        assert_eq!(ready, 1, "process {} has not ended\n{}", self.pid, journal());
+    }
+}
+
+/// A client with so much patience that it comes through any restart.
+pub(crate) fn client() -> Client {
+    let settings = Settings {
+        patience: PATIENCE,
+        retry_first: Duration::from_millis(1),
+        retry_longest: Duration::from_millis(20),
+        ..Settings::default()
+    };
+    Client::with_settings(DECIDE, settings)
+}
+
+pub(crate) fn try_ask(client: &mut Client, input: &str) -> Result<Decision, ClientError> {
+    let question = Question::opaque("", input.as_bytes());
+    client.decide(&tenant("acme"), &policy("gate"), Deadline::Default, question.input())
+}
+
+/// Asks on a new connection; waits for a service that is not there yet.
+#[track_caller]
+pub(crate) fn ask(input: &str) -> Outcome {
+    match try_ask(&mut client(), input) {
+        Ok(decision) => decision.outcome,
+        Err(why) => panic!("ask {input}: {why}\n{}", journal()),
+    }
+}
+
+/// The service answers, and both ways.
+#[track_caller]
+pub(crate) fn answers() {
+    assert_eq!(ask("allow"), Outcome::Allow);
+    assert_eq!(ask("deny:so"), Outcome::Deny { reason: "so".into() });
+}
+
+/// Asks with `portcullis decide` as somebody else; its exit code and what it said.
+pub(crate) fn ask_as(uid: u32, groups: &str, input: &str) -> (Option<i32>, String) {
+    let (uid, groups) = (uid.to_string(), format!("--groups={groups}"));
+    let groups = if groups == "--groups=" { "--clear-groups".to_owned() } else { groups };
+    let mut child = Command::new("setpriv")
+        .args(["--reuid", &uid, "--regid", &uid, &groups, "/usr/bin/portcullis", "decide"])
+        .args(["--tenant", "acme", "--policy", "gate", "--opaque", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("run setpriv");
+    let mut stdin = child.stdin.take().expect("stdin");
+    // Who is refused at once does not read.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("wait");
+    (output.status.code(), text(&output))
+}
+
+/// Every path below these, for comparing before and after.
+pub(crate) fn listed(roots: &[&str]) -> Vec<PathBuf> {
+    fn walk(path: &Path, found: &mut Vec<PathBuf>) {
+        found.push(path.to_owned());
+        if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+                walk(&entry.path(), found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    roots.iter().for_each(|root| walk(Path::new(root), &mut found));
+    found.sort();
+    found
+}

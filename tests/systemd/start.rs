@@ -1,0 +1,153 @@
+//! Installing, starting, what it looks like then, being started by a client, and stopping.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use crate::Test;
+use crate::machine::{
+    CONFIGURATION, DECIDE, OPERATOR, SERVICE, SOCKETS, SOUND, answers, configure, installed, journal, listed,
+    processes, property, roles, run, started, systemctl,
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "start::an_installed_service_starts_with_a_uid_for_each_role",
+        an_installed_service_starts_with_a_uid_for_each_role,
+    ),
+    ("start::sockets_have_the_modes_and_owners_declared", sockets_have_the_modes_and_owners_declared),
+    ("start::a_client_that_connects_starts_the_service", a_client_that_connects_starts_the_service),
+    ("start::keys_come_as_credentials", keys_come_as_credentials),
+    ("start::stopping_leaves_no_process_and_no_residue", stopping_leaves_no_process_and_no_residue),
+];
+
+fn an_installed_service_starts_with_a_uid_for_each_role() {
+    started();
+    assert_eq!(property(SERVICE, "ActiveState"), "active");
+    // Text that only the service itself can have sent, after READY=1 or with it.
+    assert_eq!(property(SERVICE, "StatusText"), "serving");
+    let shown = systemctl(&["status", "--no-pager", SERVICE]);
+    assert!(shown.contains("Status: \"serving\""), "{shown}");
+    answers();
+
+    let own: u32 = run("id", &["--user", "portcullis"]).trim().parse().expect("a number");
+    let processes = processes();
+    assert!(roles().len() >= 3, "{processes:?}");
+    assert_eq!(property(SERVICE, "MainPID"), number(&processes, "supervisor").to_string());
+    for (pid, role) in &processes {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        let uid = match role.as_str() {
+            "frontend" => 61000,
+            "worker" => 61001,
+            // It begins as the service's own user and gives others theirs.
+            _ => own,
+        };
+        for line in [
+            format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+            "NoNewPrivs:\t1".to_owned(),
+            "Seccomp:\t2".to_owned(),
+        ] {
+            assert!(status.contains(&line), "{role}: no {line:?}\n{status}");
+        }
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("core");
+        assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"], "{role}: {core}");
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("files");
+        let hard: u64 = files.split_whitespace().nth(4).and_then(|text| text.parse().ok()).expect("number");
+        assert!(hard <= 65536, "{role}: {files}");
+    }
+    // All of them, and nobody else, are where systemd counts them.
+    let group = property(SERVICE, "ControlGroup");
+    let counted = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .iter()
+        .find_map(|tree| fs::read_to_string(format!("{tree}{group}/cgroup.procs")).ok())
+        .expect("the service's control group");
+    let mut counted: Vec<i32> = counted.lines().map(|line| line.parse().expect("number")).collect();
+    counted.sort_unstable();
+    assert_eq!(counted, processes.keys().copied().collect::<Vec<_>>());
+}
+
+fn number(processes: &std::collections::BTreeMap<i32, String>, role: &str) -> i32 {
+    *processes.iter().find(|(_, name)| *name == role).expect(role).0
+}
+
+fn sockets_have_the_modes_and_owners_declared() {
+    installed();
+    systemctl(&["start", SOCKETS[0], SOCKETS[1]]);
+    for path in [DECIDE, OPERATOR] {
+        let metadata = fs::symlink_metadata(path).expect("the socket");
+        assert!(metadata.file_type().is_socket(), "{path}");
+        assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o666, 0, 0), "{path}");
+    }
+    for (path, mode, owner) in [
+        ("/run/portcullis", 0o755, 0),
+        ("/etc/portcullis", 0o755, 0),
+        ("/var/cache/portcullis", 0o711, 0),
+        ("/var/cache/portcullis/shared", 0o700, 61001),
+    ] {
+        let metadata = fs::symlink_metadata(path).expect(path);
+        assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (mode, owner, owner), "{path}");
+    }
+}
+
+fn a_client_that_connects_starts_the_service() {
+    installed();
+    systemctl(&["start", SOCKETS[0], SOCKETS[1]]);
+    assert_eq!(property(SERVICE, "ActiveState"), "inactive");
+    assert_eq!(processes().len(), 0, "nothing runs");
+    answers();
+    assert_eq!(property(SERVICE, "ActiveState"), "active");
+    // The other socket belongs to the same service.
+    systemctl(&["stop", SERVICE]);
+    assert_eq!(processes().len(), 0);
+    let status = run("portcullis", &["status"]);
+    assert!(status.contains("worker"), "{status}");
+}
+
+fn keys_come_as_credentials() {
+    installed();
+    configure(&SOUND.replace(KEY_PATH, CREDENTIAL));
+    systemctl(&["start", SERVICE]);
+    answers();
+    // Nothing of the original is needed any more, not even by a reload.
+    fs::remove_file(KEY_PATH).expect("remove");
+    run("portcullis", &["reload"]);
+    answers();
+    // But by the next start.
+    systemctl(&["stop", SERVICE]);
+    let failed = crate::machine::output("systemctl", &["start", SERVICE]);
+    assert!(!failed.status.success());
+    let said = journal();
+    let place = format!("{CONFIGURATION}:6:17: open trusted key \"/run/credentials/{SERVICE}/keys_release.pub\"");
+    assert!(said.contains(&place), "{said}");
+}
+
+const KEY_PATH: &str = "/etc/portcullis/keys/release.pub";
+const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/keys_release.pub";
+
+fn stopping_leaves_no_process_and_no_residue() {
+    installed();
+    let places = ["/etc", "/run/portcullis", "/run/credentials", "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue"];
+    let (files, mounts) = (listed(&places), mounts());
+    systemctl(&["start", SERVICE]);
+    answers();
+    assert_ne!(listed(&places), files, "the sockets, at least: the comparison sees something");
+    systemctl(&["stop", SERVICE, SOCKETS[0], SOCKETS[1]]);
+    assert_eq!(processes().len(), 0);
+    for unit in [SERVICE, SOCKETS[0], SOCKETS[1]] {
+        assert_eq!((property(unit, "ActiveState"), property(unit, "Result")), ("inactive".into(), "success".into()));
+    }
+    assert_eq!(listed(&places), files);
+    assert_eq!(self::mounts(), mounts);
+    for table in ["msg", "sem", "shm"] {
+        let table = fs::read_to_string(format!("/proc/sysvipc/{table}")).expect("table");
+        assert_eq!(table.lines().count(), 1, "System V IPC is left: {table}");
+    }
+}
+
+fn mounts() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let mut points: Vec<String> =
+        mounts.lines().filter_map(|line| line.split(' ').nth(1).map(str::to_owned)).collect();
+    points.sort();
+    points
+}
