@@ -199,6 +199,15 @@ impl std::fmt::Display for Child {
     }
 }
 
+/// What the service manager's watchdog hears of: the frontend serves, and whoever serves answers in time. Who does not
+/// is killed and replaced within about that time, so this can stay false only where we fail to do that. A class that
+/// dies over and over does not serve, and must not take the others with it: it does not count.
+pub(super) fn all_well(children: &[Child], now: Instant) -> bool {
+    let mut serving = children.iter().filter(|child| child.is_serving());
+    serving.clone().any(|child| child.part == Part::Frontend)
+        && serving.all(|child| !child.answers.is_overdue(now))
+}
+
 /// Whether a child answers. Silence counts only while this process itself gets to run: when the whole machine stood
 /// still, the child gets [`ROUNDS`] more of our wake-ups to answer in.
 #[derive(Debug)]
@@ -242,6 +251,13 @@ impl Answers {
             outstanding.rounds += 1;
         }
         outstanding.rounds >= ROUNDS && now.saturating_duration_since(outstanding.sent) > self.within
+    }
+
+    /// Silent for longer than it may be, whoever's fault that is.
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.outstanding
+            .as_ref()
+            .is_some_and(|ping| now.saturating_duration_since(ping.sent) > self.within)
     }
 
     /// When there is something to do: a ping, or to look whether it is too late.
@@ -375,6 +391,34 @@ mod tests {
         assert_eq!(answers.next(), start + WITHIN / 4);
         assert_eq!(answers.ping_due(start + WITHIN / 5), None);
         assert_eq!(answers.ping_due(start + WITHIN / 4), Some(2));
+    }
+
+    #[test]
+    fn all_is_well_while_the_frontend_serves_and_whoever_serves_answers() {
+        let now = Instant::now();
+        let serving = Stage::Serving { since: now };
+        let (frontend, mut silent) = (child(Part::Frontend, serving), worker(serving));
+        // As in the configuration of these children.
+        let within = Duration::from_millis(100);
+        let nonce = silent.answers.ping_due(now).expect("due");
+        let mut children = [frontend, worker(serving), silent];
+        assert!(all_well(&children, now + within), "it has time to answer");
+        assert!(!all_well(&children, now + within * 2), "the frontend alone is not enough");
+        children[2].answers.answered(nonce).expect("right nonce");
+        assert!(all_well(&children, now + within * 2));
+        for stage in stages() {
+            children[2].answers.ping_due(now + within).expect("due");
+            children[2].stage = stage;
+            let serves = matches!(stage, Stage::Serving { .. });
+            assert_eq!(all_well(&children, now + within * 3), !serves, "{stage:?}: only who serves counts");
+            children[2].answers = Answers::new(within, now);
+        }
+        for stage in stages() {
+            children[0].stage = stage;
+            let serves = matches!(stage, Stage::Serving { .. });
+            assert_eq!(all_well(&children, now), serves, "a frontend that is {stage:?}");
+        }
+        assert!(!all_well(&[], now));
     }
 
     #[test]

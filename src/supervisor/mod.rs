@@ -184,6 +184,7 @@ fn surroundings(isolation: Isolation) -> Surroundings {
         gid: nix::unistd::getegid().as_raw(),
         cores: u32::try_from(cores).unwrap_or(u32::MAX),
         systemd: ["NOTIFY_SOCKET", "INVOCATION_ID"].iter().any(|name| std::env::var_os(name).is_some()),
+        credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
     }
 }
 

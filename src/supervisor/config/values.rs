@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::{Component, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -115,6 +115,28 @@ pub(super) fn path(value: &DeValue<'_>) -> Result<PathBuf, String> {
         return Err(format!("{written:?} is not an absolute path without \"..\""));
     }
     Ok(path)
+}
+
+/// Stands for the directory that systemd puts credentials into (`LoadCredential=`), at the start of a path.
+const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
+
+/// A path, or one in the directory of the credentials.
+pub(super) fn key_path(credentials: Option<&Path>) -> impl Fn(&DeValue<'_>) -> Result<PathBuf, String> {
+    move |value| {
+        let written = text(value)?;
+        let Some(rest) = written.strip_prefix(CREDENTIALS) else { return path(value) };
+        let Some(credentials) = credentials else {
+            return Err(format!(
+                "{written:?}: CREDENTIALS_DIRECTORY is not set; start with LoadCredential= in the unit, or write the \
+                 key's own path"
+            ));
+        };
+        let ordinary = Path::new(rest).components().all(|part| matches!(part, Component::Normal(_)));
+        if rest.is_empty() || rest.contains('\0') || !ordinary || !credentials.is_absolute() {
+            return Err(format!("{written:?} names no file in the directory of the credentials"));
+        }
+        Ok(credentials.join(rest))
+    }
 }
 
 /// Longest path of a socket, bytes: `sun_path` is 108 with its end.

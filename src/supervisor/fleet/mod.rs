@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::child::{Child, Misbehaviour, Permitted, Stage};
+use super::child::{Child, Misbehaviour, Permitted, Stage, all_well};
 use super::config::Config;
 use super::generations::{Edition, Lineage, Living};
 use super::listen::Sockets;
@@ -335,9 +335,9 @@ impl Fleet {
         lineages.all(|lineage| self.living(&lineage.part).serving.is_some())
     }
 
-    /// The frontend serves, so that clients get an answer, be it that a class is unavailable.
-    pub(super) fn frontend_serves(&self) -> bool {
-        self.living(&Part::Frontend).serving.is_some()
+    /// Clients get an answer, be it that a class is unavailable, and nobody who serves is silent.
+    pub(super) fn is_well(&self, now: Instant) -> bool {
+        all_well(&self.children, now)
     }
 
     /// How the spawner ended, if it did.
