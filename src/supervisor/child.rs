@@ -255,9 +255,7 @@ impl Answers {
 
     /// Silent for longer than it may be, whoever's fault that is.
     fn is_overdue(&self, now: Instant) -> bool {
-        self.outstanding
-            .as_ref()
-            .is_some_and(|ping| now.saturating_duration_since(ping.sent) > self.within)
+        self.outstanding.as_ref().is_some_and(|ping| now.saturating_duration_since(ping.sent) > self.within)
     }
 
     /// When there is something to do: a ping, or to look whether it is too late.
@@ -395,9 +393,9 @@ mod tests {
 
     #[test]
     fn all_is_well_while_the_frontend_serves_and_whoever_serves_answers() {
-        let now = Instant::now();
-        let serving = Stage::Serving { since: now };
+        let serving = Stage::Serving { since: Instant::now() };
         let (frontend, mut silent) = (child(Part::Frontend, serving), worker(serving));
+        let now = Instant::now();
         // As in the configuration of these children.
         let within = Duration::from_millis(100);
         let nonce = silent.answers.ping_due(now).expect("due");

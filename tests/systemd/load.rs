@@ -101,7 +101,9 @@ impl Load {
     fn everybody_got_more(&self) {
         for (_, heard) in &self.clients {
             for _ in 0..ENOUGH {
-                heard.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("a client got no answers\n{}", journal()));
+                heard
+                    .recv_timeout(PATIENCE)
+                    .unwrap_or_else(|_| panic!("a client got no answers\n{}", journal()));
             }
         }
     }
@@ -128,7 +130,7 @@ fn ask_on(keeps_connection: bool, tell: &std::sync::mpsc::SyncSender<()>) -> Tol
     let mut failed = false;
     while !STOP.load(Ordering::Relaxed) {
         let number = QUESTIONS.fetch_add(1, Ordering::Relaxed);
-        let deny = number % 2 == 0;
+        let deny = number.is_multiple_of(2);
         let question = if deny { format!("deny:no {number}") } else { format!("number:{number}") };
         let answer =
             if keeps_connection { try_ask(&mut kept, &question) } else { try_ask(&mut client(), &question) };

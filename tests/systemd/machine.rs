@@ -188,9 +188,9 @@ pub(crate) fn processes() -> BTreeMap<i32, String> {
         let name = program.strip_prefix(INSTALLED).ok()?.to_str()?;
         Some(name.strip_prefix("portcullis-")?.to_owned())
     };
-    let numbers = fs::read_dir("/proc").expect("list /proc").filter_map(|entry| {
-        entry.ok()?.file_name().to_str()?.parse::<i32>().ok()
-    });
+    let numbers = fs::read_dir("/proc")
+        .expect("list /proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     numbers.filter_map(|pid| Some((pid, role(&pid)?))).collect()
 }
 
@@ -275,13 +275,13 @@ pub(crate) fn answers() {
     assert_eq!(ask("deny:so"), Outcome::Deny { reason: "so".into() });
 }
 
-/// Asks with `portcullis decide` as somebody else; its exit code and what it said.
-pub(crate) fn ask_as(uid: u32, groups: &str, input: &str) -> (Option<i32>, String) {
+/// Asks with `portcullis decide` as somebody else, for what is allowed; its exit code and what it said.
+pub(crate) fn ask_as(uid: u32, groups: &str, deadline: &str) -> (Option<i32>, String) {
     let (uid, groups) = (uid.to_string(), format!("--groups={groups}"));
     let groups = if groups == "--groups=" { "--clear-groups".to_owned() } else { groups };
     let mut child = Command::new("setpriv")
         .args(["--reuid", &uid, "--regid", &uid, &groups, "/usr/bin/portcullis", "decide"])
-        .args(["--tenant", "acme", "--policy", "gate", "--opaque", "-"])
+        .args(["--tenant", "acme", "--policy", "gate", "--opaque", "-", "--deadline", deadline])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -289,7 +289,7 @@ pub(crate) fn ask_as(uid: u32, groups: &str, input: &str) -> (Option<i32>, Strin
         .expect("run setpriv");
     let mut stdin = child.stdin.take().expect("stdin");
     // Who is refused at once does not read.
-    let _ = stdin.write_all(input.as_bytes());
+    let _ = stdin.write_all(b"allow");
     drop(stdin);
     let output = child.wait_with_output().expect("wait");
     (output.status.code(), text(&output))

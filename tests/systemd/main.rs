@@ -34,7 +34,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [_, "--inside", name] => {
-            let (_, test) = tests().into_iter().find(|(known, _)| known == name).expect("a test of that name");
+            let (_, test) =
+                tests().into_iter().find(|(known, _)| known == name).expect("a test of that name");
             test();
             ExitCode::SUCCESS
         }
@@ -51,8 +52,10 @@ fn trials() -> Vec<Trial> {
     let trial = |(name, _)| {
         let rootfs = rootfs.clone();
         let ignored = rootfs.is_none();
-        Trial::test(name, move || container::run(name, &rootfs.ok_or("PORTCULLIS_SYSTEMD_ROOTFS is not set")?))
-            .with_ignored_flag(ignored)
+        Trial::test(name, move || {
+            container::run(name, &rootfs.ok_or("PORTCULLIS_SYSTEMD_ROOTFS is not set")?)
+        })
+        .with_ignored_flag(ignored)
     };
     tests().into_iter().map(trial).collect()
 }

@@ -85,7 +85,11 @@ fn sockets_have_the_modes_and_owners_declared() {
         ("/var/cache/portcullis/shared", 0o700, 61001),
     ] {
         let metadata = fs::symlink_metadata(path).expect(path);
-        assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (mode, owner, owner), "{path}");
+        assert_eq!(
+            (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()),
+            (mode, owner, owner),
+            "{path}"
+        );
     }
 }
 
@@ -99,8 +103,8 @@ fn a_client_that_connects_starts_the_service() {
     // The other socket belongs to the same service.
     systemctl(&["stop", SERVICE]);
     assert_eq!(processes().len(), 0);
-    let status = run("portcullis", &["status"]);
-    assert!(status.contains("worker"), "{status}");
+    run("portcullis", &["status"]);
+    assert_ne!(processes().len(), 0);
 }
 
 fn keys_come_as_credentials() {
@@ -117,7 +121,8 @@ fn keys_come_as_credentials() {
     let failed = crate::machine::output("systemctl", &["start", SERVICE]);
     assert!(!failed.status.success());
     let said = journal();
-    let place = format!("{CONFIGURATION}:6:17: open trusted key \"/run/credentials/{SERVICE}/keys_release.pub\"");
+    let place =
+        format!("{CONFIGURATION}:6:17: open trusted key \"/run/credentials/{SERVICE}/keys_release.pub\"");
     assert!(said.contains(&place), "{said}");
 }
 
@@ -126,7 +131,8 @@ const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/keys_release.pub";
 
 fn stopping_leaves_no_process_and_no_residue() {
     installed();
-    let places = ["/etc", "/run/portcullis", "/run/credentials", "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue"];
+    let places =
+        ["/etc", "/run/portcullis", "/run/credentials", "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue"];
     let (files, mounts) = (listed(&places), mounts());
     systemctl(&["start", SERVICE]);
     answers();
@@ -134,7 +140,10 @@ fn stopping_leaves_no_process_and_no_residue() {
     systemctl(&["stop", SERVICE, SOCKETS[0], SOCKETS[1]]);
     assert_eq!(processes().len(), 0);
     for unit in [SERVICE, SOCKETS[0], SOCKETS[1]] {
-        assert_eq!((property(unit, "ActiveState"), property(unit, "Result")), ("inactive".into(), "success".into()));
+        assert_eq!(
+            (property(unit, "ActiveState"), property(unit, "Result")),
+            ("inactive".into(), "success".into())
+        );
     }
     let left: Vec<_> = listed(&places).into_iter().filter(|path| !files.contains(path)).collect();
     assert_eq!(left, Vec::<std::path::PathBuf>::new());

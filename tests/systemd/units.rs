@@ -31,7 +31,8 @@ fn systemd_has_nothing_to_say_about_the_units() {
         let copies = tempfile::tempdir().expect("tempdir");
         for name in ["portcullis.service", "portcullis.socket", "portcullis-operator.socket"] {
             let unit = fs::read_to_string(format!("{UNITS}/{name}")).expect("unit");
-            let unit = if name == "portcullis.service" { unit.replacen("[Service]\n", wrong, 1) } else { unit };
+            let unit =
+                if name == "portcullis.service" { unit.replacen("[Service]\n", wrong, 1) } else { unit };
             fs::write(copies.path().join(name), unit).expect("write");
         }
         let said = text(&verify(&copies.path().display().to_string()));

@@ -9,7 +9,8 @@ use toml::de::DeTable;
 use super::document::{Complaints, ConfigErrors, Found, Section};
 use super::places::{self, Owners};
 use super::values::{
-    boolean, duration, grantable_id, key_path, mode, name, number, path as path_value, role_id, size, socket_path,
+    boolean, duration, grantable_id, key_path, mode, name, number, path as path_value, role_id, size,
+    socket_path,
 };
 use super::{Class, Config, Frontend, Identity, Service, Surroundings, TenantConfig, TrustedKey};
 use crate::decision::TrustClass;

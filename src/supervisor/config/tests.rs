@@ -357,13 +357,13 @@ fn keys_may_be_credentials() {
         "$CREDENTIALS_DIRECTORY//etc/passwd",
         "$CREDENTIALS_DIRECTORY/./release.pub",
     ] {
-        let expected = format!(
-            "7:17: trusted_keys: {written:?} names no file in the directory of the credentials"
-        );
+        let expected =
+            format!("7:17: trusted_keys: {written:?} names no file in the directory of the credentials");
         assert!(site.errors(&with(written), &around).contains(&expected), "{written}");
     }
     // Nothing else is looked up in the environment, and this only where a path begins.
-    for written in ["$HOME/release.pub", "/x/$CREDENTIALS_DIRECTORY/../release.pub", "$CREDENTIALS_DIRECTORY"] {
+    for written in ["$HOME/release.pub", "/x/$CREDENTIALS_DIRECTORY/../release.pub", "$CREDENTIALS_DIRECTORY"]
+    {
         let expected = format!("7:17: trusted_keys: {written:?} is not an absolute path without \"..\"");
         assert!(site.errors(&with(written), &around).contains(&expected), "{written}");
     }
