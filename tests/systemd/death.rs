@@ -1,7 +1,9 @@
 //! Every role crashes, is killed and is stopped; the whole service dies over and over.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use portcullis::client::ClientError;
@@ -9,8 +11,8 @@ use portcullis::client::blocking::Connection;
 
 use crate::Test;
 use crate::machine::{
-    DECIDE, Process, SERVICE, SOCKETS, answers, journal, process, processes, property, roles, started,
-    systemctl,
+    DECIDE, Process, SERVICE, SOCKETS, SOUND, answers, client, configure, installed, journal, process,
+    processes, property, roles, started, systemctl,
 };
 use crate::support::{PATIENCE, tenant};
 
@@ -19,6 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("death::every_role_that_crashes_is_back", every_role_that_crashes_is_back),
     ("death::a_stopped_child_is_healed_without_systemd", a_stopped_child_is_healed_without_systemd),
     ("death::a_stopped_supervisor_is_ended_by_the_watchdog", a_stopped_supervisor_is_ended_by_the_watchdog),
+    (
+        "death::a_class_that_keeps_dying_does_not_end_the_others",
+        a_class_that_keeps_dying_does_not_end_the_others,
+    ),
     (
         "death::a_crash_loop_ends_at_the_start_limit_and_says_so",
         a_crash_loop_ends_at_the_start_limit_and_says_so,
@@ -107,6 +113,44 @@ fn a_stopped_supervisor_is_ended_by_the_watchdog() {
     assert!(restarts() >= 1, "{said}");
     assert!(said.contains("Watchdog timeout (limit 2s)!"), "{said}");
     assert!(said.contains("Failed with result 'watchdog'"), "{said}");
+}
+
+/// For longer than the watchdog waits.
+fn a_class_that_keeps_dying_does_not_end_the_others() {
+    const LONGER: Duration = Duration::from_secs(3);
+    installed();
+    let cache = "/var/cache/portcullis/alone";
+    fs::create_dir(cache).expect("mkdir");
+    fs::set_permissions(cache, fs::Permissions::from_mode(0o700)).expect("chmod");
+    chown(cache, Some(61002), Some(61002)).expect("chown");
+    let alone = format!(
+        "[class.alone]\nuid = 61002\ngid = 61002\ncache = {cache:?}\n\
+         [tenant.lonely]\nclass = \"alone\"\npolicies = []\nuids = [0]\n"
+    );
+    configure(&format!("{SOUND}{alone}"));
+    systemctl(&["start", SERVICE]);
+    let mut client = client();
+    let begun = Instant::now();
+    let mut deaths = 0;
+    while begun.elapsed() < LONGER {
+        // Waits for the class to be there.
+        client.ping(&tenant("lonely"), PATIENCE).unwrap_or_else(|why| panic!("{why}\n{}", journal()));
+        let owned = |pid: &i32| fs::metadata(format!("/proc/{pid}")).is_ok_and(|of| of.uid() == 61002);
+        let victim = processes().into_keys().find(owned).map(Process::of);
+        // Between a death and the next life the connection is the old one's.
+        let Some(victim) = victim else { continue };
+        victim.signal(Signal::SIGKILL);
+        victim.ended();
+        deaths += 1;
+        answers();
+    }
+    assert!(deaths > 1, "{deaths}");
+    assert_eq!(restarts(), 0, "{}", journal());
+    assert!(
+        !journal().contains("worker shared generation 2"),
+        "the other class goes on as it was\n{}",
+        journal()
+    );
 }
 
 fn a_crash_loop_ends_at_the_start_limit_and_says_so() {

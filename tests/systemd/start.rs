@@ -1,12 +1,15 @@
 //! Installing, starting, what it looks like then, being started by a client, and stopping.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
+use nix::sys::signal::Signal;
+
 use crate::Test;
 use crate::machine::{
-    CONFIGURATION, DECIDE, OPERATOR, SERVICE, SOCKETS, SOUND, answers, configure, installed, journal, listed,
-    processes, property, roles, run, started, systemctl,
+    CONFIGURATION, DECIDE, OPERATOR, Process, SERVICE, SOCKETS, SOUND, answers, configure, installed,
+    journal, listed, output, process, processes, property, roles, run, started, systemctl,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -17,6 +20,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("start::sockets_have_the_modes_and_owners_declared", sockets_have_the_modes_and_owners_declared),
     ("start::a_client_that_connects_starts_the_service", a_client_that_connects_starts_the_service),
     ("start::keys_come_as_credentials", keys_come_as_credentials),
+    ("start::what_the_unit_takes_away_is_gone", what_the_unit_takes_away_is_gone),
+    ("start::programs_are_replaced_under_a_running_service", programs_are_replaced_under_a_running_service),
     ("start::stopping_leaves_no_process_and_no_residue", stopping_leaves_no_process_and_no_residue),
 ];
 
@@ -48,6 +53,10 @@ fn an_installed_service_starts_with_a_uid_for_each_role() {
         ] {
             assert!(status.contains(&line), "{role}: no {line:?}\n{status}");
         }
+        let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:\t")).expect("CapPrm");
+        let permitted = u64::from_str_radix(permitted, 16).expect("hexadecimal");
+        let allowed = if uid == own { FOUR_CAPABILITIES } else { 0 };
+        assert_eq!(permitted & !allowed, 0, "{role}: {permitted:#x}");
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("core");
         assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"], "{role}: {core}");
@@ -66,7 +75,10 @@ fn an_installed_service_starts_with_a_uid_for_each_role() {
     assert_eq!(counted, processes.keys().copied().collect::<Vec<_>>());
 }
 
-fn number(processes: &std::collections::BTreeMap<i32, String>, role: &str) -> i32 {
+/// CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP: 5 to 8.
+const FOUR_CAPABILITIES: u64 = 0x1e0;
+
+fn number(processes: &BTreeMap<i32, String>, role: &str) -> i32 {
     *processes.iter().find(|(_, name)| *name == role).expect(role).0
 }
 
@@ -118,7 +130,7 @@ fn keys_come_as_credentials() {
     answers();
     // But by the next start.
     systemctl(&["stop", SERVICE]);
-    let failed = crate::machine::output("systemctl", &["start", SERVICE]);
+    let failed = output("systemctl", &["start", SERVICE]);
     assert!(!failed.status.success());
     let said = journal();
     let place =
@@ -128,6 +140,81 @@ fn keys_come_as_credentials() {
 
 const KEY_PATH: &str = "/etc/portcullis/keys/release.pub";
 const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/keys_release.pub";
+
+/// As the kernel has it for the running service; the test's own process is the control.
+fn what_the_unit_takes_away_is_gone() {
+    started();
+    let service = process("worker").pid.to_string();
+    let options = |pid: &str, place: &str| {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).expect("mounts");
+        // The last one there is what is seen.
+        let found = mounts.lines().rfind(|line| line.split(' ').nth(1) == Some(place));
+        found.map(|line| line.rsplit(' ').nth(2).unwrap_or_default().split(',').map(str::to_owned).collect())
+    };
+    let has = |pid: &str, place: &str, option: &str| {
+        options(pid, place).is_some_and(|options: Vec<String>| options.iter().any(|found| found == option))
+    };
+    for (place, option) in
+        [("/", "ro"), ("/proc", "subset=pid"), ("/", "noexec"), ("/home", "ro"), ("/run", "ro")]
+    {
+        assert!(has(&service, place, option), "{place}: no {option} in {:?}", options(&service, place));
+        assert!(!has("self", place, option), "{place}: {option} in {:?}", options("self", place));
+    }
+    // And what has to be left is left, the first two with nothing to spare.
+    for (place, option) in [("/usr/lib", "ro"), ("/usr/bin/kill", "ro"), ("/var/cache/portcullis", "rw")] {
+        assert!(has(&service, place, option), "{place}: no {option} in {:?}", options(&service, place));
+    }
+    assert!(!has(&service, "/usr/lib", "noexec"));
+    // Every place that can be written; the kernel's own devices have owners.
+    let mounts = fs::read_to_string(format!("/proc/{service}/mountinfo")).expect("mounts");
+    let mut seen = BTreeMap::new();
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        // A later mount hides an earlier one.
+        seen.insert(fields[4], fields[5]);
+    }
+    // What the container puts into its /run is not there on a machine.
+    seen.retain(|place, options| {
+        options.starts_with("rw") && !place.starts_with("/dev/") && !place.starts_with("/run/host/")
+    });
+    let writable: Vec<&str> = seen.keys().copied().collect();
+    assert_eq!(writable, ["/proc", "/tmp", "/var/cache/portcullis", "/var/tmp"]);
+    for (place, options) in seen {
+        assert!(options.split(',').any(|option| option == "noexec"), "{place}: {options}");
+    }
+    for namespace in ["net", "mnt", "ipc", "uts"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).expect("namespace");
+        assert_ne!(of(&service), of("self"), "{namespace}");
+    }
+}
+
+fn programs_are_replaced_under_a_running_service() {
+    started();
+    let program = "/usr/lib/portcullis/portcullis-worker";
+    let is = |process: &Process| {
+        let of = fs::metadata(format!("/proc/{}/exe", process.pid)).expect("program");
+        (of.dev(), of.ino())
+    };
+    let before = is(&process("worker"));
+    fs::copy(program, format!("{program}.new")).expect("copy");
+    fs::rename(format!("{program}.new"), program).expect("rename");
+    // Those that start later are the old ones, too: what was witnessed and what is opened belong together.
+    answers();
+    let workers = || -> Vec<Process> {
+        let owned = |pid: &i32| fs::metadata(format!("/proc/{pid}")).is_ok_and(|of| of.uid() == 61001);
+        let numbers = fs::read_dir("/proc").expect("list /proc").flatten();
+        let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        numbers.filter(owned).map(Process::of).collect()
+    };
+    let old = workers();
+    old[0].signal(Signal::SIGKILL);
+    old[0].ended();
+    answers();
+    assert_eq!(workers().iter().map(is).collect::<Vec<_>>(), [before]);
+    systemctl(&["restart", SERVICE]);
+    answers();
+    assert_ne!(is(&process("worker")), before);
+}
 
 fn stopping_leaves_no_process_and_no_residue() {
     installed();
