@@ -2,9 +2,9 @@
 //!
 //! systemd-nspawn with a memory overlay on a tree that nobody writes to, no network, its own /proc and UIDs that mean
 //! the same as outside. Two things are not as nspawn would have them. `SYSTEMD_SECCOMP=0`: its own filter would
-//! forbid Landlock, which only makes sense of a test that wants that. And where control groups are still of version 1,
-//! each container gets a group of its own in the hierarchies of memory and processes, or limits there would not be
-//! enforced.
+//! forbid Landlock, which only makes sense of a test that wants that. And each container begins in control groups of its
+//! own: nspawn would put all of them into one, where systemds find each other's processes; and in the hierarchies of
+//! version 1 limits would not be enforced.
 
 use std::ffi::OsString;
 use std::fs;
@@ -23,8 +23,8 @@ const HOW: &str = "apt-get install systemd-container debootstrap && debootstrap 
                    --include=systemd,systemd-sysv,dbus,util-linux,procps bookworm /var/tmp/portcullis-rootfs";
 /// A machine that hangs is ended after so many seconds. The slowest test takes ten on a quiet machine.
 const PATIENCE: &str = "150";
-/// Limits are kept only where the container has a part of these for itself.
-const HIERARCHIES: [&str; 2] = ["pids", "memory"];
+/// Where systemd counts processes, and where limits are: of version 1, both side by side, or of version 2 alone.
+const HIERARCHIES: [&str; 5] = ["systemd", "unified", "pids", "memory", ""];
 /// Where a test's own files are, in the container.
 const SHARED: &str = "/portcullis-test";
 
@@ -162,7 +162,6 @@ impl Groups {
         let made = |hierarchy: &str| {
             let parent = Path::new("/sys/fs/cgroup").join(hierarchy);
             let directory = parent.join(&name);
-            // Version 1 only: in the one tree of version 2 systemd-nspawn makes its own.
             (parent.join("cgroup.procs").exists() && fs::create_dir(&directory).is_ok()).then_some(directory)
         };
         Self { directories: HIERARCHIES.into_iter().filter_map(made).collect(), name }

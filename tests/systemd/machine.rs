@@ -79,20 +79,10 @@ pub(crate) fn started() {
 }
 
 /// Tries to start the service; what systemctl said, and what the service did.
-///
-/// For a moment after their end, processes still stand in their control group for Linux 6.18, and systemd 252 then
-/// fails to put another one there (status 219). Its own Restart= tries again, and so does this.
 pub(crate) fn start() -> (Output, String) {
-    loop {
-        let before = journal();
-        let output = output("systemctl", &["start", SERVICE]);
-        let said = journal().split_off(before.len());
-        if !said.contains("status=219/CGROUP") {
-            return (output, said);
-        }
-        systemctl(&["stop", SERVICE]);
-        systemctl(&["reset-failed", SERVICE]);
-    }
+    let before = journal().len();
+    let output = output("systemctl", &["start", SERVICE]);
+    (output, journal().split_off(before))
 }
 
 /// Puts programs, units, users and directories where they belong.
@@ -177,7 +167,7 @@ pub(crate) fn property(unit: &str, name: &str) -> String {
 /// What the service, and systemd about it, said so far.
 pub(crate) fn journal() -> String {
     let _ = output("journalctl", &["--sync"]);
-    text(&output("journalctl", &["--no-pager", "--output=cat", "--unit=portcullis*"]))
+    text(&output("journalctl", &["--quiet", "--no-pager", "--output=cat", "--unit=portcullis*"]))
 }
 
 /// The service's processes by number, each with its role: the part of the program's name behind `portcullis-`.

@@ -89,9 +89,12 @@ fn shared_or_privileged_uids_start_nothing() {
 fn a_unit_that_takes_landlock_seccomp_or_capset_starts_nothing() {
     installed();
     for (calls, sentence) in [
-        ("landlock_create_ruleset landlock_add_rule landlock_restrict_self", "Landlock"),
-        ("seccomp", "seccomp"),
-        ("capset", "capabilities"),
+        (
+            "landlock_create_ruleset landlock_add_rule landlock_restrict_self",
+            "with \"landlock\" in /sys/kernel/security/lsm, and no outer seccomp filter that blocks it",
+        ),
+        ("seccomp", "the kernel or an outer filter refuses seccomp"),
+        ("capset", "a filter around the service that blocks capset or prctl does this"),
     ] {
         drop_in(SERVICE, &format!("[Service]\nSystemCallFilter=~{calls}\n"));
         refuses_to_start(sentence);
