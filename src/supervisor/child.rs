@@ -55,6 +55,8 @@ pub(super) struct Child {
     pub(super) threads: u32,
     /// When it closed its control channel; it should end at that moment.
     pub(super) closed: Option<Instant>,
+    /// A frontend that was told to open its doors.
+    pub(super) accepts: bool,
     /// What it may still say before the next ping.
     messages_left: u32,
 }
@@ -107,6 +109,7 @@ impl Child {
             ready: None,
             threads: 0,
             closed: None,
+            accepts: false,
             messages_left: MESSAGES_PER_PING,
         }
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use portcullis::client::blocking::Connection;
 use portcullis::client::{ClientError, Deadline, Question};
 use portcullis::decision::{Decision, Outcome};
+use portcullis::wire::client::Farewell;
 
 use crate::Test;
 use crate::machine::{
@@ -83,7 +84,7 @@ struct Told {
     answers: u64,
     /// Questions without an answer. A wrong answer ends the test at once.
     errors: Vec<String>,
-    /// Attempts to connect that the service answered with a farewell: it had accepted them and was about to end.
+    /// Attempts to connect that the service had accepted, and not greeted, when it began to end: it says so to them.
     turned_away: u64,
     longest_gap: Duration,
 }
@@ -171,7 +172,7 @@ fn connected(turned_away: &mut u64) -> Connection {
     loop {
         match Connection::open(Path::new(DECIDE), &tenant("acme"), PATIENCE) {
             Ok(connection) => return connection,
-            Err(ClientError::Farewell(_)) => *turned_away += 1,
+            Err(ClientError::Farewell(Farewell::ShuttingDown)) => *turned_away += 1,
             Err(why) => panic!("an attempt to connect was lost: {why}\n{}", journal()),
         }
     }

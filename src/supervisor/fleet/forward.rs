@@ -1,4 +1,4 @@
-//! From started to serving: the frontend first, then each worker that the frontend is told of.
+//! From started to serving: the frontend first, then each worker that the frontend is told of, then the doors.
 
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -21,14 +21,32 @@ impl Fleet {
             return;
         };
         let Some(child) = self.children.get_mut(index) else { return };
-        if let Err(why) = child.channel.send(&ToChild::Serve, None) {
-            self.condemn(index, &format!("tell it to serve: {why}"), now);
-            return;
-        }
         child.begin_serving(now);
         let edition = child.edition();
         self.frontend.serves(edition);
         self.changed = true;
+    }
+
+    /// Has the frontend accept, after it was told what there is. At the first start not before every class is served:
+    /// who connects until then waits at the socket, instead of being told that its class is unavailable. Later, one
+    /// class that is away must not keep the others' clients waiting.
+    pub(super) fn open_doors(&mut self, now: Instant) {
+        if !self.began && !self.all_serve() {
+            return;
+        }
+        self.began = true;
+        let Some(index) = self.find(|child| child.part == Part::Frontend && child.takes_orders()) else {
+            return;
+        };
+        let Some(child) = self.children.get_mut(index) else { return };
+        if child.accepts {
+            return;
+        }
+        match child.channel.send(&ToChild::Serve, None) {
+            Ok(()) => child.accepts = true,
+            Err(SendError::Full) => self.retry = true,
+            Err(why) => self.condemn(index, &format!("tell it to serve: {why}"), now),
+        }
     }
 
     /// After a reload: who may ask for whom.

@@ -59,6 +59,8 @@ pub(super) struct Fleet {
     last_reload_error: Option<String>,
     /// The frontend does not know the present table yet.
     changed: bool,
+    /// Everything has served once.
+    began: bool,
     /// A channel was full.
     retry: bool,
     buffer: Vec<u8>,
@@ -82,6 +84,7 @@ impl Fleet {
             reloads: 0,
             last_reload_error: None,
             changed: true,
+            began: false,
             retry: false,
             buffer: Vec::new(),
         }
@@ -251,6 +254,7 @@ impl Fleet {
         self.reassign(now);
         self.route_workers(now);
         self.tell_table();
+        self.open_doors(now);
     }
 
     /// Kills a child that must not go on, and thinks of what that means at once: its end may take its time.
