@@ -172,7 +172,6 @@ fn frontend() -> Infallible {
         Given::check(Role::Frontend, assignment.uid, assignment.gid, assignment.isolation).expect("given");
     let epoll = epoll();
     watch(&epoll, &control, CONTROL);
-    watch(&epoll, &clients, SECOND);
     let _sealed = seal(given, &control);
     let mut tenants = assignment.tenants.len();
     let mut table = ProcessTable::default();
@@ -212,7 +211,9 @@ fn frontend() -> Infallible {
                 control.send(&FromChild::Pong { nonce }, None).expect("send");
             }
             Received::Message(ToChild::Drain, _) | Received::End => exit(0),
-            Received::Message(ToChild::Serve, None) | Received::Nothing => {}
+            // Only now anybody is accepted.
+            Received::Message(ToChild::Serve, None) => watch(&epoll, &clients, SECOND),
+            Received::Nothing => {}
             Received::Message(other, descriptor) => panic!("{other:?} with {descriptor:?}"),
         }
     }

@@ -10,6 +10,7 @@ use crate::{Test, is_root};
 
 pub(crate) const TESTS: &[Test] = &[
     ("all_children_serve_and_sigterm_ends_them", all_children_serve_and_sigterm_ends_them),
+    ("the_doors_open_when_every_class_serves", the_doors_open_when_every_class_serves),
     (
         "an_ordinary_user_gets_one_uid_and_every_other_wall",
         an_ordinary_user_gets_one_uid_and_every_other_wall,
@@ -70,6 +71,16 @@ fn power_is_divided(lasting: &[Process], privileged: bool) {
             assert!(status.contains(line), "{line}: {status}");
         }
     }
+}
+
+/// Whoever connects before waits at the socket: the very first that anybody is told is the whole table.
+fn the_doors_open_when_every_class_serves() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    let table = service.wait_until(|_, _| true);
+    assert_eq!(table.processes.len(), 3, "{table:?}");
+    assert!(table.processes.iter().all(|process| process.state == ProcessState::Serving), "{table:?}");
+    service.stop();
 }
 
 fn an_ordinary_user_gets_one_uid_and_every_other_wall() {
