@@ -2,6 +2,7 @@
 
 mod decide;
 mod demo;
+mod install;
 mod operator;
 mod output;
 mod policy;
@@ -43,6 +44,8 @@ enum Command {
     /// Make keys; build, sign, check and look at policies
     #[command(subcommand, after_help = EXIT_CODES)]
     Policy(policy::Command),
+    Install(install::InstallArgs),
+    Uninstall(install::UninstallArgs),
 }
 
 /// Runs the command that the process was started with.
@@ -61,6 +64,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Reload(args) => reload::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Policy(command) => command.run(),
+        Command::Install(args) => install::run(&args),
+        Command::Uninstall(args) => install::run_uninstall(&args),
     };
     result.unwrap_or_else(|error| {
         if !is_broken_pipe(&*error) {

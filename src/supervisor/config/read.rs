@@ -56,7 +56,9 @@ struct Reader<'d> {
 
 impl<'d> Reader<'d> {
     fn config(&self, document: &mut Section<'d>) -> Option<Config> {
-        let service = required_section(document, "service").map(|section| self.service(section));
+        let with_tenants = !document.sections("tenant").is_empty();
+        let service =
+            required_section(document, "service").map(|section| self.service(section, with_tenants));
         let frontend = match document.section("frontend") {
             Some(section) => self.frontend(section),
             None if self.distinct() => {
@@ -101,7 +103,7 @@ impl<'d> Reader<'d> {
         Some(Config { service: service??, frontend: frontend?.1, classes, tenants })
     }
 
-    fn service(&self, mut section: Section<'d>) -> Option<Service> {
+    fn service(&self, mut section: Section<'d>, with_tenants: bool) -> Option<Service> {
         let socket = section.required("socket", socket_path);
         let socket_mode = section.defaulted("socket_mode", 0o666, mode);
         let operator_socket = section.required("operator_socket", socket_path);
@@ -112,7 +114,8 @@ impl<'d> Reader<'d> {
         let drain = section.defaulted("drain", 5 * SECOND, duration(10 * MILLISECOND..=10 * MINUTE));
         let answer =
             section.defaulted("answer_within", 100 * MILLISECOND, duration(20 * MILLISECOND..=MINUTE));
-        if keys.as_ref().is_none_or(Vec::is_empty) {
+        // Without a tenant there is no policy, and nothing for a key to vouch for.
+        if with_tenants && keys.as_ref().is_none_or(Vec::is_empty) {
             section.missing("trusted_keys");
         }
         section.finish();

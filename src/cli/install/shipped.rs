@@ -1,0 +1,258 @@
+//! What an installation consists of: programs from beside this one, and texts that are part of it.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Cursor, Read, Seek};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use super::tree::digest_of;
+use crate::artifact::Digest;
+use crate::sandbox::Role;
+
+/// Programs that nobody types the names of.
+pub(super) const PROGRAMS: &str = "/usr/lib/portcullis";
+/// The one that people type.
+const COMMAND: &str = "portcullis";
+/// What is on the host and in no package: units, users, directories.
+pub(super) const SYSUSERS: &str = include_str!("../../../systemd/portcullis.sysusers");
+pub(super) const TMPFILES: &str = include_str!("../../../systemd/portcullis.tmpfiles");
+/// The name of both, as systemd-sysusers and systemd-tmpfiles want to hear it.
+pub(super) const CONF: &str = "portcullis.conf";
+
+const DOCUMENTS: &str = "/usr/share/doc/portcullis";
+const UNITS: [(&str, &str); 3] = [
+    ("portcullis.socket", include_str!("../../../systemd/portcullis.socket")),
+    ("portcullis-operator.socket", include_str!("../../../systemd/portcullis-operator.socket")),
+    ("portcullis.service", include_str!("../../../systemd/portcullis.service")),
+];
+const TEXTS: [(&str, &str); 4] = [
+    ("/usr/share/doc/portcullis/configuration.md", include_str!("../../../docs/configuration.md")),
+    (
+        "/usr/share/doc/portcullis/portcullis.example.toml",
+        include_str!("../../../docs/portcullis.example.toml"),
+    ),
+    ("/etc/sysusers.d/portcullis.conf", SYSUSERS),
+    ("/etc/tmpfiles.d/portcullis.conf", TMPFILES),
+];
+const CONFIGURATION: (&str, &str) =
+    ("/etc/portcullis/portcullis.toml", include_str!("../../../systemd/portcullis.toml"));
+
+/// Why a program cannot be installed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ShippedError {
+    #[error("find the programs: {0}")]
+    Here(#[source] io::Error),
+    #[error(
+        "open program {path:?}: {source}; all of them are expected in one directory, say which with --from"
+    )]
+    Open { path: PathBuf, source: io::Error },
+    #[error("open program {path:?}: {why}")]
+    Unfit { path: PathBuf, why: String },
+}
+
+/// What kind of thing it is, which decides what happens where it is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Replaced; what was there before is kept as the previous one.
+    Program,
+    /// Replaced unless the administrator changed it.
+    Text,
+    /// Left alone if anything is there.
+    Configuration,
+}
+
+/// A file to be.
+#[derive(Debug)]
+pub(super) struct Shipped {
+    pub(super) path: PathBuf,
+    pub(super) kind: Kind,
+    pub(super) digest: Digest,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Program(File),
+    Text(&'static str),
+}
+
+impl Shipped {
+    pub(super) fn mode(&self) -> u32 {
+        if self.kind == Kind::Program { 0o755 } else { 0o644 }
+    }
+
+    /// From its first byte.
+    pub(super) fn content(&self) -> io::Result<Box<dyn Read + '_>> {
+        match &self.content {
+            Content::Program(file) => {
+                let mut file = file;
+                file.rewind()?;
+                Ok(Box::new(file))
+            }
+            Content::Text(text) => Ok(Box::new(Cursor::new(text))),
+        }
+    }
+
+    fn text(path: &str, text: &'static str, kind: Kind) -> Self {
+        Self { path: path.into(), kind, digest: Digest::of(text.as_bytes()), content: Content::Text(text) }
+    }
+}
+
+/// Everything, in the order in which it is placed: units last, so that none names what is not there yet.
+pub(super) fn shipped(from: Option<&Path>) -> Result<Vec<Shipped>, ShippedError> {
+    let mut all = programs(from)?;
+    all.extend(TEXTS.map(|(path, text)| Shipped::text(path, text, Kind::Text)));
+    all.push(Shipped::text(CONFIGURATION.0, CONFIGURATION.1, Kind::Configuration));
+    all.extend(
+        UNITS.map(|(name, text)| Shipped::text(&format!("/etc/systemd/system/{name}"), text, Kind::Text)),
+    );
+    Ok(all)
+}
+
+/// The sockets before the service that takes them.
+pub(super) fn units() -> [&'static str; 3] {
+    UNITS.map(|(name, _)| name)
+}
+
+/// The name of every program there is: one for people, one for each role.
+pub(super) fn program_names() -> impl Iterator<Item = String> {
+    let roles = Role::ALL.into_iter().map(|role| format!("{COMMAND}-{role}"));
+    std::iter::once(COMMAND.to_owned()).chain(roles)
+}
+
+/// The directories that systemd-tmpfiles makes, each after the one it is in.
+pub(super) fn directories() -> Vec<PathBuf> {
+    let made = TMPFILES.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("d")).then(|| words.next()).flatten()
+    });
+    // The documents' directory is nobody else's either.
+    let all: BTreeSet<PathBuf> = made.chain([PROGRAMS, DOCUMENTS]).map(PathBuf::from).collect();
+    all.into_iter().collect()
+}
+
+fn programs(from: Option<&Path>) -> Result<Vec<Shipped>, ShippedError> {
+    let own = Path::new("/proc/self/exe");
+    // Whoever owns this very program is trusted with the others too.
+    let trusted = own.metadata().map_err(ShippedError::Here)?.uid();
+    let machine = machine(&mut File::open(own).map_err(ShippedError::Here)?).map_err(ShippedError::Here)?;
+    let here = own.read_link().map_err(ShippedError::Here)?;
+    let from = from.or_else(|| here.parent()).unwrap_or(Path::new("/"));
+    program_names()
+        .map(|name| {
+            let path =
+                if name == COMMAND { format!("/usr/bin/{name}") } else { format!("{PROGRAMS}/{name}") };
+            let (file, digest) = program(&find(from, &name), trusted, machine)?;
+            Ok(Shipped { path: path.into(), kind: Kind::Program, digest, content: Content::Program(file) })
+        })
+        .collect()
+}
+
+/// Beside the others, or where an installation has them: `/usr/bin/portcullis` can install what it was installed with.
+fn find(from: &Path, name: &str) -> PathBuf {
+    let beside = from.join(name);
+    let installed = Path::new(PROGRAMS).join(name);
+    if from == Path::new("/usr/bin") && !beside.exists() && installed.exists() { installed } else { beside }
+}
+
+fn program(path: &Path, trusted: u32, machine: [u8; 20]) -> Result<(File, Digest), ShippedError> {
+    let failed = |source| ShippedError::Open { path: path.into(), source };
+    let unfit = |why| Err(ShippedError::Unfit { path: path.into(), why });
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let own = nix::unistd::geteuid().as_raw();
+    if !metadata.is_file() {
+        return unfit("not a regular file".to_owned());
+    }
+    if ![0, own, trusted].contains(&owner) {
+        return unfit(format!("owned by uid {owner}, expected {own} or 0; chown it, or take another copy"));
+    }
+    if mode & 0o022 != 0 {
+        return unfit(format!("others may write it (mode {mode:04o}); chmod go-w {}", path.display()));
+    }
+    if self::machine(&mut file).ok() != Some(machine) {
+        return unfit("not a program for the machine that this one is for".to_owned());
+    }
+    file.rewind().map_err(failed)?;
+    let digest = digest_of(&mut file).map_err(failed)?;
+    Ok((file, digest))
+}
+
+/// What an ELF file says first of all: class, byte order, ABI, kind, machine.
+fn machine(file: &mut File) -> io::Result<[u8; 20]> {
+    let mut start = [0; 20];
+    file.read_exact(&mut start)?;
+    Ok(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_repository(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    }
+
+    #[test]
+    fn every_program_of_the_crate_is_installed() {
+        let mut built: Vec<String> = std::fs::read_dir(in_repository("src/bin"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        built.sort();
+        let mut installed: Vec<String> = program_names().collect();
+        installed.sort();
+        assert_eq!(installed, built);
+    }
+
+    #[test]
+    fn the_package_has_what_an_installation_has() {
+        let cargo = std::fs::read_to_string(in_repository("Cargo.toml")).unwrap();
+        let cargo: toml::Table = cargo.parse().unwrap();
+        let deb = &cargo["package"]["metadata"]["deb"];
+        let mut packaged: Vec<(String, String)> = deb["assets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|asset| {
+                let part = |index: usize| asset[index].as_str().unwrap().to_owned();
+                let (source, target) = (PathBuf::from(part(0)), part(1));
+                let name = source.file_name().unwrap().to_str().unwrap();
+                let target = if target.ends_with('/') { target + name } else { target };
+                (format!("/{}", target.trim_start_matches('/')), part(2))
+            })
+            .collect();
+        packaged.sort();
+        // What is the administrator's in an installation by hand is the distribution's in a package.
+        let mut expected: Vec<(String, String)> = program_names()
+            .map(|name| match name.as_str() {
+                COMMAND => (format!("/usr/bin/{name}"), "755".to_owned()),
+                _ => (format!("{PROGRAMS}/{name}"), "755".to_owned()),
+            })
+            .collect();
+        expected.extend(TEXTS.map(|(path, _)| (path.replace("/etc/", "/usr/lib/"), "644".to_owned())));
+        expected.extend(UNITS.map(|(name, _)| (format!("/lib/systemd/system/{name}"), "644".to_owned())));
+        expected.push((CONFIGURATION.0.to_owned(), "644".to_owned()));
+        expected.sort();
+        // A package has more documents, which nothing needs.
+        packaged.retain(|(path, mode)| {
+            !path.starts_with(DOCUMENTS) || expected.contains(&(path.clone(), mode.clone()))
+        });
+        assert_eq!(packaged, expected);
+        assert_eq!(deb["conf-files"].as_array().unwrap().as_slice(), [CONFIGURATION.0.into()]);
+    }
+
+    #[test]
+    fn directories_come_after_the_ones_they_are_in() {
+        let all = directories();
+        assert!(all.contains(&PathBuf::from("/var/cache/portcullis/shared")), "{all:?}");
+        for (at, path) in all.iter().enumerate() {
+            assert!(!all[..at].iter().any(|earlier| earlier.starts_with(path)), "{path:?} comes late");
+        }
+    }
+}

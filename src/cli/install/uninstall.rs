@@ -1,0 +1,150 @@
+//! `portcullis uninstall`: take away what the manifest says was placed.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::InstallError;
+use super::host::{self, Run};
+use super::manifest::{MANIFEST, Manifest};
+use super::plan::Obstacles;
+use super::shipped::units;
+use super::steps::{Step, take};
+use super::tree::{Found, Tree};
+use crate::cli::{CommandResult, output};
+
+const CONFIGURATION: &str = "/etc/portcullis";
+const CACHES: &str = "/var/cache/portcullis";
+const RUN: &str = "/run/portcullis";
+
+/// Stop the service and remove what `portcullis install` placed
+///
+/// What was changed since stays and is named, and so do the configuration and the caches unless --purge is given.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct UninstallArgs {
+    /// The directory that it was installed into
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// Remove /etc/portcullis and /var/cache/portcullis too, with the policies and keys in them
+    #[arg(long)]
+    purge: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Reads the manifest, looks at everything it names, then removes.
+pub(in crate::cli) fn run(args: &UninstallArgs) -> CommandResult {
+    let tree = Tree::open(&args.root).map_err(InstallError::Tree)?;
+    let Some(manifest) = Manifest::read(&tree).map_err(InstallError::Manifest)? else {
+        return Err(InstallError::NotInstalled { manifest: tree.shown(Path::new(MANIFEST)) }.into());
+    };
+    let plan = plan(&tree, &manifest, args.purge).map_err(InstallError::Obstacles)?;
+    take(&tree, &plan.steps, args.dry_run).map_err(InstallError::Stopped)?;
+    let mut text: String = plan.kept.iter().map(|kept| format!("left alone: {kept}\n")).collect();
+    if args.dry_run {
+        text += "nothing was done: --dry-run\n";
+    } else if plan.kept.is_empty() {
+        text += "nothing of it is left\n";
+    } else {
+        text += "everything else is gone\n";
+    }
+    let _ = output::text(format_args!("{text}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Plan {
+    steps: Vec<Step<'static>>,
+    /// What stays, and why.
+    kept: Vec<String>,
+}
+
+fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles> {
+    let (mut obstacles, mut kept, mut remove) = (Vec::new(), Vec::new(), Vec::new());
+    if tree.is_host() && !tree.is_roots() {
+        obstacles.push("uninstall from \"/\": not root; run it as root".to_owned());
+    }
+    // Programs last: should it end half-way, this one is still there to go on with.
+    for placed in manifest.files.iter().rev() {
+        let path = placed.path.display();
+        if placed.configuration {
+            if !purge && tree.is_there(&placed.path).unwrap_or(true) {
+                kept.push(format!("{path} is the configuration; --purge removes it"));
+            }
+            continue;
+        }
+        match tree.look(&placed.path) {
+            Ok(Found::Nothing) => {}
+            Ok(Found::File { digest, .. }) if placed.digests.contains(&digest) => {
+                remove.push(Step::Remove(placed.path.clone()));
+            }
+            Ok(Found::File { .. }) => kept.push(format!("{path} was changed since")),
+            Err(error) => kept.push(error.to_string()),
+        }
+    }
+    let mut steps = stop(tree, &mut obstacles);
+    steps.extend(remove);
+    if tree.is_host() && host::is_booted() {
+        steps.push(Step::Run(Run::new("systemctl", ["daemon-reload"])));
+    }
+    if tree.is_host() {
+        // Sockets that systemd made and leaves behind.
+        steps.push(Step::RemoveAll(RUN.into()));
+    }
+    if purge {
+        steps.extend([CONFIGURATION, CACHES].map(|path| Step::RemoveAll(path.into())));
+    } else if let Some(cached) = in_use(tree, Path::new(CACHES)) {
+        kept.push(cached);
+    }
+    if tree.is_roots() {
+        if !manifest.users.is_empty() {
+            let needed = [Run::new("userdel", [""; 0]), Run::new("groupdel", [""; 0])];
+            obstacles
+                .extend(needed.iter().filter_map(|run| run.check().err()).map(|error| error.to_string()));
+        }
+        steps.extend(manifest.users.iter().cloned().map(Step::RemoveUser));
+    }
+    steps.push(Step::Remove(MANIFEST.into()));
+    let mut directories = manifest.directories.clone();
+    directories.sort();
+    steps.extend(directories.into_iter().rev().map(Step::RemoveEmpty));
+    if obstacles.is_empty() { Ok(Plan { steps, kept }) } else { Err(Obstacles(obstacles)) }
+}
+
+/// Nothing runs and nothing is started by itself any more.
+fn stop(tree: &Tree, obstacles: &mut Vec<String>) -> Vec<Step<'static>> {
+    let there: Vec<&str> = units()
+        .into_iter()
+        .filter(|unit| tree.is_there(&Path::new("/etc/systemd/system").join(unit)).unwrap_or(false))
+        .collect();
+    if there.is_empty() {
+        return Vec::new();
+    }
+    let mut runs = Vec::new();
+    if tree.is_host() && host::is_booted() {
+        // The sockets come first: one that is still there would start the service again.
+        runs.push(Run::new("systemctl", ["disable", "--now"].into_iter().chain(there.iter().copied())));
+        runs.push(Run::new("systemctl", ["reset-failed"].into_iter().chain(there)).that_may_fail());
+    } else {
+        let disable = Run::new("systemctl", ["disable"].into_iter().chain(there));
+        runs.push(disable.within("--root", tree.at()));
+    }
+    // An image that is taken apart on a machine without systemd: nothing there can have enabled the units.
+    if let (true, Some(Err(error))) = (tree.is_host(), runs.first().map(Run::check)) {
+        obstacles.push(error.to_string());
+    }
+    runs.retain(|run| tree.is_host() || run.check().is_ok());
+    runs.into_iter().map(Step::Run).collect()
+}
+
+/// A directory in which something is that a reinstalled service would use.
+fn in_use(tree: &Tree, path: &Path) -> Option<String> {
+    let mut found = std::fs::read_dir(tree.shown(path)).ok()?;
+    let used = found.any(|class| {
+        class.is_ok_and(|class| {
+            std::fs::read_dir(class.path()).is_ok_and(|mut entries| entries.next().is_some())
+        })
+    });
+    used.then(|| format!("{} has policies of the last run in it; --purge removes them", path.display()))
+}
