@@ -94,11 +94,13 @@ fn next(tree: &Tree, plan: &Plan<'_>, started: bool) -> String {
         String::new()
     };
     if !tree.is_host() {
-        return format!(
-            "next: systemctl --root={} enable portcullis.service; users and directories are made when it is booted, \
-             unless systemd-sysusers and systemd-tmpfiles are listed above",
-            tree.at().display()
-        );
+        let root = tree.at().display();
+        let accounts = if plan.accounts {
+            ""
+        } else {
+            "; systemd-sysusers and systemd-tmpfiles make users and directories"
+        };
+        return format!("next: systemctl --root={root} enable portcullis.service{accounts}");
     }
     match (started, plan.upgrade) {
         (true, _) => format!("it runs; next: portcullis status{back}"),

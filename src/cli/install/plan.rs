@@ -36,6 +36,8 @@ pub(super) struct Plan<'s> {
     pub(super) upgrade: bool,
     /// There are programs to go back to.
     pub(super) previous: bool,
+    /// Users and directories are made by the steps.
+    pub(super) accounts: bool,
 }
 
 /// How `shipped` gets into `tree`.
@@ -298,8 +300,9 @@ impl<'t, 's> Survey<'t, 's> {
         if changes || self.before.as_ref() != Some(&after) {
             steps.push(Step::Record(after));
         }
+        let accounts = !commands.is_empty();
         steps.extend(commands.into_iter().map(Step::Run));
-        Plan { steps, notes: self.notes, upgrade: self.before.is_some(), previous }
+        Plan { steps, notes: self.notes, upgrade: self.before.is_some(), previous, accounts }
     }
 
     /// Of the host, or of an image that is a whole system. What is only a directory of files gets its users and

@@ -170,7 +170,8 @@ fn program(path: &Path, trusted: u32, machine: [u8; 20]) -> Result<(File, Digest
         return unfit("not a regular file".to_owned());
     }
     if ![0, own, trusted].contains(&owner) {
-        return unfit(format!("owned by uid {owner}, expected {own} or 0; chown it, or take another copy"));
+        let expected = if own == 0 { "0".to_owned() } else { format!("{own} or 0") };
+        return unfit(format!("owned by uid {owner}, expected {expected}; chown it, or take another copy"));
     }
     if mode & 0o022 != 0 {
         return unfit(format!("others may write it (mode {mode:04o}); chmod go-w {}", path.display()));

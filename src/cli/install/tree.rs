@@ -179,9 +179,7 @@ impl Tree {
     ) -> Result<(), TreeError> {
         let (above, name) = parts(path)?;
         let directory = self.existing(above)?;
-        let mut temporary = OsString::from(".");
-        temporary.push(name);
-        temporary.push(".portcullis-install");
+        let temporary = unfinished_name(name);
         let result = self.write_new(&directory, &temporary, content, digest, mode, path).and_then(|()| {
             renameat(&directory, temporary.as_os_str(), &directory, name)
                 .map_err(|errno| self.failed("place", path, errno.into()))
@@ -330,6 +328,11 @@ impl Tree {
     }
 }
 
+/// Where a file of that path is until it is whole.
+pub(super) fn unfinished(path: &Path) -> PathBuf {
+    path.with_file_name(unfinished_name(path.file_name().unwrap_or_default()))
+}
+
 /// The digest of everything that can still be read.
 pub(super) fn digest_of(content: &mut dyn Read) -> io::Result<Digest> {
     copy(content, &mut io::sink())
@@ -380,6 +383,14 @@ fn parts(path: &Path) -> Result<(&Path, &OsStr), TreeError> {
         return Err(wrong());
     }
     path.parent().zip(path.file_name()).ok_or_else(wrong)
+}
+
+/// What a file is called until it is whole. The same each time, so that who comes after a killed process finds it.
+fn unfinished_name(name: &OsStr) -> OsString {
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(".portcullis-install");
+    temporary
 }
 
 /// A name in an open directory, for the parts of std that take paths only.

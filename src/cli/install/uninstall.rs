@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::InstallError;
+use super::accounts;
 use super::host::{self, Run};
 use super::manifest::{MANIFEST, Manifest};
 use super::plan::Obstacles;
 use super::shipped::units;
 use super::steps::{Step, take};
-use super::tree::{Found, Tree};
+use super::tree::{Found, Tree, unfinished};
 use crate::cli::{CommandResult, output};
 
 const CONFIGURATION: &str = "/etc/portcullis";
@@ -83,6 +84,10 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
             Err(error) => kept.push(error.to_string()),
         }
     }
+    // What a process that was killed has left half-written.
+    let files = manifest.files.iter().map(|placed| placed.path.as_path()).chain([Path::new(MANIFEST)]);
+    let unfinished = files.map(unfinished).filter(|path| tree.is_there(path).unwrap_or(false));
+    remove.extend(unfinished.map(Step::Remove));
     let mut steps = stop(tree, &mut obstacles);
     steps.extend(remove);
     if tree.is_host() && host::is_booted() {
@@ -103,12 +108,16 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
             obstacles
                 .extend(needed.iter().filter_map(|run| run.check().err()).map(|error| error.to_string()));
         }
-        steps.extend(manifest.users.iter().cloned().map(Step::RemoveUser));
+        let made = manifest.users.iter().filter(|user| {
+            accounts::has_user(tree, user).unwrap_or(true) || accounts::has_group(tree, user).unwrap_or(true)
+        });
+        steps.extend(made.cloned().map(Step::RemoveUser));
     }
     steps.push(Step::Remove(MANIFEST.into()));
     let mut directories = manifest.directories.clone();
     directories.sort();
-    steps.extend(directories.into_iter().rev().map(Step::RemoveEmpty));
+    let there = directories.into_iter().rev().filter(|path| tree.is_there(path).unwrap_or(true));
+    steps.extend(there.map(Step::RemoveEmpty));
     if obstacles.is_empty() { Ok(Plan { steps, kept }) } else { Err(Obstacles(obstacles)) }
 }
 
