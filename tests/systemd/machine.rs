@@ -62,6 +62,11 @@ default_deadline = "5s"
 /// Everything in its place as after an installation, a policy and a sound configuration; nothing is started.
 pub(crate) fn installed() {
     install();
+    populated();
+}
+
+/// A key, a policy and a configuration that names them, for a service that is installed.
+pub(crate) fn populated() {
     let key = SigningKey::generate_ed25519().expect("key");
     write(KEY, key.public_key().to_pem().expect("pem").as_bytes());
     let built = built(SELECTIVE);

@@ -17,6 +17,7 @@ mod container;
 mod death;
 mod load;
 mod machine;
+mod package;
 mod refusal;
 mod start;
 #[path = "../support/mod.rs"]
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn tests() -> Vec<Test> {
-    [units::TESTS, start::TESTS, load::TESTS, death::TESTS, refusal::TESTS].concat()
+    [units::TESTS, start::TESTS, load::TESTS, death::TESTS, refusal::TESTS, package::TESTS].concat()
 }
 
 fn trials() -> Vec<Trial> {
