@@ -3,7 +3,7 @@
 //!
 //! As root what is placed is root's; one test does the same as an ordinary user.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -48,6 +48,7 @@ const TABLE: &str = "\
 755 usr/share/doc/portcullis
 644 usr/share/doc/portcullis/configuration.md
 644 usr/share/doc/portcullis/portcullis.example.toml
+644 usr/share/doc/portcullis/systemd.md
 ";
 
 /// Of every program that the crate has.
@@ -464,6 +465,34 @@ fn links_and_what_others_can_write_are_refused_and_nothing_is_done() {
     }
 }
 
+/// Links that were put there after the installation.
+#[test]
+fn uninstalling_follows_no_link() {
+    let site = Site::new();
+    good(&site.install(&[]));
+    let policies = site.path("elsewhere");
+    fs::rename(site.root("etc/portcullis"), &policies).unwrap();
+    symlink(&policies, site.root("etc/portcullis")).unwrap();
+    let unit = "etc/systemd/system/portcullis.service";
+    fs::rename(site.root(unit), site.path("unit")).unwrap();
+    symlink(site.path("unit"), site.root(unit)).unwrap();
+    let said = good(&site.uninstall(&["--purge"]));
+    assert!(said.contains("portcullis.service\": it is a symbolic link, and none is followed"), "{said}");
+    let left: Vec<String> = site.snapshot().into_keys().collect();
+    assert_eq!(left, ["etc", "etc/systemd", "etc/systemd/system", unit]);
+    assert!(policies.join("portcullis.toml").exists() && site.path("unit").exists());
+
+    // The manifest itself is not read through one.
+    let site = Site::new();
+    good(&site.install(&[]));
+    fs::rename(site.root("usr/lib/portcullis"), site.path("elsewhere")).unwrap();
+    symlink(site.path("elsewhere"), site.root("usr/lib/portcullis")).unwrap();
+    let before = site.snapshot();
+    let error = bad(&site.uninstall(&["--purge"]), 1);
+    assert!(error.contains("usr/lib/portcullis\": it is a symbolic link"), "{error}");
+    assert_eq!(site.snapshot(), before);
+}
+
 #[test]
 fn everything_in_the_way_is_said_at_once() {
     let site = Site::new();
@@ -678,6 +707,8 @@ fn the_first_configuration_runs() {
     fs::set_permissions(site.path("cache"), fs::Permissions::from_mode(0o700)).unwrap();
     if nix::unistd::geteuid().is_root() {
         chown(site.path("cache"), Some(61_001), Some(61_001)).unwrap();
+    } else {
+        text = text.replace("[service]\n", "[service]\nrequire_distinct_uids = false\n");
     }
     let configuration = site.path("portcullis.toml");
     site.put(&configuration, text.as_bytes(), 0o644);

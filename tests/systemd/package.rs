@@ -82,7 +82,7 @@ fn a_package_runs_is_upgraded_and_goes_without_residue() {
     let package = package();
     let package = package.to_str().expect("text");
     let before = Snapshot::take();
-    run("dpkg", &["--install", package]);
+    run("apt-get", &["install", "--yes", package]);
     let installed = fs::read(format!("{INSTALLED}/portcullis-supervisor")).expect("the supervisor");
     let built = fs::read(PROGRAMS).expect("the supervisor as built");
     assert!(
@@ -107,10 +107,10 @@ fn a_package_runs_is_upgraded_and_goes_without_residue() {
     assert_ne!(property(SERVICE, "MainPID"), supervisor);
     assert_eq!(fs::read(CONFIGURATION).expect("configuration"), configuration);
 
-    run("dpkg", &["--remove", "portcullis"]);
+    run("apt-get", &["remove", "--yes", "portcullis"]);
     assert_eq!(processes(), BTreeMap::new());
     assert!(!Path::new(INSTALLED).exists() && Path::new(CONFIGURATION).exists());
-    run("dpkg", &["--purge", "portcullis"]);
+    run("apt-get", &["purge", "--yes", "portcullis"]);
     nothing_is_left(&before);
 }
 
@@ -234,11 +234,13 @@ fn others(path: &Path) -> bool {
         "/etc/subgid-",
     ];
     let own = [
-        "/var/log",
+        "/var/cache/apt/",
+        "/var/cache/ldconfig",
+        "/var/lib/apt/",
         "/var/lib/dpkg/",
         "/var/lib/systemd",
+        "/var/log",
         "/var/tmp/systemd-private-",
-        "/var/cache/ldconfig",
     ];
     let text = path.to_string_lossy();
     (backups.contains(&&*text) || own.iter().any(|place| text.starts_with(place)))

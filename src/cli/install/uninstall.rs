@@ -123,27 +123,30 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
 
 /// Nothing runs and nothing is started by itself any more.
 fn stop(tree: &Tree, obstacles: &mut Vec<String>) -> Vec<Step<'static>> {
-    let there: Vec<&str> = units()
-        .into_iter()
-        .filter(|unit| tree.is_there(&Path::new("/etc/systemd/system").join(unit)).unwrap_or(false))
+    let path = |unit: &str| Path::new("/etc/systemd/system").join(unit);
+    let there: Vec<&str> =
+        units().into_iter().filter(|unit| tree.is_there(&path(unit)).unwrap_or(false)).collect();
+    // To disable a unit that is a link means to remove the link, and that one is not ours.
+    let files: Vec<&str> = there
+        .iter()
+        .copied()
+        .filter(|unit| matches!(tree.look(&path(unit)), Ok(Found::File { .. })))
         .collect();
-    if there.is_empty() {
-        return Vec::new();
-    }
     let mut runs = Vec::new();
-    if tree.is_host() && host::is_booted() {
+    if tree.is_host() && host::is_booted() && !there.is_empty() {
         // The sockets come first: one that is still there would start the service again.
-        runs.push(Run::new("systemctl", ["disable", "--now"].into_iter().chain(there.iter().copied())));
+        runs.push(Run::new("systemctl", ["stop"].into_iter().chain(there.iter().copied())));
         runs.push(Run::new("systemctl", ["reset-failed"].into_iter().chain(there)).that_may_fail());
+    }
+    if !files.is_empty() {
+        runs.push(Run::new("systemctl", ["disable"].into_iter().chain(files)).within("--root", tree.at()));
+    }
+    if tree.is_host() {
+        obstacles.extend(runs.first().and_then(|run| run.check().err()).map(|error| error.to_string()));
     } else {
-        let disable = Run::new("systemctl", ["disable"].into_iter().chain(there));
-        runs.push(disable.within("--root", tree.at()));
+        // An image that is taken apart on a machine without systemd: nothing there can have enabled the units.
+        runs.retain(|run| run.check().is_ok());
     }
-    // An image that is taken apart on a machine without systemd: nothing there can have enabled the units.
-    if let (true, Some(Err(error))) = (tree.is_host(), runs.first().map(Run::check)) {
-        obstacles.push(error.to_string());
-    }
-    runs.retain(|run| tree.is_host() || run.check().is_ok());
     runs.into_iter().map(Step::Run).collect()
 }
 

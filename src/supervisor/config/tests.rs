@@ -217,6 +217,21 @@ fn missing_parts_are_named() {
 }
 
 #[test]
+fn keys_are_needed_where_there_is_a_tenant() {
+    for keys in ["", "trusted_keys = []\n"] {
+        only_error(
+            |text| text.replace("trusted_keys = [\"@/keys/release.pub\"]\n", keys),
+            "2:2: [service]: \"trusted_keys\" is missing",
+        );
+        let site = Site::new();
+        let text = Site::sound().replace("trusted_keys = [\"@/keys/release.pub\"]\n", keys);
+        let (without_tenants, _) = text.split_once("[tenant.").expect("tenants");
+        let config = site.load(without_tenants, &ordinary()).expect("sound");
+        assert!(config.tenants.is_empty() && config.service.trusted_keys.is_empty());
+    }
+}
+
+#[test]
 fn numbers_out_of_range_are_refused() {
     for (key, value, why) in [
         ("weight", "0", "0 is out of range, expected 1 to 1000"),
