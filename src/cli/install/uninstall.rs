@@ -89,10 +89,6 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
     let unfinished = files.map(unfinished).filter(|path| tree.is_there(path).unwrap_or(false));
     remove.extend(unfinished.map(Step::Remove));
     let mut steps = stop(tree, &mut obstacles);
-    steps.extend(remove);
-    if tree.is_host() && host::is_booted() {
-        steps.push(Step::Run(Run::new("systemctl", ["daemon-reload"])));
-    }
     if tree.is_host() {
         // Sockets that systemd made and leaves behind.
         steps.push(Step::RemoveAll(RUN.into()));
@@ -103,15 +99,21 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
         kept.push(cached);
     }
     if tree.is_roots() {
-        if !manifest.users.is_empty() {
+        let has = |user: &String| {
+            accounts::has_user(tree, user).unwrap_or(true) || accounts::has_group(tree, user).unwrap_or(true)
+        };
+        let made: Vec<String> = manifest.users.iter().filter(|user| has(user)).cloned().collect();
+        if !made.is_empty() {
             let needed = [Run::new("userdel", [""; 0]), Run::new("groupdel", [""; 0])];
             obstacles
                 .extend(needed.iter().filter_map(|run| run.check().err()).map(|error| error.to_string()));
         }
-        let made = manifest.users.iter().filter(|user| {
-            accounts::has_user(tree, user).unwrap_or(true) || accounts::has_group(tree, user).unwrap_or(true)
-        });
-        steps.extend(made.cloned().map(Step::RemoveUser));
+        steps.extend(made.into_iter().map(Step::RemoveUser));
+    }
+    // What may fail comes before the program that it would have to be typed with again.
+    steps.extend(remove);
+    if tree.is_host() && host::is_booted() {
+        steps.push(Step::Run(Run::new("systemctl", ["daemon-reload"]).that_may_fail()));
     }
     steps.push(Step::Remove(MANIFEST.into()));
     let mut directories = manifest.directories.clone();
