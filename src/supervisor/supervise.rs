@@ -197,7 +197,8 @@ impl Supervision {
             Phase::Stopping { until, .. } => Some(*until + KILLED_WITHIN),
             _ => None,
         };
-        let next = [self.fleet.next(now), next_feed, stop].into_iter().flatten().min();
+        let failed = (stop.is_none() && self.fleet.has_failures()).then_some(now);
+        let next = [self.fleet.next(now), next_feed, stop, failed].into_iter().flatten().min();
         let timeout = match next {
             None => PollTimeout::NONE,
             // Rounded up: waking a little early would only mean to wake twice.

@@ -141,7 +141,7 @@ fn limits_of_tasks_and_memory_hold() {
     systemctl(&["daemon-reexec"]);
     starts();
     drop_in(SERVICE, "[Service]\nTasksMax=2\n");
-    refuses_to_start("os error 11");
+    refuses_to_start("make a process: EAGAIN");
     without_drop_in(SERVICE);
     // The whole service takes about three without a request: somebody is killed for it.
     drop_in(SERVICE, "[Service]\nMemoryMax=2M\n");

@@ -349,6 +349,11 @@ impl Fleet {
         self.spawner_lost.as_deref()
     }
 
+    /// Somebody did not start, and that has not been looked at: nothing else may ever happen.
+    pub(super) fn has_failures(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
     /// What did not start since the last call.
     pub(super) fn take_failures(&mut self) -> Vec<String> {
         std::mem::take(&mut self.failures)
