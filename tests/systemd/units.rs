@@ -1,13 +1,18 @@
 //! The units by themselves, as systemd's own tools judge them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use crate::Test;
-use crate::machine::{installed, output, text};
+use crate::machine::{installed, output, run, text};
 
 pub(crate) const TESTS: &[Test] = &[
     ("units::systemd_has_nothing_to_say_about_the_units", systemd_has_nothing_to_say_about_the_units),
     ("units::the_services_exposure_is_at_most_1_1", the_services_exposure_is_at_most_1_1),
+    (
+        "units::the_service_may_make_every_call_that_its_profiles_have",
+        the_service_may_make_every_call_that_its_profiles_have,
+    ),
     ("units::every_setting_of_the_service_has_its_comment", every_setting_of_the_service_has_its_comment),
 ];
 
@@ -56,8 +61,7 @@ fn the_services_exposure_is_at_most_1_1() {
 }
 
 fn every_setting_of_the_service_has_its_comment() {
-    let unit = fs::read_to_string(format!("{}/systemd/portcullis.service", env!("CARGO_MANIFEST_DIR")));
-    let unit = unit.expect("unit");
+    let unit = repository("systemd/portcullis.service");
     let hardening = unit.split("# --- who it is ---").nth(1).expect("the part about hardening");
     let hardening = hardening.split("[Install]").next().unwrap_or_default();
     let mut settings = 0;
@@ -70,4 +74,66 @@ fn every_setting_of_the_service_has_its_comment() {
         above = line;
     }
     assert!(settings > 30, "{settings} settings: the test does not see them");
+}
+
+/// What the unit refuses with EPERM, no process of the service can need.
+fn the_service_may_make_every_call_that_its_profiles_have() {
+    let systemd = groups();
+    let unit = repository("systemd/portcullis.service");
+    let mut allowed = BTreeSet::new();
+    add(&mut allowed, &systemd, "@default");
+    for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let mut named = BTreeSet::new();
+        let names = filter.strip_prefix('~').unwrap_or(filter);
+        names.split(' ').for_each(|name| add(&mut named, &systemd, name));
+        if filter.starts_with('~') {
+            allowed.retain(|name| !named.contains(name));
+        } else {
+            allowed.extend(named);
+        }
+    }
+    for not in ["mount", "ptrace", "bpf", "unshare", "chown", "setrlimit", "io_uring_setup"] {
+        assert!(!allowed.contains(not), "{not}: the test reads the unit wrongly");
+    }
+    for role in ["supervisor", "spawner", "frontend", "worker"] {
+        let profile = repository(&format!("sandbox/{}/{role}.json", std::env::consts::ARCH));
+        let profile: serde_json::Value = serde_json::from_str(&profile).expect("JSON");
+        let rules =
+            profile.pointer(&format!("/{role}/filter")).and_then(|rules| rules.as_array()).expect("rules");
+        let calls = rules.iter().map(|rule| rule["syscall"].as_str().expect("a call"));
+        let refused: BTreeSet<&str> = calls.filter(|call| !allowed.contains(*call)).collect();
+        assert_eq!(refused, BTreeSet::new(), "{role}");
+    }
+}
+
+/// The groups of this systemd, each with what stands in it: calls and other groups.
+fn groups() -> BTreeMap<String, Vec<String>> {
+    let listed = run("systemd-analyze", &["--no-pager", "syscall-filter"]);
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut group = String::new();
+    for line in listed.lines() {
+        match line.trim() {
+            "" => {}
+            text if text.starts_with('#') => {}
+            text if line.starts_with('@') => text.clone_into(&mut group),
+            text => groups.entry(group.clone()).or_default().push(text.to_owned()),
+        }
+    }
+    groups
+}
+
+/// Adds a call, or all that is in a group.
+fn add(to: &mut BTreeSet<String>, groups: &BTreeMap<String, Vec<String>>, name: &str) {
+    match groups.get(name) {
+        Some(members) => members.iter().for_each(|member| add(to, groups, member)),
+        None => {
+            assert!(!name.starts_with('@'), "this systemd has no {name}");
+            to.insert(name.to_owned());
+        }
+    }
+}
+
+fn repository(path: &str) -> String {
+    let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(&path).unwrap_or_else(|why| panic!("read {path}: {why}"))
 }
