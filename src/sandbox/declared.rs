@@ -112,8 +112,12 @@ pub enum DeclaredAccess {
     ReadDirectory,
     /// List, read, make, write, rename and remove files, directories and sockets beneath.
     ReadWriteDirectory,
-    /// Read and execute everything beneath (programs and shared libraries).
+    /// Remove files and sockets beneath, and nothing else.
+    RemoveFile,
+    /// Read and execute everything beneath (shared libraries).
     Execute,
+    /// Read and execute one program.
+    ExecuteFile,
 }
 
 /// One resource limit, soft and hard.

@@ -57,6 +57,8 @@ fn rights(access: DeclaredAccess) -> BitFlags<AccessFs> {
                 | AccessFs::RemoveDir
                 | AccessFs::Refer
         }
+        DeclaredAccess::RemoveFile => AccessFs::RemoveFile.into(),
+        DeclaredAccess::ExecuteFile => AccessFs::Execute | AccessFs::ReadFile,
         DeclaredAccess::Execute => AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir,
     }
 }

@@ -84,6 +84,22 @@ impl Role {
     pub const fn profile(self) -> &'static str {
         seccomp::profile(self)
     }
+
+    /// How many seccomp filters the role adds to those it was born under.
+    #[must_use]
+    pub const fn filters(self) -> u32 {
+        seccomp::filters(self)
+    }
+
+    /// How many are in force in it, besides those that the service as a whole was started under.
+    #[must_use]
+    pub const fn filters_in_force(self) -> u32 {
+        match self {
+            Self::Supervisor | Self::Spawner => self.filters(),
+            // Born under the spawner's.
+            Self::Frontend | Self::Worker => Self::Spawner.filters() + self.filters(),
+        }
+    }
 }
 
 impl fmt::Display for Role {

@@ -34,27 +34,44 @@ pub(super) const fn profile(role: Role) -> &'static str {
     }
 }
 
-/// Puts the role's profile on every thread of this process. It cannot be taken off again.
-pub(super) fn apply(role: Role) -> Result<(), SealError> {
-    let program = compile(role, profile(role), profiles::ARCH)?;
-    seccompiler::apply_filter_all_threads(&program).map_err(|error| match error {
-        seccompiler::Error::ThreadSync(thread) => SealError::ThreadSync { role, thread },
-        source => SealError::Seccomp { role, source },
-    })
+/// How many filters a role's profile is: the spawner has a second one, for calls that are refused and not deadly.
+pub(super) const fn filters(role: Role) -> u32 {
+    match role {
+        Role::Spawner => 2,
+        Role::Supervisor | Role::Frontend | Role::Worker => 1,
+    }
 }
 
+/// Puts the role's profile on every thread of this process. It cannot be taken off again.
+pub(super) fn apply(role: Role) -> Result<(), SealError> {
+    for program in compile(role, profile(role), profiles::ARCH)? {
+        seccompiler::apply_filter_all_threads(&program).map_err(|error| match error {
+            seccompiler::Error::ThreadSync(thread) => SealError::ThreadSync { role, thread },
+            source => SealError::Seccomp { role, source },
+        })?;
+    }
+    Ok(())
+}
+
+/// In the order in which they are applied: what is refused first, since the profile proper has no call for a filter.
+///
 /// Every program begins by killing calls of another architecture; x32 has numbers of its own, which match no rule.
-fn compile(role: Role, profile: &str, arch: TargetArch) -> Result<BpfProgram, SealError> {
+fn compile(role: Role, profile: &str, arch: TargetArch) -> Result<Vec<BpfProgram>, SealError> {
     let refused = |why| SealError::Profile { role, why };
     let mut programs = seccompiler::compile_from_json(profile.as_bytes(), arch)
         .map_err(|error| refused(error.to_string()))?;
     let program = programs
         .remove(role.name())
         .ok_or_else(|| refused(format!("the file has no filter named \"{role}\"")))?;
-    if programs.is_empty() {
-        Ok(program)
+    let refusals = programs.remove(&format!("{role}-refuses"));
+    if let Some(name) = programs.keys().next() {
+        return Err(refused(format!("the file has a filter named {name:?}, which nothing applies")));
+    }
+    let compiled: Vec<_> = refusals.into_iter().chain([program]).collect();
+    if u32::try_from(compiled.len()) == Ok(filters(role)) {
+        Ok(compiled)
     } else {
-        Err(refused("the file has more than one filter".to_owned()))
+        Err(refused(format!("the file has {} filters, expected {}", compiled.len(), filters(role))))
     }
 }
 
@@ -94,7 +111,8 @@ mod tests {
     #[test]
     fn every_profile_compiles_on_any_machine() {
         for (arch, role, text) in FILES {
-            assert!(compile(role, text, arch).expect("compile").len() > 10, "{arch:?} {role}");
+            let programs = compile(role, text, arch).expect("compile");
+            assert!(programs.last().expect("a program").len() > 10, "{arch:?} {role}");
         }
     }
 
@@ -104,6 +122,20 @@ mod tests {
             let file: Value = serde_json::from_str(text).expect("JSON");
             assert_eq!(file[role.name()]["mismatch_action"], "kill_process", "{arch:?} {role}");
             assert_eq!(file[role.name()]["match_action"], "allow", "{arch:?} {role}");
+        }
+    }
+
+    /// Whoever starts processes could give them namespaces by a call whose flags no filter sees.
+    #[test]
+    fn what_a_filter_cannot_judge_is_refused_to_the_spawner() {
+        for (arch, role, text) in FILES {
+            let file: Value = serde_json::from_str(text).expect("JSON");
+            let refuses = &file[format!("{role}-refuses")];
+            assert_eq!(refuses.is_object(), role == Role::Spawner, "{arch:?} {role}");
+            if role == Role::Spawner {
+                assert_eq!(refuses["match_action"]["errno"], nix::libc::ENOSYS, "{arch:?}");
+                assert_eq!(refuses["filter"][0]["syscall"], "clone3", "{arch:?}");
+            }
         }
     }
 

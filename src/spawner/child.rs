@@ -15,6 +15,9 @@ use crate::wire::channel::Channel;
 use crate::wire::control::{CONTROL_MAX, FromChild, Isolation, ToChild, fd};
 use crate::wire::spawner::{Member, Order, Part};
 
+/// The programs it runs, beside its own.
+pub(super) const FRONTEND: &str = "portcullis-frontend";
+pub(super) const WORKER: &str = "portcullis-worker";
 /// For what a child does between its birth and exec. Bytes.
 const STACK: usize = 256 << 10;
 
@@ -48,8 +51,8 @@ impl Nursery {
         supervisor: Pid,
     ) -> Result<Self, ProgramError> {
         Ok(Self {
-            frontend: launch::open_program("portcullis-frontend", isolation)?,
-            worker: launch::open_program("portcullis-worker", isolation)?,
+            frontend: launch::open_program(FRONTEND, isolation)?,
+            worker: launch::open_program(WORKER, isolation)?,
             null: launch::null()?,
             stderr: io::stderr(),
             members,
@@ -83,8 +86,8 @@ impl Nursery {
     /// Runs in the child; returns only what went wrong.
     fn become_child(&self, member: &Member, order: &Order, wanted: &Wanted<'_>) -> String {
         let (program, title) = match &member.part {
-            Part::Frontend => (&self.frontend, "portcullis-frontend".to_owned()),
-            Part::Worker(class) => (&self.worker, format!("portcullis-worker: {class}")),
+            Part::Frontend => (&self.frontend, FRONTEND.to_owned()),
+            Part::Worker(class) => (&self.worker, format!("{WORKER}: {class}")),
         };
         let program = match launch::place(&wanted.numbered(self), program.as_fd()) {
             Ok(program) => program,
@@ -132,5 +135,7 @@ fn copy_of_this_process(body: nix::sched::CloneCb<'_>) -> Result<Pid, Errno> {
     let mut stack = vec![0; STACK];
     // SAFETY: no memory is shared (no CLONE_VM), so the child has a copy of this stack and of everything else; this
     // process has one thread (checked by `sandbox::Given`), so no lock is held by another one and the child may allocate.
+    // The child leaves by exec or `end` only, so nothing that it owns below the numbers it gave away is ever dropped.
+    // With CLONE_PARENT the kernel takes the signal of the spawner's own end, which is SIGCHLD too.
     unsafe { clone(body, &mut stack, CloneFlags::CLONE_PARENT, Some(Signal::SIGCHLD as i32)) }
 }

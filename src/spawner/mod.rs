@@ -30,7 +30,7 @@ use crate::wire::control::{ASSIGNMENT_MAX, fd};
 use crate::wire::frame::{self, DecodeError};
 use crate::wire::spawner::{FromSpawner, Order, SPAWNER_MAX, SpawnerAssignment};
 
-use child::Nursery;
+use child::{FRONTEND, Nursery, WORKER};
 
 type Orders = Channel<FromSpawner, Order>;
 
@@ -105,8 +105,8 @@ fn serve(_sealed: Sealed, orders: &Orders, nursery: &Nursery) -> Result<(), Spaw
 
 fn start(nursery: &Nursery, order: &Order, descriptors: Vec<OwnedFd>) -> FromSpawner {
     match nursery.start(order, &descriptors) {
-        Ok(pid) => FromSpawner::Started { pid: pid.as_raw() },
-        Err(why) => FromSpawner::Failed { why: why.to_string() },
+        Ok(pid) => FromSpawner::Started { serial: order.serial, pid: pid.as_raw() },
+        Err(why) => FromSpawner::Refused { serial: order.serial, why: why.to_string() },
     }
 }
 
@@ -119,8 +119,11 @@ fn wait(orders: &Orders) -> Result<(), SpawnerError> {
 }
 
 fn places(assignment: &SpawnerAssignment) -> Result<Places, SpawnerError> {
-    let (programs, _) = launch::own_directory()?;
-    let places = Places::default().with("programs", programs).with("store", &assignment.store);
+    let (directory, _) = launch::own_directory()?;
+    let programs = [FRONTEND, WORKER]
+        .into_iter()
+        .fold(Places::default(), |places, name| places.with("programs", directory.join(name)));
+    let places = programs.with("store", &assignment.store);
     Ok(assignment.caches.iter().fold(places, |places, cache| places.with("caches", cache)))
 }
 

@@ -167,7 +167,7 @@ impl Backoff {
 pub(super) mod tests {
     use super::*;
     use crate::decision::TrustClass;
-    use crate::supervisor::config::{Class, Frontend, Identity, Service};
+    use crate::supervisor::config::{Class, Frontend, Identity, Inode, Service};
     use crate::wire::control::ClassLimits;
 
     pub(in crate::supervisor) fn config(classes: &[&str]) -> Config {
@@ -187,6 +187,7 @@ pub(super) mod tests {
             name: TrustClass::new(name).expect("name"),
             identity,
             cache: format!("/cache/{name}").into(),
+            cache_inode: Inode::default(),
             limits: limits.clone(),
         };
         Config {
@@ -196,6 +197,7 @@ pub(super) mod tests {
                 operator_socket: "/run/operator.sock".into(),
                 operators: vec![],
                 store: "/store".into(),
+                store_inode: Inode::default(),
                 trusted_keys: vec![],
                 require_distinct_uids: false,
                 drain: Duration::from_secs(5),

@@ -134,11 +134,13 @@ fn run(config: &Path) -> Result<(), Failure> {
     let surroundings = surroundings(settle()?);
     let config = config::load(&path, &surroundings)?;
     announce(surroundings.isolation, surroundings.uid);
-    let notifier = Notifier::from_environment(Instant::now()).map_err(Failure::Notify)?;
-    let enclosed = enclose()?;
+    // First, while nothing else can have taken the numbers that systemd passes.
     let sockets = Sockets::open(&config.service)?;
-    let ready = divide_and_lock_in(enclosed, &surroundings, &path, &config, &sockets);
-    let (spawner, signals, sealed) = ready.inspect_err(|_| sockets.remove())?;
+    let ready = Notifier::from_environment(Instant::now()).map_err(Failure::Notify).and_then(|notifier| {
+        let enclosed = enclose()?;
+        Ok((notifier, divide_and_lock_in(enclosed, &surroundings, &path, &config, &sockets)?))
+    });
+    let (notifier, (spawner, signals, sealed)) = ready.inspect_err(|_| sockets.remove())?;
     let first = Edition { config: config.into(), epoch: 1 };
     let fleet = Fleet::new(spawner, sockets, surroundings.isolation, first);
     let supervision = Supervision { config_path: path, surroundings, fleet, signals, notifier };

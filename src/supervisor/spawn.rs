@@ -1,9 +1,10 @@
 //! The supervisor's way to new processes: the spawner, started once, and orders to it.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -28,8 +29,11 @@ use crate::wire::spawner::{FromSpawner, Member, Order, Part, SPAWNER_MAX, Spawne
 
 /// From the fork to Ready. It loads nothing.
 const READY_WITHIN: Duration = Duration::from_secs(10);
-/// From an order to its answer: one clone. The supervisor does nothing else meanwhile.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// From an order to its answer: one clone. The supervisor does nothing else meanwhile, and the service manager's watchdog
+/// has half of its time left after it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// Wake-ups of ours that must have passed before silence is the spawner's fault and not the machine's.
+const ROUNDS: u32 = 4;
 
 /// Why there is no child.
 #[derive(Debug, thiserror::Error)]
@@ -56,12 +60,21 @@ pub(super) enum SpawnError {
     Silent(&'static str),
     #[error("the spawner: {0}")]
     Refused(String),
-    #[error("the spawner said {0}, which is no child of this process")]
+    #[error("the spawner said pid {0}, which is no new child of this process")]
     NotOurs(i32),
+    #[error("the spawner said what it may not say now")]
+    OutOfOrder,
     #[error(transparent)]
     Status(#[from] StatusError),
     #[error(transparent)]
     Witness(#[from] WitnessError),
+}
+
+impl SpawnError {
+    /// After this the spawner is not to be trusted with another order, or not there.
+    pub(super) fn is_the_spawners_end(&self) -> bool {
+        matches!(self, Self::Order(_) | Self::Hear(_) | Self::Silent(_) | Self::NotOurs(_) | Self::OutOfOrder)
+    }
 }
 
 /// The spawner: sealed, looked at, waiting for orders.
@@ -70,6 +83,7 @@ pub(super) struct Spawner {
     pub(super) pid: Pid,
     pub(super) landlock_abi: u32,
     channel: Channel<Order, FromSpawner>,
+    serial: Cell<u64>,
     /// Seccomp filters that its children are born under.
     pub(super) filters: u32,
 }
@@ -103,8 +117,7 @@ impl Spawner {
         let (null, stderr) = (launch::null()?, io::stderr());
         let assignment = assignment(&spawner_assignment(config, surroundings))?;
         let (channel, theirs) = Channel::pair(SPAWNER_MAX).map_err(SpawnError::Channel)?;
-        // It adds one of its own.
-        let filters = witness::own_filters()?.saturating_add(1);
+        let filters = witness::own_filters()?.saturating_add(Role::Spawner.filters());
         let wanted = [
             (null.as_fd(), 0),
             (stderr.as_fd(), 1),
@@ -126,11 +139,11 @@ impl Spawner {
             say!("spawner: did not start: {why}");
         })?;
         drop(theirs);
-        let mut spawner = Self { pid, landlock_abi: 0, channel, filters };
+        let mut spawner = Self { pid, landlock_abi: 0, channel, serial: Cell::new(0), filters };
         match spawner.hear(READY_WITHIN)? {
             FromSpawner::Ready { landlock_abi } => spawner.landlock_abi = landlock_abi,
             FromSpawner::Failed { why } => return Err(SpawnError::Refused(why)),
-            FromSpawner::Started { pid } => return Err(SpawnError::NotOurs(pid)),
+            FromSpawner::Started { .. } | FromSpawner::Refused { .. } => return Err(SpawnError::OutOfOrder),
         }
         let (uid, gid, isolation) = (surroundings.uid, surroundings.gid, surroundings.isolation);
         let expected = Expected { role: Role::Spawner, uid, gid, isolation, filters };
@@ -139,47 +152,50 @@ impl Spawner {
         Ok(spawner)
     }
 
-    /// Has a child started, as the identity the spawner knows for it.
-    pub(super) fn launch(&self, launch: &Launch<'_>) -> Result<Launched, SpawnError> {
+    /// Has a child started, as the identity the spawner knows for it. `known` are the children there are.
+    ///
+    /// # Errors
+    /// See [`SpawnError::is_the_spawners_end`].
+    pub(super) fn launch(&self, launch: &Launch<'_>, known: &[Pid]) -> Result<Launched, SpawnError> {
         let (channel, theirs) = Channel::pair(CONTROL_MAX).map_err(SpawnError::Channel)?;
         let ConfiguredLimits { open_files, processes } = launch.limits;
-        let order = Order { part: launch.part.clone(), open_files, processes };
+        let serial = self.serial.get().saturating_add(1);
+        self.serial.set(serial);
+        let order = Order { serial, part: launch.part.clone(), open_files, processes };
         let mut descriptors = vec![theirs.as_fd(), launch.assignment, launch.first];
         descriptors.extend(launch.second);
         self.channel.send_with(&order, &descriptors)?;
         match self.hear(ANSWER_WITHIN)? {
-            FromSpawner::Started { pid } if is_child(pid) => {
-                Ok(Launched { pid: Pid::from_raw(pid), channel })
+            FromSpawner::Started { serial: of, pid } if of == serial => {
+                let child = Pid::from_raw(pid);
+                if child == self.pid || known.contains(&child) || !is_child(pid) {
+                    return Err(SpawnError::NotOurs(pid));
+                }
+                Ok(Launched { pid: child, channel })
             }
-            FromSpawner::Started { pid } => Err(SpawnError::NotOurs(pid)),
-            FromSpawner::Failed { why } => Err(SpawnError::Refused(why)),
-            FromSpawner::Ready { .. } => {
-                Err(SpawnError::Refused("it says again that it is ready".to_owned()))
-            }
+            FromSpawner::Refused { serial: of, why } if of == serial => Err(SpawnError::Refused(why)),
+            _ => Err(SpawnError::OutOfOrder),
         }
     }
 
     fn hear(&self, within: Duration) -> Result<FromSpawner, SpawnError> {
-        let until = Instant::now() + within;
+        let round = PollTimeout::try_from(within / ROUNDS).unwrap_or(PollTimeout::MAX);
         let mut buffer = Vec::new();
-        loop {
+        // Where the whole machine stood still, only one of these rounds is over.
+        for _ in 0..=ROUNDS {
             match self.channel.receive(&mut buffer)? {
                 Received::Message(message, None) => return Ok(message),
                 Received::Message(_, Some(_)) => return Err(SpawnError::Silent("it sent a descriptor")),
                 Received::End => return Err(SpawnError::Silent("it is gone")),
                 Received::Nothing => {}
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(SpawnError::Silent("it does not answer"));
-            }
-            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
             let mut watched = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut watched, timeout) {
+            match poll(&mut watched, round) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(SpawnError::Hear(ReceiveError::Io(errno.into()))),
             }
         }
+        Err(SpawnError::Silent("it does not answer"))
     }
 }
 

@@ -92,7 +92,7 @@ impl Supervision {
                 Phase::Running => Phase::Running,
                 Phase::Reloading => self.reloading(),
                 Phase::Stopping { until, why } => {
-                    if self.fleet.is_empty() || now >= until + KILLED_WITHIN {
+                    if self.fleet.all_gone() || now >= until + KILLED_WITHIN {
                         break why.map_or(Ok(()), Err);
                     }
                     Phase::Stopping { until, why }
@@ -105,7 +105,6 @@ impl Supervision {
             }
         };
         self.fleet.remove_sockets();
-        self.fleet.end_spawner();
         outcome
     }
 

@@ -64,6 +64,8 @@ pub struct Member {
 /// [`super::control::fd`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
+    /// Counted up with each order; the answer has the same, so that a late one is known for what it is.
+    pub serial: u64,
     pub part: Part,
     /// See [`crate::sandbox::privileges::ConfiguredLimits`].
     pub open_files: u64,
@@ -78,9 +80,15 @@ pub enum FromSpawner {
     },
     /// A child of the supervisor's now. What goes wrong in it from here on it tells the supervisor itself.
     Started {
+        serial: u64,
         pid: i32,
     },
-    /// It is not sealed and ends, or there is no child.
+    /// There is no child.
+    Refused {
+        serial: u64,
+        why: String,
+    },
+    /// It is not sealed, and ends.
     Failed {
         why: String,
     },

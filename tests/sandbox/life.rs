@@ -379,8 +379,7 @@ fn become_role(this: &File, role: Role, (tell, hold): (&File, &File), supervisor
 fn witness_and_wait(role: Role, child: Pid, ready: File, release: File) {
     assert!(reported(ready), "{role} ended: {:?}", wait(child));
     let (uid, gid, isolation) = identity();
-    // The spawner's and its own besides those of this process.
-    let filters = witness::own_filters().expect("filters") + 2;
+    let filters = witness::own_filters().expect("filters") + role.filters_in_force();
     let expected = witness::Expected { role, uid, gid, isolation, filters };
     let seen = witness::look(child.as_raw(), &expected).expect("witness");
     assert_eq!(seen.threads, if role == Role::Worker { 2 } else { 1 });

@@ -141,7 +141,7 @@ pub(crate) fn witness_dead() {
 
 fn expected(role: Role) -> Expected {
     let (uid, gid, isolation) = identity();
-    let filters = portcullis::sandbox::witness::own_filters().expect("filters") + 1;
+    let filters = portcullis::sandbox::witness::own_filters().expect("filters") + role.filters();
     Expected { role, uid, gid, isolation, filters }
 }
 

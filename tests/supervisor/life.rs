@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis::wire::control::ProcessState;
@@ -24,6 +25,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_reload_switches_to_new_generations", a_reload_switches_to_new_generations),
     ("a_wrong_configuration_is_refused_by_a_reload", a_wrong_configuration_is_refused_by_a_reload),
     ("what_is_fixed_at_the_start_is_refused_by_a_reload", what_is_fixed_at_the_start_is_refused_by_a_reload),
+    (
+        "another_directory_under_the_stores_name_is_refused_by_a_reload",
+        another_directory_under_the_stores_name_is_refused_by_a_reload,
+    ),
+    ("a_spawner_that_does_not_answer_ends_the_service", a_spawner_that_does_not_answer_ends_the_service),
     ("a_generation_that_cannot_start_leaves_the_old_one", a_generation_that_cannot_start_leaves_the_old_one),
     ("the_supervisors_death_takes_everyone_with_it", the_supervisors_death_takes_everyone_with_it),
     ("without_its_spawner_the_service_ends_and_says_why", without_its_spawner_the_service_ends_and_says_why),
@@ -39,9 +45,7 @@ fn without_its_spawner_the_service_ends_and_says_why() {
         let mut service = site.start();
         let table = service.wait_until_all_serve();
         kill(pid(&service.lasting[1]), signal).expect("signal");
-        let status = service.process.wait().expect("wait");
-        assert_eq!(status.code(), Some(69));
-        let said = service.said();
+        let said = service.ends_saying(69);
         assert!(said.contains(because), "{said}");
         for process in table.processes.iter().chain(&service.lasting) {
             assert!(!Path::new(&format!("/proc/{}", process.pid)).exists(), "{process:?} is left");
@@ -183,6 +187,45 @@ fn what_is_fixed_at_the_start_is_refused_by_a_reload() {
     let table = service.wait_until(|_, table| table.reloads == 1);
     assert_eq!(table.last_reload_error.as_deref(), Some("restart the service to change service.socket"));
     service.stop();
+}
+
+/// Landlock lets processes reach directories, not names: with another one of that name, every policy would be refused
+/// and the last good ones would go on, and who changed the link would believe it had taken effect.
+fn another_directory_under_the_stores_name_is_refused_by_a_reload() {
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    service.wait_until_all_serve();
+    let store = site.path("store");
+    std::fs::rename(&store, site.path("before")).expect("rename");
+    std::os::unix::fs::symlink(site.path("before"), &store).expect("link");
+    service.signal(Signal::SIGHUP);
+    let table = service.wait_until(|_, table| table.reloads == 1);
+    assert_eq!(table.last_reload_error, None, "the same directory, however it is reached");
+    std::fs::remove_file(&store).expect("remove");
+    std::fs::create_dir(&store).expect("another");
+    service.signal(Signal::SIGHUP);
+    let table = service.wait_until(|_, table| table.reloads == 2);
+    let expected = format!("restart the service to change the directory that is {store:?}");
+    assert_eq!(table.last_reload_error, Some(expected));
+    service.stop();
+}
+
+/// Held by a debugger or a machine that does not let it run: nobody waits for it for long, and no late answer is taken for
+/// that to a later order.
+fn a_spawner_that_does_not_answer_ends_the_service() {
+    if !crate::is_root() {
+        return;
+    }
+    let site = Site::new(As::Caller);
+    let mut service = site.start();
+    let table = service.wait_until_all_serve();
+    let spawner = pid(&service.lasting[1]);
+    // As a debugger does: a stop by a signal would be seen by the supervisor at once.
+    ptrace::seize(spawner, ptrace::Options::empty()).expect("seize");
+    ptrace::interrupt(spawner).expect("interrupt");
+    kill(pid(serving(&table, "a").expect("a")), Signal::SIGKILL).expect("kill");
+    let said = service.ends_saying(69);
+    assert!(said.contains("the spawner failed: hear the spawner: it does not answer; without it"), "{said}");
 }
 
 fn a_generation_that_cannot_start_leaves_the_old_one() {

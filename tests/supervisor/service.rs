@@ -262,7 +262,16 @@ impl Service {
     }
 
     /// Until everybody who holds the log has closed it.
-    pub(crate) fn said(&mut self) -> String {
+    /// Waits until it ends by itself, with this exit code.
+    #[track_caller]
+    pub(crate) fn ends_saying(&mut self, code: i32) -> String {
+        let status = self.process.wait().expect("wait");
+        let said = self.said();
+        assert_eq!(status.code(), Some(code), "{said}");
+        said
+    }
+
+    fn said(&mut self) -> String {
         let mut said = String::new();
         if let Some(mut stderr) = self.process.stderr.take() {
             stderr.read_to_string(&mut said).expect("text");

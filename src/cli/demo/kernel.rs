@@ -60,8 +60,7 @@ fn process(
     let declared = role.and_then(|role| Declared::of(role).ok());
     let keeps = declared.map_or(0, |declared| declared.capability_mask());
     let may_hold = if isolation == Isolation::DistinctUids { keeps } else { 0 };
-    // Frontend and workers are born under the spawner's filter and add their own.
-    let filters = started_under + if matches!(role, Some(Role::Frontend | Role::Worker)) { 2 } else { 1 };
+    let filters = started_under + role.map_or(0, Role::filters_in_force);
     let every = |holds: &dyn Fn(&Thread) -> bool| threads.iter().all(holds);
     let proven = known.ready.as_ref().map(|ready| ready.landlock_proven_threads);
     let expectations = [

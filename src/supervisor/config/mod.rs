@@ -9,6 +9,7 @@ mod places;
 mod read;
 mod values;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ pub struct Service {
     pub operator_socket: PathBuf,
     pub operators: Vec<u32>,
     pub store: PathBuf,
+    pub store_inode: Inode,
     pub trusted_keys: Vec<TrustedKey>,
     pub require_distinct_uids: bool,
     /// Longest a retiring process may take.
@@ -69,6 +71,19 @@ pub struct Service {
 pub struct TrustedKey {
     pub path: PathBuf,
     pub pem: String,
+}
+
+/// Which directory it is, whatever it is called. Landlock lets processes reach directories, not names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inode {
+    device: u64,
+    number: u64,
+}
+
+impl Inode {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self { device: metadata.dev(), number: metadata.ino() }
+    }
 }
 
 /// Who a role runs as.
@@ -93,6 +108,7 @@ pub struct Class {
     pub name: TrustClass,
     pub identity: Identity,
     pub cache: PathBuf,
+    pub cache_inode: Inode,
     pub limits: ClassLimits,
 }
 
@@ -192,6 +208,11 @@ impl Config {
         compare(old.socket_mode == new.socket_mode, "service.socket_mode".to_owned());
         compare(old.operator_socket == new.operator_socket, "service.operator_socket".to_owned());
         compare(old.store == new.store, "service.store".to_owned());
+        // A link that leads elsewhere now, or a directory that took the other's name.
+        compare(
+            old.store != new.store || old.store_inode == new.store_inode,
+            format!("the directory that is {:?}", old.store),
+        );
         compare(self.frontend.identity == next.frontend.identity, "frontend.uid or gid".to_owned());
         let names = |config: &Self| config.classes.iter().map(|class| class.name.clone()).collect::<Vec<_>>();
         compare(names(self) == names(next), "the set of classes".to_owned());
@@ -199,6 +220,10 @@ impl Config {
             let Some(other) = next.class(&class.name) else { continue };
             compare(class.identity == other.identity, format!("class.{}.uid or gid", class.name));
             compare(class.cache == other.cache, format!("class.{}.cache", class.name));
+            compare(
+                class.cache != other.cache || class.cache_inode == other.cache_inode,
+                format!("the directory that is {:?}", class.cache),
+            );
         }
         changed
     }

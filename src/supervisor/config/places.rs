@@ -4,13 +4,13 @@
 //! directory above a file may replace the file.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-use super::Surroundings;
+use super::{Inode, Surroundings};
 
 /// Largest public key file, bytes.
 const KEY_MAX: u64 = 16 << 10;
@@ -85,14 +85,15 @@ pub(super) fn trusted_key(path: &Path, owners: Owners) -> Result<String, String>
 }
 
 /// Where the policies are.
-pub(super) fn store(path: &Path, owners: Owners) -> Result<(), String> {
+pub(super) fn store(path: &Path, owners: Owners) -> Result<Inode, String> {
     let metadata = directory(path, "store")?;
     owners.check(path, "store", &metadata)?;
-    owners.check_above(path, "store")
+    owners.check_above(path, "store")?;
+    Ok(Inode::of(&metadata))
 }
 
 /// A class's own directory: nobody else so much as looks into it.
-pub(super) fn cache(path: &Path, uid: u32, owners: Owners) -> Result<(), String> {
+pub(super) fn cache(path: &Path, uid: u32, owners: Owners) -> Result<Inode, String> {
     let metadata = directory(path, "cache")?;
     if metadata.uid() != uid {
         return Err(format!("open cache {path:?}: owned by uid {}, expected {uid}", metadata.uid()));
@@ -104,7 +105,8 @@ pub(super) fn cache(path: &Path, uid: u32, owners: Owners) -> Result<(), String>
             path.display()
         ));
     }
-    owners.check_above(path, "cache")
+    owners.check_above(path, "cache")?;
+    Ok(Inode::of(&metadata))
 }
 
 /// The directory a socket is to be made in.
@@ -128,7 +130,16 @@ fn directory(path: &Path, what: &str) -> Result<Metadata, String> {
 
 /// The text of a regular file that nobody else may change. O_NONBLOCK: a FIFO must not hold us up.
 fn file(path: &Path, what: &str, owners: Owners, max: u64) -> Result<String, String> {
-    let failed = |why: std::io::Error| format!("open {what} {path:?}: {why}");
+    let failed = |why: std::io::Error| {
+        // Landlock knows directories, not their names.
+        let hint = match why.kind() {
+            ErrorKind::PermissionDenied => {
+                "; if its directory is another than when the service started, restart the service"
+            }
+            _ => "",
+        };
+        format!("open {what} {path:?}: {why}{hint}")
+    };
     let file: File =
         OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;

@@ -128,9 +128,8 @@ impl<'d> Reader<'d> {
         {
             self.complain(operators.at, "operator_socket: is the same as socket".to_owned());
         }
-        if let Some(store) = &store {
-            self.look(store.at, places::store(&store.value, self.owners));
-        }
+        let store_inode =
+            store.as_ref().and_then(|store| self.look(store.at, places::store(&store.value, self.owners)));
         if let Some(Found { value: true, at }) = require
             && !self.distinct()
         {
@@ -150,6 +149,7 @@ impl<'d> Reader<'d> {
             operator_socket: operator_socket?.value,
             operators: plain(operators),
             store: store?.value,
+            store_inode: store_inode?,
             require_distinct_uids: require?.value,
             drain: drain?.value,
             answer_within: answer?.value,
@@ -217,9 +217,10 @@ impl<'d> Reader<'d> {
         }
         caches.extend(cache.clone());
         let identity = identity?;
-        if let Some(cache) = &cache {
-            self.look(cache.at, places::cache(&cache.value, identity.value.uid, self.owners));
-        }
+        let uid = identity.value.uid;
+        let cache_inode = cache
+            .as_ref()
+            .and_then(|cache| self.look(cache.at, places::cache(&cache.value, uid, self.owners)));
         let class = || {
             let queue = queue?.value;
             let limits = ClassLimits {
@@ -233,7 +234,13 @@ impl<'d> Reader<'d> {
                 renew_after_decisions: renew_after_decisions?.value,
                 renew_after_ms: u64::try_from(renew_after?.value.as_millis()).ok()?,
             };
-            Some(Class { name: name?, identity: identity.value, cache: cache?.value, limits })
+            Some(Class {
+                name: name?,
+                identity: identity.value,
+                cache: cache?.value,
+                cache_inode: cache_inode?,
+                limits,
+            })
         };
         Some((identity, class()))
     }

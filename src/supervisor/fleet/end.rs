@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
 
 use super::Fleet;
 use crate::supervisor::child::Stage;
@@ -34,14 +32,16 @@ impl Fleet {
         }
     }
 
-    /// The last one: it has nothing to finish.
-    pub(in crate::supervisor) fn end_spawner(&mut self) {
-        let pid = self.spawner.pid;
-        // Not once it was waited for: the number may mean somebody else by now.
-        if self.spawner_lost.is_none() || self.spawner_is_stopped {
-            let _ = kill(pid, Signal::SIGKILL);
-            while waitpid(pid, None) == Err(Errno::EINTR) {}
+    /// Nobody is left, the spawner included; it is ended last, and has nothing to finish.
+    pub(in crate::supervisor) fn all_gone(&mut self) -> bool {
+        if !self.children.is_empty() {
+            return false;
         }
+        // Not once it was waited for: the number may mean somebody else by now.
+        if !self.spawner_gone {
+            let _ = kill(self.spawner.pid, Signal::SIGKILL);
+        }
+        self.spawner_gone
     }
 
     pub(in crate::supervisor) fn kill_all(&mut self, why: &str, now: Instant) {

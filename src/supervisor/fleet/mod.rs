@@ -43,10 +43,10 @@ const ERROR_MAX: usize = 2048;
 /// Every child of this process, and the lines they come from.
 pub(super) struct Fleet {
     spawner: Spawner,
-    /// How the spawner ended, if it did: nobody can be started any more.
+    /// What became of the spawner, if it is of no use any more: nobody can be started.
     spawner_lost: Option<String>,
-    /// Lost in that way only: it is still there.
-    spawner_is_stopped: bool,
+    /// Its end was seen.
+    spawner_gone: bool,
     sockets: Sockets,
     isolation: Isolation,
     current: Edition,
@@ -73,7 +73,7 @@ impl Fleet {
         Self {
             spawner,
             spawner_lost: None,
-            spawner_is_stopped: false,
+            spawner_gone: false,
             sockets,
             isolation,
             frontend: Lineage::new(Part::Frontend),
@@ -88,10 +88,6 @@ impl Fleet {
             retry: false,
             buffer: Vec::new(),
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.children.is_empty()
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -150,7 +146,7 @@ impl Fleet {
             gid: child.identity.gid,
             isolation: self.isolation,
             // Born under the spawner's.
-            filters: self.spawner.filters.saturating_add(1),
+            filters: self.spawner.filters.saturating_add(role.filters()),
         };
         match witness::look(child.pid.as_raw(), &expected) {
             Ok(witnessed) => {
@@ -178,7 +174,6 @@ impl Fleet {
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("killed by {signal}")),
                 Ok(WaitStatus::Stopped(pid, signal)) if pid == self.spawner.pid => {
                     self.spawner_lost = Some(format!("was stopped by {signal}"));
-                    self.spawner_is_stopped = true;
                     continue;
                 }
                 Ok(WaitStatus::Stopped(pid, signal)) => {
@@ -192,8 +187,8 @@ impl Fleet {
                 Ok(_) => continue,
             };
             if pid == self.spawner.pid {
-                self.spawner_lost = Some(how);
-                self.spawner_is_stopped = false;
+                self.spawner_lost.get_or_insert(how);
+                self.spawner_gone = true;
                 continue;
             }
             // As process 1 of a container we also inherit strangers.

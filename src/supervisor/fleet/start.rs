@@ -36,6 +36,10 @@ impl Fleet {
                     self.changed = true;
                 }
                 Err(why) => {
+                    if why.is_the_spawners_end() {
+                        self.spawner_lost = Some(format!("failed: {why}"));
+                        return;
+                    }
                     let why = why.to_string();
                     say!("{part} generation {generation}: did not start: {why}");
                     self.lineage(&part).did_not_start(edition.epoch, &why, now);
@@ -94,7 +98,8 @@ impl Fleet {
             None => (self.sockets.clients(), Some(self.sockets.operators())),
         };
         let launch = Launch { part: part.clone(), limits, assignment: assignment.as_fd(), first, second };
-        let launched = self.spawner.launch(&launch)?;
+        let known: Vec<_> = self.children.iter().map(|child| child.pid).collect();
+        let launched = self.spawner.launch(&launch, &known)?;
         let until = now + START_WITHIN;
         Ok(Child::new((part.clone(), generation), edition.clone(), identity, launched, ours, until))
     }
