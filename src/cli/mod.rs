@@ -1,5 +1,6 @@
 //! What people type. One file per command; this one reads the command line, runs the command, and says what went wrong.
 
+mod attest;
 mod decide;
 mod demo;
 mod install;
@@ -40,6 +41,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Decide(Box<decide::DecideArgs>),
     Status(status::StatusArgs),
+    Attest(attest::AttestArgs),
     Reload(reload::ReloadArgs),
     /// Make keys; build, sign, check and look at policies
     #[command(subcommand, after_help = EXIT_CODES)]
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Decide(args) => decide::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Status(args) => status::run(&args).or_else(|error| complain(&error, error.exit_code())),
+        Command::Attest(args) => attest::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Reload(args) => reload::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Policy(command) => command.run(),
         Command::Install(args) => install::run(&args),

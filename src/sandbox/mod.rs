@@ -53,6 +53,7 @@ pub use given::Given;
 pub use inherited::check_inherited;
 pub use landlock::{Enclosed, Places, enclose, prove_landlock};
 pub use panic::install_panic_hook;
+pub(crate) use status::Status;
 pub use status::{Mismatch, StatusError};
 
 /// A program of the service. One role is one binary, one folder in `src/`, one profile in `sandbox/<arch>/`.

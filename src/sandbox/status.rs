@@ -35,33 +35,38 @@ impl Mismatch {
 
 /// What the rest of the sandbox needs of a status file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Status {
+pub(crate) struct Status {
     /// The letter: R, S, D, T, Z, ..
-    pub(super) state: char,
+    pub(crate) state: char,
+    /// A process that has ended has none.
+    pub(crate) umask: Option<u32>,
+    pub(crate) parent: i32,
+    /// Who traces it; 0 for nobody.
+    pub(crate) tracer: i32,
     /// Real, effective, saved, filesystem.
-    uid: [u32; 4],
-    gid: [u32; 4],
+    pub(crate) uid: [u32; 4],
+    pub(crate) gid: [u32; 4],
     groups: Vec<u32>,
     inheritable: u64,
     permitted: u64,
-    effective: u64,
-    bounding: u64,
+    pub(crate) effective: u64,
+    pub(crate) bounding: u64,
     ambient: u64,
-    no_new_privs: u32,
-    seccomp: u32,
+    pub(crate) no_new_privs: u32,
+    pub(crate) seccomp: u32,
     /// How many filters are in force, inherited ones included.
-    pub(super) seccomp_filters: u32,
+    pub(crate) seccomp_filters: u32,
     /// Bit n - 1 is signal n.
     signals_ignored: u64,
 }
 
 impl Status {
     /// Of the calling thread.
-    pub(super) fn of_this_thread() -> Result<Self, StatusError> {
+    pub(crate) fn of_this_thread() -> Result<Self, StatusError> {
         Self::read(Path::new("/proc/thread-self/status"))
     }
 
-    pub(super) fn read(path: &Path) -> Result<Self, StatusError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, StatusError> {
         // `take` keeps std from asking for the file's size first: one system call less to allow.
         let mut text = String::new();
         File::open(path)
@@ -77,14 +82,18 @@ impl Status {
                 .map(str::trim)
                 .ok_or(field)
         };
-        let number = |field| value(field)?.parse().map_err(|_| field);
+        let number = |field| value(field)?.parse::<u32>().map_err(|_| field);
         let mask = |field| u64::from_str_radix(value(field)?, 16).map_err(|_| field);
         let list = |field| -> Result<Vec<u32>, &'static str> {
             value(field)?.split_whitespace().map(|id| id.parse().map_err(|_| field)).collect()
         };
+        let octal = |text: &str| u32::from_str_radix(text, 8).map_err(|_| "Umask");
         let four = |field| list(field)?.try_into().map_err(|_| field);
         Ok(Self {
             state: value("State")?.chars().next().ok_or("State")?,
+            umask: value("Umask").ok().map(octal).transpose()?,
+            parent: number("PPid")?.try_into().map_err(|_| "PPid")?,
+            tracer: number("TracerPid")?.try_into().map_err(|_| "TracerPid")?,
             uid: four("Uid")?,
             gid: four("Gid")?,
             groups: list("Groups")?,
@@ -102,7 +111,7 @@ impl Status {
 
     /// All four UIDs and GIDs, and no supplementary groups. Without the privilege to change them, the groups are
     /// whatever the user who started the service has.
-    pub(super) fn expect_identity(&self, uid: u32, gid: u32, isolation: Isolation) -> Result<(), Mismatch> {
+    pub(crate) fn expect_identity(&self, uid: u32, gid: u32, isolation: Isolation) -> Result<(), Mismatch> {
         expect("Uid", &self.uid, &[uid; 4])?;
         expect("Gid", &self.gid, &[gid; 4])?;
         match isolation {
@@ -113,7 +122,7 @@ impl Status {
 
     /// Those of `held` and no others; none where the service was started without. The bounding set cannot be emptied
     /// without CAP_SETPCAP, so it counts only where there was that privilege.
-    pub(super) fn expect_capabilities(&self, held: u64, isolation: Isolation) -> Result<(), Mismatch> {
+    pub(crate) fn expect_capabilities(&self, held: u64, isolation: Isolation) -> Result<(), Mismatch> {
         let held = match isolation {
             Isolation::DistinctUids => held,
             Isolation::SharedUid => 0,
@@ -129,7 +138,7 @@ impl Status {
     }
 
     /// No new privileges, and exactly so many seccomp filters: inherited ones say nothing of whether it is sealed.
-    pub(super) fn expect_sealed(&self, filters: u32) -> Result<(), Mismatch> {
+    pub(crate) fn expect_sealed(&self, filters: u32) -> Result<(), Mismatch> {
         if self.no_new_privs != 1 {
             return Err(Mismatch::new("NoNewPrivs", self.no_new_privs, 1));
         }
@@ -143,7 +152,7 @@ impl Status {
     }
 
     /// An abort must end the process by SIGABRT; were that ignored, abort would go on to calls no profile allows.
-    pub(super) fn expect_abort_works(&self) -> Result<(), Mismatch> {
+    pub(crate) fn expect_abort_works(&self) -> Result<(), Mismatch> {
         let bit = 1 << (nix::libc::SIGABRT - 1);
         expect_mask("SigIgn (SIGABRT)", self.signals_ignored & bit, 0)
     }
@@ -167,7 +176,7 @@ fn expect_mask(field: &'static str, found: u64, expected: u64) -> Result<(), Mis
 mod tests {
     use super::*;
 
-    const TEXT: &str = "Name:\tportcullis-work\nUmask:\t0077\nState:\tS (sleeping)\nTgid:\t12\nPid:\t14\n\
+    const TEXT: &str = "Name:\tportcullis-work\nUmask:\t0077\nState:\tS (sleeping)\nTgid:\t12\nPid:\t14\nPPid:\t1\nTracerPid:\t0\n\
         Uid:\t61001\t61001\t61001\t61001\nGid:\t61001\t61001\t61001\t61001\nFDSize:\t64\nGroups:\t \nThreads:\t3\n\
         SigIgn:\t0000000000001000\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\n\
         CapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\n\
@@ -180,7 +189,7 @@ mod tests {
     #[test]
     fn a_sealed_thread_is_as_expected() {
         let status = sealed();
-        assert_eq!(status.state, 'S');
+        assert_eq!((status.state, status.umask, status.parent, status.tracer), ('S', Some(0o077), 1, 0));
         status.expect_identity(61001, 61001, Isolation::DistinctUids).expect("identity");
         status.expect_capabilities(0, Isolation::DistinctUids).expect("capabilities");
         status.expect_sealed(2).expect("sealed");
@@ -245,6 +254,7 @@ mod tests {
             }
         }
         assert_eq!(Status::parse(&TEXT.replace("Seccomp:\t2", "Seccomp:\ttwo")), Err("Seccomp"));
+        assert_eq!(Status::parse(&TEXT.replace("Umask:\t0077", "Umask:\t0088")), Err("Umask"));
         assert_eq!(Status::parse(&TEXT.replace("61001\nGid", "61001\t7\nGid")), Err("Uid"));
     }
 

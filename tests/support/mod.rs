@@ -105,6 +105,9 @@ pub struct Site {
     pub service: String,
     pub frontend: String,
     pub tables: String,
+    /// The supervisor to start; it starts what lies beside it.
+    pub supervisor: PathBuf,
+    frontend_uid: u32,
     classes: u32,
 }
 
@@ -126,6 +129,8 @@ impl Site {
             service: "answer_within = \"10s\"\n".into(),
             frontend: String::new(),
             tables: String::new(),
+            supervisor: env!("CARGO_BIN_EXE_portcullis-supervisor").into(),
+            frontend_uid: FRONTEND_UID,
             classes: 0,
         }
     }
@@ -134,10 +139,18 @@ impl Site {
         self.dir.path().join(name)
     }
 
+    /// Other UIDs than those of other tests: the frontend's, and the classes' after it. Before the first class.
+    #[must_use]
+    pub fn uids_from(mut self, frontend: u32) -> Self {
+        assert_eq!(self.classes, 0, "classes have theirs already");
+        self.frontend_uid = frontend;
+        self
+    }
+
     /// A trust class with its cache, and more lines for its table.
     #[must_use]
     pub fn class(mut self, name: &str, more: &str) -> Self {
-        let uid = FIRST_CLASS_UID + self.classes;
+        let uid = self.frontend_uid + 1 + self.classes;
         self.classes += 1;
         let cache = self.path("cache").join(name);
         fs::create_dir(&cache).unwrap();
@@ -186,10 +199,10 @@ impl Site {
     }
 
     pub fn config(&self) -> String {
-        let run = self.path("run");
+        let (run, uid) = (self.path("run"), self.frontend_uid);
         format!(
             "[service]\nsocket = {:?}\noperator_socket = {:?}\nstore = {:?}\ntrusted_keys = [{:?}]\n\
-             require_distinct_uids = {}\n{}\n[frontend]\nuid = {FRONTEND_UID}\ngid = {FRONTEND_UID}\n{}\n{}",
+             require_distinct_uids = {}\n{}\n[frontend]\nuid = {uid}\ngid = {uid}\n{}\n{}",
             run.join("decide.sock"),
             run.join("operator.sock"),
             self.path("store"),
@@ -212,7 +225,7 @@ impl Site {
         let notify = UnixDatagram::bind(self.path("run/notify.sock")).unwrap();
         notify.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let log = fs::File::create(self.path("log")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_portcullis-supervisor"))
+        let mut child = Command::new(&self.supervisor)
             .arg("--config")
             .arg(self.path("portcullis.toml"))
             .env("NOTIFY_SOCKET", self.path("run/notify.sock"))

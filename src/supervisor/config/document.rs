@@ -49,19 +49,17 @@ impl Complaints {
         self.found.borrow_mut().insert((at, message.into()));
     }
 
-    /// `value` if nobody complained.
-    pub(super) fn settle<T>(self, value: Option<T>, path: &Path, text: &str) -> Result<T, ConfigErrors> {
+    /// Ok if nobody complained.
+    pub(super) fn settle(self, path: &Path, text: &str) -> Result<(), ConfigErrors> {
         let found = self.found.into_inner();
-        match value {
-            Some(value) if found.is_empty() => Ok(value),
-            _ => {
-                let found = found.into_iter().map(|(at, message)| {
-                    let (line, column) = place(text, at);
-                    (line, column, message)
-                });
-                Err(ConfigErrors { path: path.to_owned(), found: found.collect() })
-            }
+        if found.is_empty() {
+            return Ok(());
         }
+        let found = found.into_iter().map(|(at, message)| {
+            let (line, column) = place(text, at);
+            (line, column, message)
+        });
+        Err(ConfigErrors { path: path.to_owned(), found: found.collect() })
     }
 }
 

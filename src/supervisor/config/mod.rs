@@ -132,6 +132,20 @@ pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Config, ConfigEr
     read::config(path, &text, surroundings)
 }
 
+/// The configuration as it is written, whatever state the files it names are in, and what [`load`] would say of it. For
+/// looking at a service from outside; nothing may be started from it.
+///
+/// # Errors
+/// The file cannot be read, others may write it, or it makes no sense.
+pub fn look(
+    path: &Path,
+    surroundings: &Surroundings,
+) -> Result<(Config, Result<(), ConfigErrors>), ConfigErrors> {
+    let text = places::read_config(path, surroundings, CONFIG_MAX)
+        .map_err(|why| ConfigErrors::whole_file(path, why))?;
+    read::look(path, &text, surroundings)
+}
+
 impl Config {
     /// What the frontend needs of it.
     #[must_use]

@@ -27,6 +27,18 @@ const CLASSES_MAX: usize = 64;
 const TENANTS_MAX: usize = 10_000;
 
 pub(super) fn config(path: &Path, text: &str, around: &Surroundings) -> Result<Config, ConfigErrors> {
+    match look(path, text, around)? {
+        (config, Ok(())) => Ok(config),
+        (_, Err(errors)) => Err(errors),
+    }
+}
+
+/// What can be made of it, and what is wrong with it.
+pub(super) fn look(
+    path: &Path,
+    text: &str,
+    around: &Surroundings,
+) -> Result<(Config, Result<(), ConfigErrors>), ConfigErrors> {
     let complaints = Complaints::default();
     let (table, broken) = DeTable::parse_recoverable(text);
     for error in &broken {
@@ -44,7 +56,13 @@ pub(super) fn config(path: &Path, text: &str, around: &Surroundings) -> Result<C
     let reader = Reader { complaints: &complaints, around, owners };
     let config = reader.config(&mut document);
     document.finish();
-    complaints.settle(config, path, text)
+    match (config, complaints.settle(path, text)) {
+        (Some(config), said) => Ok((config, said)),
+        (None, said) => {
+            said?;
+            Err(ConfigErrors::whole_file(path, "makes no sense".to_owned()))
+        }
+    }
 }
 
 /// Complains about everything that is wrong, and gives back what is whole.

@@ -277,6 +277,26 @@ fn both_sockets_in_one_place_are_refused() {
     );
 }
 
+/// From outside, a file that is not as it must be is no reason to know nothing of the others.
+#[test]
+fn a_look_gives_what_is_written_and_what_is_wrong_with_it() {
+    let site = Site::new();
+    let path = site.path("portcullis.toml");
+    let text = Site::sound().replace('@', &site.directory.path().display().to_string());
+    fs::write(&path, &text).expect("write");
+    site.chmod("portcullis.toml", 0o644);
+    let (config, said) = look(&path, &ordinary()).expect("look");
+    assert_eq!((load(&path, &ordinary()), said), (Ok(config.clone()), Ok(())));
+    site.chmod("cache-a", 0o755);
+    let (same, said) = look(&path, &ordinary()).expect("look");
+    assert_eq!(same, config);
+    let said = said.expect_err("wrong").to_string();
+    assert!(said.contains("mode 0755, expected 0700"), "{said}");
+    load(&path, &ordinary()).expect_err("refused all the same");
+    fs::write(&path, text.replace("[service]", "[servce]")).expect("write");
+    look(&path, &ordinary()).expect_err("nothing to look at");
+}
+
 #[test]
 fn what_others_may_write_is_refused() {
     for (name, mode, expected) in [

@@ -1,0 +1,356 @@
+//! Open descriptors, number by number, against those the role is declared to have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+
+use super::Expectations;
+use super::process::Subject;
+use super::report::{Area, Findings, Verdict};
+use super::view::{self, Unseen};
+use crate::sandbox::{Declared, Role};
+
+/// `__SO_ACCEPTCON` in `/proc/net/unix`: it listens.
+const LISTENS: u64 = 1 << 16;
+
+/// What a descriptor leads to, without the numbers that differ from one process to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Open {
+    /// As the kernel's link says it.
+    link: String,
+    /// `socket`, `/dev/null`, `memfd:<name>`, `anon_inode:[..]`, `pagemap`, `program`, or the link.
+    kind: String,
+}
+
+/// Compares each descriptor with what its number is for, or with the kinds that may come later.
+pub(super) fn check(subject: &Subject, expected: &Expectations, findings: &mut Findings) {
+    let Some(declared) = expected.declared(subject.role) else { return };
+    let open = match all(subject.pid, expected) {
+        Ok(open) => open,
+        Err(unseen) => {
+            return findings.add(Area::Descriptors, "descriptors", Verdict::unseen(&unseen, "a list"));
+        }
+    };
+    let log = view::link(expected.supervisor, "fd/2").ok();
+    kinds(&open, declared, log.as_deref(), findings);
+    sockets(subject, &open, findings);
+    for (number, one) in open.iter().filter(|(_, one)| one.kind.starts_with("memfd:")) {
+        let check = format!("{number} ({}) is sealed", one.kind);
+        findings.add(Area::Descriptors, check, sealed(&view::place(subject.pid, &format!("fd/{number}"))));
+    }
+}
+
+fn all(pid: i32, expected: &Expectations) -> Result<BTreeMap<i32, Open>, Unseen> {
+    let mut open = BTreeMap::new();
+    for number in view::numbers(pid, "fd")? {
+        match view::link(pid, &format!("fd/{number}")) {
+            Ok(link) => {
+                let kind = kind(pid, number, &link, expected.programs().as_deref());
+                open.insert(number, Open { link, kind });
+            }
+            // Closed since the list was made.
+            Err(Unseen::Gone) => {}
+            Err(unseen) => return Err(unseen),
+        }
+    }
+    Ok(open)
+}
+
+fn kind(pid: i32, number: i32, link: &str, programs: Option<&Path>) -> String {
+    let alone = link.strip_suffix(" (deleted)").unwrap_or(link);
+    if link.starts_with("socket:[") {
+        return "socket".to_owned();
+    }
+    if let Some(name) = alone.strip_prefix("/memfd:") {
+        return format!("memfd:{name}");
+    }
+    if link == format!("/proc/{pid}/pagemap") {
+        return "pagemap".to_owned();
+    }
+    if link == "/dev/null" && !is_null(pid, number) {
+        return "something else that is called /dev/null".to_owned();
+    }
+    let is_program = |name: &str| programs.is_some_and(|directory| Path::new(link) == directory.join(name));
+    if is_program("portcullis-frontend") || is_program("portcullis-worker") {
+        return "program".to_owned();
+    }
+    link.to_owned()
+}
+
+/// Memory's null device, number 1:3, and no file of that name.
+fn is_null(pid: i32, number: i32) -> bool {
+    let path = view::place(pid, &format!("fd/{number}"));
+    let null = nix::sys::stat::makedev(1, 3);
+    path.metadata().is_ok_and(|file| file.file_type().is_char_device() && file.rdev() == null)
+}
+
+fn kinds(open: &BTreeMap<i32, Open>, declared: &Declared, log: Option<&str>, findings: &mut Findings) {
+    let mut later: BTreeMap<&str, usize> =
+        declared.descriptors.later.iter().map(|kind| (kind.is.as_str(), 0)).collect();
+    let mut inherited: BTreeMap<i32, &str> = BTreeMap::new();
+    for one in declared.descriptors.inherited.iter().filter(|one| !one.closed_when_sealed) {
+        inherited.insert(one.number, &one.is);
+        let verdict = match (open.get(&one.number), one.is.as_str()) {
+            (None, is) => Verdict::different("not open", is),
+            (Some(_), "any") => Verdict::ok("any"),
+            (Some(found), "log") => match log {
+                // What it is like is the service manager's choice.
+                Some(log) => Verdict::compare(&found.link, log),
+                None => Verdict::hidden("the supervisor's standard error cannot be seen"),
+            },
+            (Some(found), is) => Verdict::compare(&found.kind, is),
+        };
+        findings.add(Area::Descriptors, one.number.to_string(), verdict);
+    }
+    for (number, found) in open.iter().filter(|(number, _)| !inherited.contains_key(number)) {
+        match later.get_mut(found.kind.as_str()) {
+            Some(count) => *count += 1,
+            None => {
+                let verdict = Verdict::different(&found.link, "closed, or of a declared kind");
+                findings.add(Area::Descriptors, number.to_string(), verdict);
+            }
+        }
+    }
+    for (kind, count) in later {
+        findings.add(Area::Descriptors, format!("others: {kind}"), Verdict::ok(&count.to_string()));
+    }
+}
+
+/// Every socket is a Unix one, and nobody listens but those who hold the service's two sockets.
+fn sockets(subject: &Subject, open: &BTreeMap<i32, Open>, findings: &mut Findings) {
+    let check = "sockets";
+    let mut unix = match view::text(subject.pid, "net/unix") {
+        Ok(text) => unix_sockets(&text),
+        Err(unseen) => return findings.add(Area::Descriptors, check, Verdict::unseen(&unseen, "a list")),
+    };
+    let mut listening = 0_usize;
+    let mut count = 0_usize;
+    for (number, one) in open.iter().filter(|(_, one)| one.kind == "socket") {
+        let Some(inode) = inode(&one.link) else { continue };
+        if !unix.contains_key(&inode) {
+            // It may be another namespace's, younger than the list, or closed by now.
+            unix.extend(unix_everywhere());
+            if view::link(subject.pid, &format!("fd/{number}")).ok().as_ref() != Some(&one.link) {
+                continue;
+            }
+        }
+        count += 1;
+        match unix.get(&inode) {
+            Some(true) => listening += 1,
+            Some(false) => {}
+            None => {
+                let what = format!("{number} is a Unix socket");
+                findings.add(Area::Descriptors, what, Verdict::different("in no list of them", "yes"));
+            }
+        }
+    }
+    let holds_them = matches!(subject.role, Role::Supervisor | Role::Frontend);
+    let expected = if holds_them { 2 } else { 0 };
+    findings.add(Area::Descriptors, "listening sockets", Verdict::compare(listening, expected));
+    findings.add(Area::Descriptors, check, Verdict::ok(&format!("{count} looked at")));
+}
+
+/// The Unix sockets of every network namespace there is: a connection belongs to that of who connected, what listens to
+/// the service manager's.
+fn unix_everywhere() -> BTreeMap<u64, bool> {
+    let mut sockets = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    // Not being shown one can only make a difference more, not one less.
+    for pid in view::processes().unwrap_or_default() {
+        let Ok(namespace) = view::link(pid, "ns/net") else { continue };
+        if !seen.contains(&namespace)
+            && let Ok(text) = view::text(pid, "net/unix")
+        {
+            seen.insert(namespace);
+            sockets.extend(unix_sockets(&text));
+        }
+    }
+    sockets
+}
+
+fn inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Inodes of `/proc/net/unix`, and whether each listens.
+fn unix_sockets(text: &str) -> BTreeMap<u64, bool> {
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let flags = u64::from_str_radix(fields.get(3)?, 16).ok()?;
+        Some((fields.get(6)?.parse().ok()?, flags & LISTENS != 0))
+    };
+    text.lines().skip(1).filter_map(line).collect()
+}
+
+/// Whether nobody can change the memory file behind a link of `/proc` any more.
+pub(super) fn sealed(link: &Path) -> Verdict {
+    let needed = [
+        (SealFlag::F_SEAL_WRITE, "write"),
+        (SealFlag::F_SEAL_GROW, "grow"),
+        (SealFlag::F_SEAL_SHRINK, "shrink"),
+        (SealFlag::F_SEAL_SEAL, "seal"),
+    ];
+    let expected = needed.map(|(_, name)| name).join(", ");
+    // Whoever has it might swap it for something that waits, or for a terminal.
+    let opened =
+        File::options().read(true).custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits()).open(link);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) => return Verdict::unseen(&Unseen::of(link, &error), &expected),
+    };
+    match fcntl(&file, FcntlArg::F_GET_SEALS) {
+        Ok(bits) => {
+            let seals = SealFlag::from_bits_retain(bits);
+            let found = needed.iter().filter(|(seal, _)| seals.contains(*seal)).map(|(_, name)| *name);
+            Verdict::compare(found.collect::<Vec<_>>().join(", "), expected)
+        }
+        Err(errno) => Verdict::different(&format!("no memory file ({errno})"), &expected),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsRawFd;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+    use super::*;
+    use crate::artifact::SealedBytes;
+    use crate::wire::control::ProcessState;
+
+    fn open(list: &[(i32, &str, &str)]) -> BTreeMap<i32, Open> {
+        let one = |(number, link, kind): &(i32, &str, &str)| {
+            (*number, Open { link: (*link).to_owned(), kind: (*kind).to_owned() })
+        };
+        list.iter().map(one).collect()
+    }
+
+    const WORKER: [(i32, &str, &str); 6] = [
+        (0, "/dev/null", "/dev/null"),
+        (1, "/var/log/p", "/var/log/p"),
+        (2, "/var/log/p", "/var/log/p"),
+        (3, "socket:[3]", "socket"),
+        (5, "socket:[5]", "socket"),
+        (7, "anon_inode:[eventfd]", "anon_inode:[eventfd]"),
+    ];
+
+    fn differences(list: &[(i32, &str, &str)]) -> Vec<String> {
+        let declared = Declared::of(Role::Worker).unwrap();
+        let mut findings = Findings::of_service();
+        kinds(&open(list), &declared, Some("/var/log/p"), &mut findings);
+        let different = findings.list.into_iter().filter_map(|finding| match finding.verdict {
+            Verdict::Different { found, .. } => Some(format!("{}: {found}", finding.check)),
+            _ => None,
+        });
+        different.collect()
+    }
+
+    #[test]
+    fn what_is_declared_may_be_open() {
+        assert_eq!(differences(&WORKER), [""; 0]);
+        // The assignment's number is free again when it was read.
+        assert_eq!(differences(&[&WORKER[..], &[(4, "/proc/1/pagemap", "pagemap")]].concat()), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_not_declared_or_not_there_is_a_difference() {
+        for (extra, said) in [
+            ((8, "/", "/"), "8: /"),
+            ((8, "/dev/kvm", "/dev/kvm"), "8: /dev/kvm"),
+            ((8, "/memfd:x (deleted)", "memfd:x"), "8: /memfd:x (deleted)"),
+            ((4, "/memfd:assignment (deleted)", "memfd:assignment"), "4: /memfd:assignment (deleted)"),
+            ((8, "/dev/null", "/dev/null"), "8: /dev/null"),
+            ((8, "pipe:[9]", "pipe:[9]"), "8: pipe:[9]"),
+        ] {
+            assert_eq!(differences(&[&WORKER[..], &[extra]].concat()), [said]);
+        }
+        let without = |number| WORKER.into_iter().filter(|(n, ..)| *n != number).collect::<Vec<_>>();
+        assert_eq!(differences(&without(5)), ["5: not open"]);
+        let other_log = [&without(2)[..], &[(2, "/tmp/x", "/tmp/x")]].concat();
+        assert_eq!(differences(&other_log), ["2: /tmp/x"]);
+    }
+
+    #[test]
+    fn links_are_named_by_kind() {
+        let programs = Path::new("/usr/libexec");
+        for (link, is) in [
+            ("socket:[77]", "socket"),
+            ("/memfd:portcullis-policy (deleted)", "memfd:portcullis-policy"),
+            ("/proc/7/pagemap", "pagemap"),
+            ("/proc/8/pagemap", "/proc/8/pagemap"),
+            ("/usr/libexec/portcullis-worker", "program"),
+            ("/usr/libexec/portcullis-worker (deleted)", "/usr/libexec/portcullis-worker (deleted)"),
+            ("/usr/libexec/bash", "/usr/libexec/bash"),
+            ("anon_inode:[eventpoll]", "anon_inode:[eventpoll]"),
+        ] {
+            assert_eq!(kind(7, 9, link, Some(programs)), is);
+        }
+        // Only a device is /dev/null.
+        assert_ne!(kind(i32::MAX, 0, "/dev/null", None), "/dev/null");
+    }
+
+    #[test]
+    fn lists_of_sockets_that_make_no_sense_have_no_sockets_in_them() {
+        let head = "Num       RefCount Protocol Flags    Type St Inode Path\n";
+        let lines = "0000000000000000: 00000002 00000000 00010000 0001 01 4022387 /run/x y\n\
+                     0000000000000000: 00000003 00000000 00000000 0005 03 4022394\n\
+                     0000000000000000: 00000003 00000000 zzzz 0005 03 1\n\
+                     : \n\n\
+                     0000000000000000: 00000003 00000000 00000000 0005 03 -7\n";
+        let sockets = unix_sockets(&format!("{head}{lines}"));
+        assert_eq!(sockets, BTreeMap::from([(4_022_387, true), (4_022_394, false)]));
+        assert_eq!((inode("socket:[7]"), inode("socket:[x]"), inode("pipe:[7]")), (Some(7), None, None));
+    }
+
+    /// The kernel's lists, with sockets that a worker has no way to make.
+    #[test]
+    fn sockets_of_other_families_and_listening_ones_are_noticed() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let subject = Subject {
+            role: Role::Worker,
+            class: None,
+            generation: 1,
+            pid,
+            uid: 0,
+            state: ProcessState::Serving,
+            threads: None,
+            ready: None,
+        };
+        let differences = |socket: &dyn AsRawFd| {
+            let number = socket.as_raw_fd();
+            let link = view::link(pid, &format!("fd/{number}")).unwrap();
+            let kind = kind(pid, number, &link, None);
+            let mut findings = Findings::of_service();
+            sockets(&subject, &BTreeMap::from([(number, Open { link, kind })]), &mut findings);
+            let different = findings.list.into_iter().filter_map(|finding| match finding.verdict {
+                Verdict::Different { found, .. } => Some(format!("{}: {found}", finding.check)),
+                _ => None,
+            });
+            different.collect::<Vec<_>>()
+        };
+        let (connected, _peer) = UnixStream::pair().unwrap();
+        assert_eq!(differences(&connected), [""; 0]);
+        let name = SocketAddr::from_abstract_name(format!("portcullis-test-{pid}")).unwrap();
+        let listening = UnixListener::bind_addr(&name).unwrap();
+        assert_eq!(differences(&listening), ["listening sockets: 1"]);
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let said = format!("{} is a Unix socket: in no list of them", udp.as_raw_fd());
+        assert_eq!(differences(&udp), [said]);
+    }
+
+    #[test]
+    fn seals_are_read_from_the_file_itself() {
+        let bytes = SealedBytes::of(b"x").unwrap();
+        assert!(matches!(sealed(&bytes.path()), Verdict::AsDeclared { .. }));
+        let open =
+            nix::sys::memfd::memfd_create("portcullis-policy", nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING);
+        let open = File::from(open.unwrap());
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
+        assert!(matches!(sealed(Path::new(&path)), Verdict::Different { .. }));
+        assert!(matches!(sealed(Path::new("/dev/null")), Verdict::Different { .. }));
+    }
+}

@@ -1,0 +1,323 @@
+//! Which processes there are: what the service says of itself, and what the kernel says.
+//!
+//! The kernel is believed. A process that only one of the two knows is a difference, and so is a stranger that runs
+//! with the UID of a role.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::report::{Area, Findings, Verdict};
+use super::view::{self, Unseen};
+use crate::cli::terminal::printable;
+use crate::sandbox::Role;
+use crate::wire::control::{Isolation, ProcessState, Ready};
+use crate::wire::operator::Status;
+
+/// One process of the service.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    pub(super) role: Role,
+    pub(super) class: Option<String>,
+    pub(super) generation: u64,
+    pub(super) pid: i32,
+    /// As the service has it.
+    pub(super) uid: u32,
+    pub(super) state: ProcessState,
+    /// What the supervisor counted when it looked, for those it looks at.
+    pub(super) threads: Option<u32>,
+    pub(super) ready: Option<Ready>,
+}
+
+impl Subject {
+    /// "worker retail", "frontend".
+    pub(super) fn title(&self) -> String {
+        match &self.class {
+            Some(class) => format!("{} {class}", self.role),
+            None => self.role.to_string(),
+        }
+    }
+}
+
+/// The processes of the service, and those that should not be there.
+#[derive(Debug)]
+pub(super) struct Census {
+    pub(super) subjects: Vec<Subject>,
+    pub(super) findings: Findings,
+}
+
+impl Census {
+    /// Whether the service and the kernel know the same processes. If not, somebody may just have been born or died.
+    pub(super) fn agrees(&self) -> bool {
+        !self.findings.list.iter().any(|finding| matches!(finding.verdict, Verdict::Different { .. }))
+    }
+}
+
+/// A process as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Known {
+    parent: i32,
+    /// Real, effective, saved, filesystem.
+    uids: [u32; 4],
+    ended: bool,
+}
+
+/// Compares the service's table with `/proc`, both ways. `configured` are UIDs of roles that may have no process now.
+pub(super) fn take(status: &Status, configured: &[u32]) -> Census {
+    let (subjects, strange) = subjects(status);
+    let mut findings = Findings::of_service();
+    for (pid, role) in strange {
+        let found = format!("pid {pid} has role {role:?}");
+        findings.add(
+            Area::Processes,
+            "role",
+            Verdict::different(&found, "supervisor, spawner, frontend or worker"),
+        );
+    }
+    for role in [Role::Supervisor, Role::Spawner, Role::Frontend] {
+        let serving = |subject: &&Subject| subject.role == role && subject.state == ProcessState::Serving;
+        let count = subjects.iter().filter(serving).count();
+        findings.add(Area::Processes, format!("{role}s that serve"), Verdict::compare(count, 1));
+    }
+    match everybody() {
+        Ok(known) => compare(status, &subjects, configured, &known, &mut findings),
+        Err(unseen) => {
+            findings.add(Area::Processes, "all processes", Verdict::unseen(&unseen, "a list"));
+        }
+    }
+    Census { subjects, findings }
+}
+
+/// The table's processes, the supervisor first, and those whose role does not exist.
+fn subjects(status: &Status) -> (Vec<Subject>, Vec<(i32, String)>) {
+    let mut strange = Vec::new();
+    let mut subjects = Vec::new();
+    for process in &status.processes.processes {
+        let Some(role) = Role::ALL.into_iter().find(|role| role.name() == process.role) else {
+            strange.push((process.pid, process.role.clone()));
+            continue;
+        };
+        let looked_at =
+            matches!(role, Role::Frontend | Role::Worker) && process.state != ProcessState::Starting;
+        subjects.push(Subject {
+            role,
+            class: process.class.as_ref().map(ToString::to_string),
+            generation: process.generation,
+            pid: process.pid,
+            uid: process.uid,
+            state: process.state,
+            threads: looked_at.then_some(process.threads),
+            ready: process.ready.clone(),
+        });
+    }
+    let first = Role::ALL;
+    subjects.sort_by_key(|subject| first.iter().position(|role| *role == subject.role));
+    (subjects, strange)
+}
+
+/// Everybody whose status can be read; who is hidden (hidepid) is not there.
+fn everybody() -> Result<BTreeMap<i32, Known>, Unseen> {
+    let mut known = BTreeMap::new();
+    for pid in view::processes()? {
+        match view::status(pid, 0) {
+            Ok(status) => {
+                let ended = matches!(status.state, 'Z' | 'X');
+                known.insert(pid, Known { parent: status.parent, uids: status.uid, ended });
+            }
+            // Ended since the list was made, or hidden from us.
+            Err(Unseen::Gone | Unseen::Hidden(_)) => {}
+            Err(odd) => return Err(odd),
+        }
+    }
+    Ok(known)
+}
+
+fn compare(
+    status: &Status,
+    subjects: &[Subject],
+    configured: &[u32],
+    known: &BTreeMap<i32, Known>,
+    findings: &mut Findings,
+) {
+    let supervisor = status.supervisor_pid;
+    for subject in subjects {
+        let expected = if subject.pid == supervisor { "a process" } else { "a child of the supervisor" };
+        let verdict = match known.get(&subject.pid) {
+            None => Verdict::different("not there", expected),
+            Some(process) if process.ended => Verdict::different("has ended", expected),
+            Some(_) if subject.pid == supervisor => Verdict::ok(expected),
+            Some(process) if process.parent == supervisor => Verdict::ok(expected),
+            Some(process) => Verdict::different(&format!("a child of {}", process.parent), expected),
+        };
+        findings.add(Area::Processes, format!("{} ({})", subject.title(), subject.pid), verdict);
+    }
+    let listed: BTreeSet<i32> = subjects.iter().map(|subject| subject.pid).collect();
+    let below = descendants(supervisor, known);
+    let unlisted: Vec<i32> = below.difference(&listed).copied().collect();
+    none(&unlisted, "processes below the supervisor that it does not list", findings);
+
+    if status.processes.isolation == Isolation::SharedUid {
+        // Everything its user runs has that UID.
+        return;
+    }
+    let roles = subjects.iter().filter(|subject| subject.role != Role::Supervisor && subject.uid != 0);
+    let uids: BTreeSet<u32> = roles
+        .filter(|subject| !is_supervisors(subject.uid, subjects))
+        .map(|subject| subject.uid)
+        .chain(configured.iter().copied())
+        .collect();
+    let strangers: Vec<i32> = known
+        .iter()
+        .filter(|(pid, process)| {
+            !process.ended
+                && !listed.contains(pid)
+                && !below.contains(pid)
+                && process.uids.iter().any(|uid| uids.contains(uid))
+        })
+        .map(|(pid, _)| *pid)
+        .collect();
+    none(&strangers, "strangers with the UID of a role", findings);
+}
+
+/// The spawner runs as the supervisor does: under systemd that is a UID of the service's own, otherwise it may be
+/// anybody's.
+fn is_supervisors(uid: u32, subjects: &[Subject]) -> bool {
+    subjects.iter().any(|subject| subject.role == Role::Supervisor && subject.uid == uid)
+}
+
+fn none(pids: &[i32], what: &str, findings: &mut Findings) {
+    if pids.is_empty() {
+        findings.add(Area::Processes, what, Verdict::compare("none", "none"));
+    }
+    for pid in pids {
+        let name = view::text(*pid, "comm").unwrap_or_default();
+        let found = format!("pid {pid} ({})", printable(name.trim_end()));
+        findings.add(Area::Processes, what, Verdict::Different { found, expected: "none".to_owned() });
+    }
+}
+
+/// All below `top` that live, not itself.
+fn descendants(top: i32, known: &BTreeMap<i32, Known>) -> BTreeSet<i32> {
+    let mut below = BTreeSet::from([top]);
+    loop {
+        let more: Vec<i32> = known
+            .iter()
+            .filter(|(pid, process)| {
+                below.contains(&process.parent) && !process.ended && !below.contains(pid)
+            })
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            break;
+        }
+        below.extend(more);
+    }
+    below.remove(&top);
+    below
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::control::{Process, ProcessTable};
+    use crate::wire::operator::FrontendCounters;
+
+    fn row(role: &str, pid: i32, uid: u32) -> Process {
+        Process {
+            role: role.to_owned(),
+            class: None,
+            generation: 1,
+            pid,
+            uid,
+            state: ProcessState::Serving,
+            threads: 1,
+            restarts: 0,
+            ready: None,
+        }
+    }
+
+    fn status() -> Status {
+        let rows = [("supervisor", 10, 0), ("spawner", 11, 0), ("frontend", 12, 600), ("worker", 13, 601)];
+        Status {
+            version: "0".to_owned(),
+            supervisor_pid: 10,
+            processes: ProcessTable {
+                isolation: Isolation::DistinctUids,
+                processes: rows.map(|(role, pid, uid)| row(role, pid, uid)).into(),
+                ..ProcessTable::default()
+            },
+            frontend: FrontendCounters::default(),
+            workers: Vec::new(),
+        }
+    }
+
+    fn machine() -> BTreeMap<i32, Known> {
+        let process = |parent, uid| Known { parent, uids: [uid; 4], ended: false };
+        BTreeMap::from([
+            (1, process(0, 0)),
+            (10, process(1, 0)),
+            (11, process(10, 0)),
+            (12, process(10, 600)),
+            (13, process(10, 601)),
+            (50, process(1, 1000)),
+        ])
+    }
+
+    fn differences(machine: &BTreeMap<i32, Known>) -> Vec<String> {
+        let status = status();
+        let (subjects, _) = subjects(&status);
+        let mut findings = Findings::of_service();
+        compare(&status, &subjects, &[602], machine, &mut findings);
+        let different = findings.list.iter().filter_map(|finding| match &finding.verdict {
+            Verdict::Different { found, .. } => Some(format!("{}: {found}", finding.check)),
+            _ => None,
+        });
+        different.collect()
+    }
+
+    #[test]
+    fn a_machine_as_it_should_be_has_no_differences() {
+        assert_eq!(differences(&machine()), [""; 0]);
+    }
+
+    #[test]
+    fn whoever_only_one_side_knows_is_a_difference() {
+        let mut one = machine();
+        one.remove(&13);
+        assert_eq!(differences(&one), ["worker (13): not there"]);
+
+        let mut one = machine();
+        one.get_mut(&13).unwrap().parent = 50;
+        assert_eq!(differences(&one), ["worker (13): a child of 50"]);
+
+        let mut one = machine();
+        one.get_mut(&13).unwrap().ended = true;
+        assert_eq!(differences(&one), ["worker (13): has ended"]);
+
+        let process = |parent, uid| Known { parent, uids: [0, 0, uid, 0], ended: false };
+        let mut one = machine();
+        // A grandchild, under another UID.
+        one.insert(i32::MAX, process(13, 1000));
+        let found = differences(&one);
+        assert!(found.len() == 1 && found[0].contains("does not list: pid 2147483647"), "{found:?}");
+
+        // The saved UID is enough, and a class without a process now counts.
+        for uid in [600, 601, 602] {
+            let mut one = machine();
+            one.insert(i32::MAX, process(1, uid));
+            let found = differences(&one);
+            assert!(found.len() == 1 && found[0].contains("strangers"), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_role_that_does_not_exist_or_is_missing_is_noticed() {
+        let mut status = status();
+        status.processes.processes[1].role = "\u{1b}[2J".to_owned();
+        let census = take(&status, &[]);
+        let text = format!("{:?}", census.findings.list);
+        assert!(text.contains("role") && text.contains("\\\\u{1b}"), "{text}");
+        let spawners =
+            census.findings.list.iter().find(|finding| finding.check == "spawners that serve").unwrap();
+        assert_eq!(spawners.verdict, Verdict::compare(0, 1));
+        assert!(!census.agrees());
+    }
+}
