@@ -8,21 +8,9 @@ use std::path::Path;
 
 use super::DemoError;
 use super::event::{Process, Unexpected};
-use crate::sandbox::{Declared, Role};
+use crate::sandbox::{Declared, Role, Status as Thread, StatusError};
 use crate::wire::control::{self, Isolation, ProcessState};
 use crate::wire::operator::Status;
-
-/// What the status of one thread says.
-#[derive(Debug)]
-struct Thread {
-    /// Real, effective, saved, filesystem.
-    uids: Vec<u32>,
-    cap_eff: u64,
-    cap_bnd: u64,
-    no_new_privs: u32,
-    seccomp: u32,
-    seccomp_filters: u32,
-}
 
 /// All processes of the service that serve, the supervisor and the spawner among them.
 pub(super) fn look(status: &Status) -> Result<(Vec<Process>, Isolation), DemoError> {
@@ -65,9 +53,9 @@ fn process(
     let proven = known.ready.as_ref().map(|ready| ready.landlock_proven_threads);
     let expectations = [
         (role.is_some(), "expected a role that there is"),
-        (every(&|thread| thread.cap_eff == may_hold), "expected no other effective capabilities"),
+        (every(&|thread| thread.effective == may_hold), "expected no other effective capabilities"),
         (
-            isolation == Isolation::SharedUid || every(&|thread| thread.cap_bnd == may_hold),
+            isolation == Isolation::SharedUid || every(&|thread| thread.bounding == may_hold),
             "expected no other capabilities in the bounding set",
         ),
         (every(&|thread| thread.no_new_privs == 1), "expected no_new_privs on every thread"),
@@ -75,8 +63,8 @@ fn process(
             every(&|thread| thread.seccomp == 2 && thread.seccomp_filters == filters),
             "expected a seccomp filter of its own on every thread",
         ),
-        (every(&|thread| thread.uids.iter().all(|uid| thread.uids.first() == Some(uid))), "expected one UID"),
-        (first.uids.first() == Some(&known.uid), "expected the UID that status gives"),
+        (every(&|thread| thread.uid.iter().all(|uid| thread.uid.first() == Some(uid))), "expected one UID"),
+        (first.uid.first() == Some(&known.uid), "expected the UID that status gives"),
         (
             proven.and_then(|proven| usize::try_from(proven).ok()) == Some(threads.len()),
             "expected every thread to have proved Landlock",
@@ -86,9 +74,9 @@ fn process(
         role: known.role.clone(),
         class: known.class.as_ref().map(ToString::to_string),
         pid,
-        uid: first.uids.first().copied().unwrap_or(u32::MAX),
-        cap_eff: format!("{:x}", threads.iter().fold(0, |all, thread| all | thread.cap_eff)),
-        cap_bnd: format!("{:x}", threads.iter().fold(0, |all, thread| all | thread.cap_bnd)),
+        uid: first.uid.first().copied().unwrap_or(u32::MAX),
+        cap_eff: format!("{:x}", threads.iter().fold(0, |all, thread| all | thread.effective)),
+        cap_bnd: format!("{:x}", threads.iter().fold(0, |all, thread| all | thread.bounding)),
         no_new_privs: threads.iter().map(|thread| thread.no_new_privs).min().unwrap_or(0),
         seccomp: threads.iter().map(|thread| thread.seccomp).min().unwrap_or(0),
         seccomp_filters: threads.iter().map(|thread| thread.seccomp_filters).min().unwrap_or(0),
@@ -101,37 +89,22 @@ fn process(
 }
 
 fn own_filters() -> Result<u32, DemoError> {
+    let own = Thread::of_this_thread().map_err(cause);
     let look = |cause| DemoError::Look { pid: i32::try_from(std::process::id()).unwrap_or(0), cause };
-    let status = fs::read_to_string("/proc/thread-self/status").map_err(look)?;
-    Ok(thread(&status).map_err(look)?.seccomp_filters)
+    Ok(own.map_err(look)?.seccomp_filters)
 }
 
 fn threads(proc: &Path) -> io::Result<Vec<Thread>> {
     fs::read_dir(proc.join("task"))?
-        .map(|entry| thread(&fs::read_to_string(entry?.path().join("status"))?))
+        .map(|entry| Thread::read(&entry?.path().join("status")).map_err(cause))
         .collect()
 }
 
-fn thread(status: &str) -> io::Result<Thread> {
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(str::trim)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("its status has no {name}")))
-    };
-    let wrong = |error: std::num::ParseIntError| io::Error::new(io::ErrorKind::InvalidData, error);
-    let number = |name| field(name)?.parse().map_err(wrong);
-    let mask = |name| u64::from_str_radix(field(name)?, 16).map_err(wrong);
-    let uids = field("Uid")?.split_whitespace().map(|uid| uid.parse().map_err(wrong));
-    Ok(Thread {
-        uids: uids.collect::<io::Result<_>>()?,
-        cap_eff: mask("CapEff")?,
-        cap_bnd: mask("CapBnd")?,
-        no_new_privs: number("NoNewPrivs")?,
-        seccomp: number("Seccomp")?,
-        seccomp_filters: number("Seccomp_filters")?,
-    })
+fn cause(error: StatusError) -> io::Error {
+    match error {
+        StatusError::Read { source, .. } => source,
+        field @ StatusError::Field { .. } => io::Error::new(io::ErrorKind::InvalidData, field),
+    }
 }
 
 #[cfg(test)]
@@ -167,16 +140,5 @@ mod tests {
             assert!(text.contains(part), "no {part:?} in {text}");
         }
         assert!(seen.threads >= 1 && seen.open_files.is_some_and(|count| count > 0));
-    }
-
-    #[test]
-    fn a_status_without_a_field_is_an_error() {
-        let status = "Uid:\t1\t1\t1\t1\nCapEff:\t0\nCapBnd:\t00000000000001e0\nNoNewPrivs:\t1\nSeccomp:\t2\n\
-            Seccomp_filters:\t1\n";
-        let found = thread(status).unwrap();
-        assert_eq!((found.cap_bnd, found.seccomp, found.uids), (0x1e0, 2, vec![1; 4]));
-        for line in status.lines().map(|line| format!("{line}\n")) {
-            assert!(thread(&status.replace(&line, "X:\t1\n")).is_err(), "{line}");
-        }
     }
 }
