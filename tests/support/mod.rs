@@ -108,6 +108,8 @@ pub struct Site {
     /// The supervisor to start; it starts what lies beside it.
     pub supervisor: PathBuf,
     frontend_uid: u32,
+    /// A program and its arguments that the supervisor is started through; none by itself.
+    pub through: Vec<String>,
     classes: u32,
 }
 
@@ -131,6 +133,7 @@ impl Site {
             tables: String::new(),
             supervisor: env!("CARGO_BIN_EXE_portcullis-supervisor").into(),
             frontend_uid: FRONTEND_UID,
+            through: Vec::new(),
             classes: 0,
         }
     }
@@ -225,7 +228,10 @@ impl Site {
         let notify = UnixDatagram::bind(self.path("run/notify.sock")).unwrap();
         notify.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let log = fs::File::create(self.path("log")).unwrap();
-        let mut child = Command::new(&self.supervisor)
+        let supervisor = self.supervisor.display().to_string();
+        let line: Vec<&String> = self.through.iter().chain([&supervisor]).collect();
+        let mut child = Command::new(line[0])
+            .args(&line[1..])
             .arg("--config")
             .arg(self.path("portcullis.toml"))
             .env("NOTIFY_SOCKET", self.path("run/notify.sock"))

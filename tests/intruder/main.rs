@@ -1,0 +1,74 @@
+//! An intruder in the running service: the programs as they are shipped, sealed as they seal themselves, and native code
+//! in each of them, by [`hijack`]. What it tries must fail there, and work in a process without a sandbox.
+//!
+//! Takes root: only root may take over a process that cannot be dumped.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "test code; clippy's exceptions for tests do not reach a binary without #[test]"
+)]
+
+mod escapes;
+mod hijack;
+mod probes;
+mod registers;
+mod scene;
+mod standin;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use probes::{Probe, inside, kernel, outside, processes};
+
+const ROLES: [&str; 3] = ["worker", "frontend", "supervisor"];
+
+type Attempts = fn() -> Vec<Probe>;
+
+/// What an intruder is after.
+const ATTEMPTS: &[(&str, Attempts)] = &[
+    ("no_file_is_reached", outside::no_file_is_reached),
+    ("no_socket_is_made_or_used", outside::no_socket_is_made_or_used),
+    ("no_program_is_started", outside::no_program_is_started),
+    ("no_mount_or_root_is_changed", outside::no_mount_or_root_is_changed),
+    ("no_other_process_is_touched", processes::no_other_process_is_touched),
+    ("no_process_or_namespace_is_made", processes::no_process_or_namespace_is_made),
+    ("no_kernel_interface_is_opened", kernel::no_kernel_interface_is_opened),
+    ("no_memory_becomes_code", kernel::no_memory_becomes_code),
+    ("no_foreign_call_is_made", kernel::no_foreign_call_is_made),
+    ("no_identity_or_capability_is_gained", inside::no_identity_or_capability_is_gained),
+    ("no_wall_is_taken_down", inside::no_wall_is_taken_down),
+    ("no_descriptor_is_forged", inside::no_descriptor_is_forged),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [_, standin::ARGUMENT] => {
+            standin::stand();
+            ExitCode::SUCCESS
+        }
+        _ => libtest_mimic::run(&Arguments::from_args(), trials()).exit_code(),
+    }
+}
+
+fn trials() -> Vec<Trial> {
+    let root = nix::unistd::geteuid().is_root();
+    let mut trials = Vec::new();
+    for role in ROLES {
+        for (name, probes) in ATTEMPTS {
+            // What the numbers of descriptors mean is part of a worker's filter only.
+            if *name == "no_descriptor_is_forged" && role != "worker" {
+                continue;
+            }
+            let trial =
+                Trial::test(format!("{role}::{name}"), move || Ok(escapes::try_all(role, &probes())?));
+            trials.push(trial.with_ignored_flag(!root));
+        }
+    }
+    trials
+}

@@ -1,0 +1,134 @@
+//! A running service and its processes, found as anybody on the machine would find them.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::time::Instant;
+
+use nix::unistd::Pid;
+use portcullis::client::Question;
+use portcullis::decision::Outcome;
+use portcullis::wire::client::Deadline;
+use tempfile::TempDir;
+
+use crate::probes::Surroundings;
+use crate::standin::StandIn;
+use crate::support::{PATIENCE, Service, Site, policy, tenant};
+
+/// One process of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub(crate) role: String,
+    /// As ps(1) shows it.
+    pub(crate) title: String,
+    pub(crate) pid: Pid,
+    pub(crate) uid: u32,
+}
+
+/// A service with two classes, one tenant each.
+pub(crate) fn site() -> Site {
+    Site::new()
+        .class("one", "threads = 1\n")
+        .tenant("acme", "one", &[("gate", "hostile/selective")], "")
+        .class("two", "threads = 1\n")
+        .tenant("globex", "two", &[("gate", "hostile/selective")], "")
+}
+
+/// The supervisor and its children, whatever they are.
+pub(crate) fn processes(service: &Service) -> Vec<Process> {
+    let supervisor = service.pid();
+    let mut found = vec![look_at(supervisor).expect("the supervisor runs")];
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        if parent.and_then(|parent| parent.trim().parse().ok()) == Some(supervisor.as_raw()) {
+            found.extend(look_at(Pid::from_raw(pid)));
+        }
+    }
+    found.sort_by_key(|process| process.pid);
+    found
+}
+
+fn look_at(pid: Pid) -> Option<Process> {
+    let of = format!("/proc/{pid}");
+    let program = fs::read_link(format!("{of}/exe")).ok()?;
+    let role = program.file_name()?.to_str()?.strip_prefix("portcullis-")?.to_owned();
+    let title = fs::read_to_string(format!("{of}/cmdline")).ok()?.split('\0').next()?.to_owned();
+    // The directory itself belongs to root while the process cannot be dumped.
+    let status = fs::read_to_string(format!("{of}/status")).ok()?;
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse();
+    Some(Process { role, title, pid, uid: uid.ok()? })
+}
+
+/// The process of a role; of the workers that of class `one`.
+pub(crate) fn process(service: &Service, role: &str) -> Process {
+    let wanted = |process: &Process| match role {
+        "worker" => process.title == "portcullis-worker: one",
+        role => process.role == role,
+    };
+    let all = processes(service);
+    all.iter().find(|process| wanted(process)).cloned().unwrap_or_else(|| panic!("no {role} in {all:?}"))
+}
+
+/// What is around a process of `service` with this UID, and a stranger of the same user.
+pub(crate) fn surroundings(service: &Service, uid: u32, stranger: &StandIn) -> Surroundings {
+    let own_directory = TempDir::new().expect("directory");
+    fs::set_permissions(&own_directory, fs::Permissions::from_mode(0o700)).expect("chmod");
+    chown(&own_directory, Some(uid), Some(uid)).expect("chown");
+    let sibling = processes(service).into_iter().find(|process| process.title == "portcullis-worker: two");
+    Surroundings {
+        supervisor: service.pid(),
+        frontend: process(service, "frontend").pid,
+        sibling: sibling.expect("a worker of another class").pid,
+        stranger: stranger.pid(),
+        socket: service.socket(),
+        own_directory,
+        other_cache: service.site.path("cache/two"),
+    }
+}
+
+/// Asks until there is an answer, which must then be the right one.
+pub(crate) fn answers_again(service: &Service) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let question = Question::opaque("", b"allow");
+        let answer =
+            service.client().decide(&tenant("acme"), &policy("gate"), Deadline::Default, question.input());
+        match answer {
+            Ok(decision) => return assert_eq!(decision.outcome, Outcome::Allow),
+            Err(error) => assert!(Instant::now() < until, "no answer: {error}\n{}", service.log()),
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Whether a process is gone: not there, or dead and only not waited for yet.
+pub(crate) fn gone(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| Some(stat.rsplit_once(')')?.1.trim_start().starts_with(['Z', 'X'])))
+        .unwrap_or(true)
+}
+
+/// Waits until a process is gone. There is no event for who is not its parent but a descriptor of it.
+pub(crate) fn wait_until_gone(pid: Pid) {
+    let until = Instant::now() + PATIENCE;
+    while !gone(pid) {
+        assert!(Instant::now() < until, "process {pid} is still there");
+        std::thread::yield_now();
+    }
+}
+
+/// Waits until the service has said something.
+pub(crate) fn wait_until_said(service: &Service, what: &str) {
+    let until = Instant::now() + PATIENCE;
+    while !service.log().contains(what) {
+        assert!(Instant::now() < until, "the service did not say {what:?}\n{}", service.log());
+        std::thread::yield_now();
+    }
+}
+
+/// The UID that owns what /proc shows of a process: root's while it cannot be dumped.
+pub(crate) fn shown_to(pid: Pid) -> u32 {
+    fs::metadata(format!("/proc/{pid}/environ")).expect("environ").uid()
+}

@@ -1,0 +1,46 @@
+//! A process without any sandbox: this test program, started again with a role's UID, doing nothing. What an intruder
+//! tries in a sealed process is tried in it first, and it is what stands beside the service as "a process of the same
+//! user".
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use nix::unistd::Pid;
+
+/// The argument that makes this program one.
+pub(crate) const ARGUMENT: &str = "--stand-in";
+
+pub(crate) struct StandIn(Child);
+
+impl StandIn {
+    /// Starts one and waits until it waits. The UID is all that is changed: root's keeps every capability.
+    pub(crate) fn start(uid: u32) -> Self {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir("/");
+        if uid != 0 {
+            command.uid(uid).gid(uid);
+        }
+        let mut child = command.spawn().expect("start a stand-in");
+        let mut there = [0];
+        child.stdout.as_mut().expect("stdout").read_exact(&mut there).expect("the stand-in is there");
+        Self(child)
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0.id()).expect("pid"))
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a stand-in does: wait for the end of its input.
+pub(crate) fn stand() {
+    std::io::stdout().write_all(b"!").and_then(|()| std::io::stdout().flush()).expect("report");
+    let _ = std::io::stdin().read(&mut [0]);
+}
