@@ -3,6 +3,7 @@
 //!
 //! Takes root: only root may take over a process that cannot be dumped.
 
+#![expect(unsafe_code, reason = "what ptrace tells has the type that it says it has")]
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -15,11 +16,16 @@ mod escapes;
 mod hijack;
 mod probes;
 mod registers;
+mod rules;
 mod scene;
 mod standin;
 #[path = "../support/mod.rs"]
 mod support;
+mod tracer;
+mod used;
+mod workload;
 
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
@@ -45,6 +51,17 @@ const ATTEMPTS: &[(&str, Attempts)] = &[
     ("no_descriptor_is_forged", inside::no_descriptor_is_forged),
 ];
 
+/// `--visit SOCKET`: connects and waits until it is sent away.
+const VISIT: &str = "--visit";
+
+fn visit(socket: &str) -> ExitCode {
+    match UnixStream::connect(socket) {
+        Ok(mut stream) => drop(std::io::copy(&mut stream, &mut std::io::sink())),
+        Err(why) => eprintln!("{why}"),
+    }
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -52,6 +69,12 @@ fn main() -> ExitCode {
             standin::stand();
             ExitCode::SUCCESS
         }
+        [_, tracer::START, socket, program, arguments @ ..] => tracer::start(socket, program, arguments),
+        [_, tracer::TRACER, socket] => {
+            tracer::trace(socket);
+            ExitCode::SUCCESS
+        }
+        [_, VISIT, socket] => visit(socket),
         _ => libtest_mimic::run(&Arguments::from_args(), trials()).exit_code(),
     }
 }
@@ -70,5 +93,14 @@ fn trials() -> Vec<Trial> {
             trials.push(trial.with_ignored_flag(!root));
         }
     }
+    let more: &[(&str, fn())] =
+        &[("used::no_rule_is_there_that_nothing_uses", used::no_rule_is_there_that_nothing_uses)];
+    trials.extend(more.iter().map(|(name, test)| {
+        let body = || {
+            test();
+            Ok(())
+        };
+        Trial::test(*name, body).with_ignored_flag(!root)
+    }));
     trials
 }

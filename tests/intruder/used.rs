@@ -1,0 +1,64 @@
+//! No rule that nothing uses: a service does everything that its processes are for, under a tracer, and each call is held
+//! against the rules of every filter it had to pass.
+
+use std::collections::HashSet;
+use std::os::unix::net::UnixListener;
+
+use portcullis::sandbox::Role;
+
+use crate::rules::{self, Rule};
+use crate::tracer::{self, Call};
+use crate::workload;
+
+/// Rules that are used where the tracer cannot see it, or that no test can bring about, each with its reason.
+const UNSEEN: &[(&str, &str, &str)] = &[];
+
+pub(crate) fn no_rule_is_there_that_nothing_uses() {
+    let mut seen = HashSet::new();
+    for run in workload::RUNS {
+        seen.extend(traced(*run));
+    }
+    assert!(seen.len() > 1000, "{} calls: the tracer sees too little", seen.len());
+    let mut wrong = Vec::new();
+    for role in Role::ALL {
+        let rules = rules::of(role);
+        let under: Vec<&Call> =
+            seen.iter().filter(|call| call.filters.iter().any(|filter| filter == role.name())).collect();
+        assert!(under.len() > 20, "{role}: {} calls: the tracer does not see it", under.len());
+        let used = used(&rules, &under).unwrap_or_else(|stray| panic!("{role}: no rule allows {stray:?}"));
+        for (number, rule) in rules.iter().enumerate() {
+            let unseen = UNSEEN.iter().any(|(of, name, _)| *of == role.name() && rule.name.starts_with(name));
+            match (used.contains(&number), unseen) {
+                (false, false) => wrong.push(format!("{role}: nothing uses {}", rule.name)),
+                (true, true) => wrong.push(format!("{role}: {} is used, and listed as unseen", rule.name)),
+                _ => {}
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Which rules are used; a call that none allows is an error: it could not have been made.
+fn used<'c>(rules: &[Rule], calls: &[&'c Call]) -> Result<HashSet<usize>, &'c Call> {
+    let mut used = HashSet::new();
+    for call in calls {
+        let by = rules.iter().position(|rule| rule.allows(call.number, &call.arguments)).ok_or(*call)?;
+        used.insert(by);
+    }
+    Ok(used)
+}
+
+/// Runs a service under the tracer, and lets `run` use it up.
+fn traced(run: workload::Run) -> HashSet<Call> {
+    let mut site = workload::site();
+    let socket = site.path("tracer.sock");
+    let listener = UnixListener::bind(&socket).expect("bind");
+    let own = std::env::current_exe().expect("exe");
+    let text = |path: &std::path::Path| path.to_str().expect("text").to_owned();
+    site.through = vec![text(&own), tracer::START.to_owned(), text(&socket)];
+    // The trace has to be read while the service runs, or the tracer would wait.
+    let reader = std::thread::spawn(move || tracer::calls(listener.accept().expect("accept").0));
+    let service = site.start();
+    run(service);
+    reader.join().expect("the trace")
+}

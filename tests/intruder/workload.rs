@@ -1,0 +1,182 @@
+//! Everything that the processes of a service are for, once.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use portcullis::client::Question;
+use portcullis::client::blocking::Connection;
+use portcullis::decision::Outcome;
+use portcullis::wire::client::Deadline;
+
+use crate::hijack::threads;
+use crate::scene::{self, answers_again, process, processes, wait_until_gone};
+use crate::support::{PATIENCE, Service, Site, policy, tenant};
+
+pub(crate) type Run = fn(Service);
+
+/// Each ends its service in its own way.
+pub(crate) const RUNS: &[Run] = &[live_and_stop, crash];
+
+/// Tracing makes everything slow, and nothing here is about time.
+pub(crate) fn site() -> Site {
+    let policies = [
+        ("gate", "hostile/selective"),
+        ("hash", "hash"),
+        ("grow", "hostile/grow"),
+        ("fill", "hostile/spin-fill"),
+        ("recurse", "hostile/recurse"),
+        ("divide", "hostile/div-zero"),
+    ];
+    let mut site = Site::new()
+        .class("one", "threads = 2\n")
+        .tenant("acme", "one", &policies, "")
+        .class("two", "renew_after_decisions = 5\n")
+        .tenant("globex", "two", &[("gate", "hostile/selective")], "");
+    site.service = "answer_within = \"1m\"\ndrain = \"1m\"\n".into();
+    site.frontend = "hello_timeout = \"200ms\"\n".into();
+    site
+}
+
+fn live_and_stop(service: Service) {
+    service.status();
+    decide(&service);
+    refused(&service);
+    be_frozen(&service);
+    reload(&service);
+    for role in ["worker", "frontend"] {
+        let before = process(&service, role).pid;
+        kill(before, Signal::SIGSTOP).expect("stop");
+        wait_until_gone(before);
+        answers_again(&service);
+    }
+    renew(&service);
+    let mut open = service.connect("acme");
+    send(&mut open, "gate", "spin", 300);
+    service.stop();
+}
+
+fn crash(service: Service) {
+    // Faults of machine code end as panics do, by abort.
+    for role in ["worker", "frontend"] {
+        let before = process(&service, role).pid;
+        kill(before, Signal::SIGSEGV).expect("crash");
+        wait_until_gone(before);
+        answers_again(&service);
+    }
+    service.signal(Signal::SIGSEGV);
+    wait_until_gone(service.pid());
+}
+
+/// One question of every kind, several at a time.
+fn decide(service: &Service) {
+    let mut open = service.connect("acme");
+    let gate = [
+        "allow", "deny", "log:a line", "log-flood:40", "memory:3000000", "work:1000000", "trap", "random",
+        "size:900000", "clock",
+    ];
+    for word in gate {
+        send(&mut open, "gate", word, 60_000);
+    }
+    for other in ["hash", "grow", "recurse", "divide"] {
+        send(&mut open, other, "x", 60_000);
+    }
+    receive(&mut open, gate.len() + 4);
+    send(&mut open, "gate", "spin", 30);
+    send(&mut open, "fill", "", 30);
+    receive(&mut open, 2);
+    // More than the kernel holds for a client that does not read: it has to wait for room to write.
+    for _ in 0..20 {
+        send(&mut open, "gate", "size:900000", 60_000);
+    }
+    receive(&mut open, 20);
+    let mut client = service.client();
+    client.ping(&tenant("acme"), PATIENCE).expect("ping");
+    // A client that leaves while its question runs.
+    let mut leaves = service.connect("acme");
+    send(&mut leaves, "gate", "spin", 100);
+    drop(leaves);
+}
+
+/// Those who are not served.
+fn refused(service: &Service) {
+    service.try_connect("nobody").expect_err("unknown tenant");
+    let socket = service.socket();
+    // Nonsense, and silence until the time is up.
+    for bytes in [&b"\xff\xff\xff\xff"[..], b"\0\0\0\x01", b""] {
+        let mut stream = UnixStream::connect(&socket).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        stream.write_all(bytes).expect("write");
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    }
+    // An operator who is none, and one who says nonsense.
+    let operators = service.site.path("run/operator.sock");
+    let mut other = std::process::Command::new("/proc/self/exe");
+    other.args([crate::VISIT, operators.to_str().expect("text")]).uid(4242).gid(4242);
+    let _ = other.status().expect("another user");
+    let mut stream = UnixStream::connect(&operators).expect("connect");
+    stream.write_all(b"\xff\xff\xff\xff").expect("write");
+    let _ = std::io::copy(&mut stream, &mut std::io::sink());
+}
+
+/// What a suspended machine or a frozen cgroup does to a process: every wait ends, and goes on. SIGCONT does it to one
+/// that is traced.
+fn be_frozen(service: &Service) {
+    let mut open = service.connect("acme");
+    send(&mut open, "gate", "spin", 500);
+    for process in processes(service) {
+        for thread in threads(process.pid) {
+            // SAFETY: takes no pointers.
+            let _ = unsafe {
+                nix::libc::syscall(
+                    nix::libc::SYS_tgkill,
+                    process.pid.as_raw(),
+                    thread.as_raw(),
+                    nix::libc::SIGCONT,
+                )
+            };
+        }
+    }
+    receive(&mut open, 1);
+}
+
+/// New sets of policies, while connections are open and one of them has half a question under way.
+fn reload(service: &Service) {
+    let mut open = service.connect("acme");
+    send(&mut open, "gate", "allow", 60_000);
+    receive(&mut open, 1);
+    service.site.install("acme", "hash", "hash", 2);
+    let path = service.site.path("portcullis.toml");
+    let config = fs::read_to_string(&path).expect("configuration");
+    fs::write(&path, config.replace("uids = [0]", "uids = [0, 4242]")).expect("configuration");
+    assert_eq!(service.reload(), None);
+    send(&mut open, "gate", "allow", 60_000);
+    receive(&mut open, 1);
+    fs::write(&path, "nonsense").expect("configuration");
+    service.reload().expect("refused");
+    fs::write(&path, config).expect("configuration");
+}
+
+fn renew(service: &Service) {
+    let before = scene::processes(service).into_iter().find(|one| one.title.ends_with(": two")).expect("two");
+    for _ in 0..6 {
+        assert_eq!(service.ask("globex", "gate", b"allow").outcome, Outcome::Allow);
+    }
+    wait_until_gone(before.pid);
+}
+
+fn send(connection: &mut Connection, name: &str, word: &str, within_ms: u32) {
+    let question = Question::opaque("", word.as_bytes());
+    let deadline = Deadline::in_(Duration::from_millis(within_ms.into()));
+    connection.send(&tenant("acme"), &policy(name), deadline, question.input()).expect("send");
+    connection.flush().expect("flush");
+}
+
+fn receive(connection: &mut Connection, count: usize) {
+    for _ in 0..count {
+        let _any = connection.receive().expect("an answer");
+    }
+}
