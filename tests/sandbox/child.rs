@@ -3,11 +3,13 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use nix::fcntl::AtFlags;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid, getgid, getpid};
 use portcullis::sandbox::privileges::{ConfiguredLimits, endow, keep, settle, surrender};
@@ -122,17 +124,18 @@ pub(crate) fn run_sealed(role: Role, body: impl FnOnce(&Sealed)) -> End {
     run_unsealed(role, || body(&confine(role).seal().expect("seal")))
 }
 
-/// Two ends of a pipe: a test waits for bytes or the end, never for time.
+/// Two ends of a way for bytes: a test waits for them or for its end, never for time. Sockets, since no sealed frontend
+/// reads from anything else.
 pub(crate) fn pipe() -> (File, File) {
-    let (read, write): (OwnedFd, OwnedFd) = nix::unistd::pipe().expect("pipe");
-    (read.into(), write.into())
+    let (read, write) = UnixStream::pair().expect("pair");
+    (OwnedFd::from(read).into(), OwnedFd::from(write).into())
 }
 
 /// Says that a child is where it is to be looked at, then waits until the other side closes or kills.
-pub(crate) fn report_and_wait(mut ready: File, mut hold: File) {
+pub(crate) fn report_and_wait(mut ready: File, hold: File) {
     ready.write_all(b"!").expect("report");
     drop(ready);
-    let _ = hold.read(&mut [0]);
+    let _ = recv(hold.as_raw_fd(), &mut [0], MsgFlags::empty());
 }
 
 /// Blocks until a child reports; false if it ended without.

@@ -202,7 +202,7 @@ fn frontend() -> Infallible {
             }
             Received::Message(ToChild::Reassign, Some(memfd)) => {
                 let mut bytes = vec![0; 1 << 16];
-                let length = nix::unistd::read(&memfd, &mut bytes).expect("read");
+                let length = nix::sys::uio::pread(&memfd, &mut bytes, 0).expect("read");
                 close(memfd);
                 tenants =
                     frame::decode::<FrontendAssignment>(&bytes[..length]).expect("decode").tenants.len();
