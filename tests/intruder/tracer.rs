@@ -51,7 +51,8 @@ pub(crate) fn calls(mut from: UnixStream) -> HashSet<Call> {
     from.read_to_string(&mut text).expect("read the trace");
     let parse = |line: &str| {
         let (filters, numbers) = line.split_once(' ')?;
-        let numbers: Vec<u64> = numbers.split(' ').map(|number| number.parse().ok()).collect::<Option<_>>()?;
+        let numbers: Vec<u64> =
+            numbers.split(' ').map(|number| number.parse().ok()).collect::<Option<_>>()?;
         let (number, arguments) = numbers.split_first()?;
         let filters = filters.split(',').map(str::to_owned).collect();
         Some(Call { filters, number: *number, arguments: arguments.try_into().ok()? })
@@ -151,15 +152,13 @@ impl Tracer {
             if process.filters.is_empty() {
                 return;
             }
-            let call = Rc::new(Call {
-                filters: process.filters.clone(),
-                number: entry.nr,
-                arguments: entry.args,
-            });
+            let call =
+                Rc::new(Call { filters: process.filters.clone(), number: entry.nr, arguments: entry.args });
             if self.said.insert(Rc::clone(&call)) {
                 let numbers: Vec<String> =
                     [call.number].iter().chain(&call.arguments).map(u64::to_string).collect();
-                writeln!(self.to, "{} {}", call.filters.join(","), numbers.join(" ")).expect("send the trace");
+                writeln!(self.to, "{} {}", call.filters.join(","), numbers.join(" "))
+                    .expect("send the trace");
             }
         } else if stop.op == libc::PTRACE_SYSCALL_INFO_EXIT && self.sealing.remove(&thread) {
             // SAFETY: `op` says that this is what the kernel has filled in.

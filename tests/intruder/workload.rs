@@ -9,12 +9,13 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use portcullis::client::Question;
 use portcullis::client::blocking::Connection;
-use portcullis::decision::Outcome;
-use portcullis::wire::client::Deadline;
+use portcullis::decision::{Input, Outcome};
+use portcullis::wire::client::{CLIENT_FRAME_MAX, ClientFrame, Deadline, PROTOCOL_VERSION, SERVER_FRAME_MAX};
+use portcullis::wire::frame;
 
 use crate::hijack::threads;
 use crate::scene::{self, answers_again, process, processes, wait_until_gone};
-use crate::support::{PATIENCE, Service, Site, policy, tenant};
+use crate::support::{PATIENCE, Service, Site, policy, read_frame, tenant};
 
 pub(crate) type Run = fn(Service);
 
@@ -75,8 +76,16 @@ fn crash(service: Service) {
 fn decide(service: &Service) {
     let mut open = service.connect("acme");
     let gate = [
-        "allow", "deny", "log:a line", "log-flood:40", "memory:3000000", "work:1000000", "trap", "random",
-        "size:900000", "clock",
+        "allow",
+        "deny",
+        "log:a line",
+        "log-flood:40",
+        "memory:3000000",
+        "work:1000000",
+        "trap",
+        "random",
+        "size:900000",
+        "clock",
     ];
     for word in gate {
         send(&mut open, "gate", word, 60_000);
@@ -93,6 +102,7 @@ fn decide(service: &Service) {
         send(&mut open, "gate", "size:900000", 60_000);
     }
     receive(&mut open, 20);
+    crowd(service);
     let mut client = service.client();
     client.ping(&tenant("acme"), PATIENCE).expect("ping");
     // A client that leaves while its question runs.
@@ -101,8 +111,28 @@ fn decide(service: &Service) {
     drop(leaves);
 }
 
+/// Questions that wait behind others which take all there is to run them in, more of them than malloc has room for in
+/// one piece.
+fn crowd(service: &Service) {
+    let mut open = service.connect("acme");
+    for _ in 0..40 {
+        send(&mut open, "gate", "spin", 3_000);
+    }
+    let large = format!("text:{}", "x".repeat(900_000));
+    for _ in 0..100 {
+        send(&mut open, "gate", &large, 60_000);
+    }
+    receive(&mut open, 140);
+}
+
 /// Those who are not served.
 fn refused(service: &Service) {
+    // More at a time than the frontend has had room for so far.
+    let silent: Vec<_> = (0..600).map(|_| UnixStream::connect(service.socket()).expect("connect")).collect();
+    for mut stream in silent {
+        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    }
     service.try_connect("nobody").expect_err("unknown tenant");
     let socket = service.socket();
     // Nonsense, and silence until the time is up.
@@ -148,6 +178,18 @@ fn reload(service: &Service) {
     let mut open = service.connect("acme");
     send(&mut open, "gate", "allow", 60_000);
     receive(&mut open, 1);
+    // A connection that has to take along what was read of it.
+    let mut halfway = UnixStream::connect(service.socket()).expect("connect");
+    let hello = ClientFrame::Hello { version: PROTOCOL_VERSION, tenant: "acme" };
+    halfway.write_all(&encoded(&hello)).expect("hello");
+    read_frame(&mut halfway, SERVER_FRAME_MAX).expect("welcome");
+    let input = Input::Opaque { content_type: "", bytes: &[b'x'; 900_000] };
+    let input = frame::encode(&input, CLIENT_FRAME_MAX).expect("input");
+    let deadline = Deadline::Default;
+    let decide = ClientFrame::Decide { id: 1, tenant: "acme", policy: "gate", deadline, input: &input };
+    let decide = encoded(&decide);
+    let (first, last) = decide.split_at(decide.len() - 1);
+    halfway.write_all(first).expect("most of a question");
     service.site.install("acme", "hash", "hash", 2);
     let path = service.site.path("portcullis.toml");
     let config = fs::read_to_string(&path).expect("configuration");
@@ -155,6 +197,8 @@ fn reload(service: &Service) {
     assert_eq!(service.reload(), None);
     send(&mut open, "gate", "allow", 60_000);
     receive(&mut open, 1);
+    halfway.write_all(last).expect("the rest of it");
+    read_frame(&mut halfway, SERVER_FRAME_MAX).expect("a reply");
     fs::write(&path, "nonsense").expect("configuration");
     service.reload().expect("refused");
     fs::write(&path, config).expect("configuration");
@@ -173,6 +217,12 @@ fn send(connection: &mut Connection, name: &str, word: &str, within_ms: u32) {
     let deadline = Deadline::in_(Duration::from_millis(within_ms.into()));
     connection.send(&tenant("acme"), &policy(name), deadline, question.input()).expect("send");
     connection.flush().expect("flush");
+}
+
+fn encoded(message: &ClientFrame<'_>) -> Vec<u8> {
+    let mut buffer = bytes::BytesMut::new();
+    frame::encode_frame(message, &mut buffer, CLIENT_FRAME_MAX).expect("encode");
+    buffer.to_vec()
 }
 
 fn receive(connection: &mut Connection, count: usize) {
