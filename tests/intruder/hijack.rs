@@ -38,6 +38,7 @@ pub(crate) struct Thread {
     top: u64,
     memory: File,
     dead: bool,
+    dumped_core: bool,
 }
 
 /// All threads of a process, the first one first.
@@ -68,7 +69,7 @@ impl Thread {
         let memory = memory.expect("memory");
         let instruction = find_instruction(process, &memory, registers::place(&before));
         let top = (registers::stack(&before) - RED_ZONE) & !15;
-        Self { thread, before, instruction, top, memory, dead: false }
+        Self { thread, before, instruction, top, memory, dead: false, dumped_core: false }
     }
 
     /// Puts bytes on the thread's stack and returns their address.
@@ -116,9 +117,18 @@ impl Thread {
         answer
     }
 
-    /// Lets it run from where nothing is, as after a jump through a broken pointer.
-    pub(crate) fn crash(mut self) {
-        registers::prepare(&mut self.before, 0, 0, [0; 6]);
+    /// Whether the kernel wrote a core when it ended.
+    pub(crate) fn dumped_core(&self) -> bool {
+        self.dumped_core
+    }
+
+    /// Lets it run, for as long as there is a process: a signal is on its way that ends it.
+    pub(crate) fn run_to_its_end(&mut self) -> Death {
+        loop {
+            if let Err(death) = self.run_to_the_answer() {
+                return death;
+            }
+        }
     }
 
     fn run_to_the_answer(&mut self) -> Answer {
@@ -138,7 +148,10 @@ impl Thread {
                 WaitStatus::Stopped(_, of_its_own) => signal = Some(of_its_own),
                 WaitStatus::PtraceEvent(..) => {}
                 WaitStatus::Exited(_, code) => return Err(self.died(Death::Exit(code))),
-                WaitStatus::Signaled(_, by, _) => return Err(self.died(Death::Signal(by))),
+                WaitStatus::Signaled(_, by, core) => {
+                    self.dumped_core = core;
+                    return Err(self.died(Death::Signal(by)));
+                }
                 other => panic!("{other:?}"),
             }
         }

@@ -14,6 +14,7 @@
 
 mod escapes;
 mod hijack;
+mod left;
 mod probes;
 mod registers;
 mod rules;
@@ -26,9 +27,11 @@ mod used;
 mod workload;
 
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use probes::{Probe, inside, kernel, outside, processes};
 
 const ROLES: [&str; 3] = ["worker", "frontend", "supervisor"];
@@ -50,6 +53,33 @@ const ATTEMPTS: &[(&str, Attempts)] = &[
     ("no_wall_is_taken_down", inside::no_wall_is_taken_down),
     ("no_descriptor_is_forged", inside::no_descriptor_is_forged),
 ];
+
+const TESTS: &[(&str, fn())] = &[
+    ("left::every_thread_of_every_process_is_sealed", left::every_thread_of_every_process_is_sealed),
+    (
+        "left::a_crash_leaves_no_core_and_nobody_may_look_at_a_process",
+        left::a_crash_leaves_no_core_and_nobody_may_look_at_a_process,
+    ),
+    ("left::no_descriptor_comes_along", left::no_descriptor_comes_along),
+    ("left::a_worker_cannot_change_its_policies", left::a_worker_cannot_change_its_policies),
+    (
+        "left::a_child_has_no_environment_terminal_or_directory",
+        left::a_child_has_no_environment_terminal_or_directory,
+    ),
+    ("used::no_rule_is_there_that_nothing_uses", used::no_rule_is_there_that_nothing_uses),
+];
+
+/// `--leak FILE PROGRAM ARGUMENTS..`: opens the file a hundred times, and becomes the program with all of that open.
+const LEAK: &str = "--leak";
+
+fn leak(file: &str, program: &str, arguments: &[&str]) -> ! {
+    for _ in 0..100 {
+        let open = std::fs::File::open(file).expect("open");
+        fcntl(&open, FcntlArg::F_SETFD(FdFlag::empty())).expect("not to be closed by exec");
+        std::mem::forget(open);
+    }
+    panic!("run {program}: {}", Command::new(program).args(arguments).exec())
+}
 
 /// `--visit SOCKET`: connects and waits until it is sent away.
 const VISIT: &str = "--visit";
@@ -74,6 +104,7 @@ fn main() -> ExitCode {
             tracer::trace(socket);
             ExitCode::SUCCESS
         }
+        [_, LEAK, file, program, arguments @ ..] => leak(file, program, arguments),
         [_, VISIT, socket] => visit(socket),
         _ => libtest_mimic::run(&Arguments::from_args(), trials()).exit_code(),
     }
@@ -93,9 +124,7 @@ fn trials() -> Vec<Trial> {
             trials.push(trial.with_ignored_flag(!root));
         }
     }
-    let more: &[(&str, fn())] =
-        &[("used::no_rule_is_there_that_nothing_uses", used::no_rule_is_there_that_nothing_uses)];
-    trials.extend(more.iter().map(|(name, test)| {
+    trials.extend(TESTS.iter().map(|(name, test)| {
         let body = || {
             test();
             Ok(())

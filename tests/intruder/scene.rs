@@ -33,6 +33,32 @@ pub(crate) fn site() -> Site {
         .tenant("globex", "two", &[("gate", "hostile/selective")], "")
 }
 
+/// Who starts the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum As {
+    Root,
+    /// An ordinary user with the capabilities that the service is to have, as systemd starts it.
+    Ambient,
+}
+
+/// The UID of [`As::Ambient`].
+pub(crate) const STARTER: u32 = 61_009;
+
+pub(crate) fn site_of(starter: As) -> Site {
+    let mut site = site();
+    if starter == As::Ambient {
+        for place in [".", "run"] {
+            chown(site.path(place), Some(STARTER), Some(STARTER)).expect("chown");
+        }
+        let line = format!(
+            "setpriv --reuid={STARTER} --regid={STARTER} --clear-groups \
+             --inh-caps=+setuid,+setgid,+setpcap,+kill --ambient-caps=+setuid,+setgid,+setpcap,+kill"
+        );
+        site.through = line.split_whitespace().map(str::to_owned).collect();
+    }
+    site
+}
+
 /// The supervisor and its children, whatever they are.
 pub(crate) fn processes(service: &Service) -> Vec<Process> {
     let supervisor = service.pid();
@@ -68,6 +94,12 @@ pub(crate) fn process(service: &Service, role: &str) -> Process {
     };
     let all = processes(service);
     all.iter().find(|process| wanted(process)).cloned().unwrap_or_else(|| panic!("no {role} in {all:?}"))
+}
+
+/// The process of a role, as soon as there is one again.
+pub(crate) fn process_again(service: &Service, role: &str) -> Process {
+    answers_again(service);
+    process(service, role)
 }
 
 /// What is around a process of `service` with this UID, and a stranger of the same user.

@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nix::unistd::Pid;
@@ -16,8 +17,12 @@ pub(crate) struct StandIn(Child);
 impl StandIn {
     /// Starts one and waits until it waits. The UID is all that is changed: root's keeps every capability.
     pub(crate) fn start(uid: u32) -> Self {
+        Self::start_in(uid, Path::new("/"))
+    }
+
+    pub(crate) fn start_in(uid: u32, directory: &Path) -> Self {
         let mut command = Command::new("/proc/self/exe");
-        command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir("/");
+        command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir(directory);
         if uid != 0 {
             command.uid(uid).gid(uid);
         }

@@ -226,6 +226,8 @@ impl Site {
     pub fn try_start(self) -> Result<Service, (ExitStatus, String)> {
         fs::write(self.path("portcullis.toml"), self.config()).unwrap();
         let notify = UnixDatagram::bind(self.path("run/notify.sock")).unwrap();
+        // The supervisor may be another user, as under a real manager.
+        fs::set_permissions(self.path("run/notify.sock"), fs::Permissions::from_mode(0o777)).unwrap();
         notify.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let log = fs::File::create(self.path("log")).unwrap();
         let supervisor = self.supervisor.display().to_string();
