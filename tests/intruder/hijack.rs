@@ -100,7 +100,8 @@ impl Thread {
     pub(crate) fn call(&mut self, number: i64, arguments: [u64; 6]) -> Answer {
         let mut registers = self.before;
         registers::prepare(&mut registers, self.instruction, number, arguments);
-        ptrace::setregs(self.thread, registers).expect("registers");
+        // Fails for who was killed meanwhile, which is what the answer will be.
+        let _ = ptrace::setregs(self.thread, registers);
         self.run_to_the_answer()
     }
 
@@ -134,14 +135,15 @@ impl Thread {
     fn run_to_the_answer(&mut self) -> Answer {
         let mut signal = None;
         loop {
-            ptrace::syscall(self.thread, signal.take()).expect("go on");
+            match ptrace::syscall(self.thread, signal.take()) {
+                // ESRCH: somebody has killed it meanwhile, and that is what is waited for.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => panic!("go on: {errno}"),
+            }
             match waitpid(self.thread, Some(WaitPidFlag::__WALL)).expect("wait") {
                 WaitStatus::PtraceSyscall(_) => {
-                    let stop = ptrace::syscall_info(self.thread).expect("stop");
-                    // A call that the filter stopped is left like any other; the signal that ends the process is next.
-                    if stop.op == nix::libc::PTRACE_SYSCALL_INFO_EXIT && !self.is_doomed() {
-                        let registers = ptrace::getregs(self.thread).expect("registers");
-                        return Ok(registers::result(&registers));
+                    if let Some(answer) = self.answer() {
+                        return Ok(answer);
                     }
                 }
                 // Its own signals stay its own.
@@ -157,10 +159,19 @@ impl Thread {
         }
     }
 
+    /// If it is on its way out of a call and will live. A call that the filter stopped is left like any other; the
+    /// signal that ends the process is next.
+    fn answer(&self) -> Option<i64> {
+        let stop = ptrace::syscall_info(self.thread).ok()?;
+        let registers = ptrace::getregs(self.thread).ok()?;
+        let answered = stop.op == nix::libc::PTRACE_SYSCALL_INFO_EXIT && !self.is_doomed();
+        answered.then(|| registers::result(&registers))
+    }
+
     /// Whether a SIGSYS waits for the thread: the kernel lets nobody, not even a tracer, keep it from a process.
     fn is_doomed(&self) -> bool {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.thread)).expect("status");
-        let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:")).expect("SigPnd");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.thread)).unwrap_or_default();
+        let Some(pending) = status.lines().find_map(|line| line.strip_prefix("SigPnd:")) else { return true };
         let pending = u64::from_str_radix(pending.trim(), 16).expect("SigPnd");
         pending & 1 << (nix::libc::SIGSYS - 1) != 0
     }

@@ -228,16 +228,19 @@ pub(crate) fn a_worker_cannot_change_its_policies() {
     drop(thread);
     answers_again(&service);
     // Every other way is not even asked.
-    let ways: [fn(u64) -> (i64, [u64; 6]); 4] = [
-        |fd| (libc::SYS_ftruncate, [fd, 0, 0, 0, 0, 0]),
-        |fd| (libc::SYS_mmap, [0, 4096, 3, 1, fd, 0]),
-        |fd| (libc::SYS_fcntl, [fd, 1033, 16, 0, 0, 0]),
-        |fd| (libc::SYS_pwrite64, [fd, 0, 1, 0, 0, 0]),
-    ];
-    for way in ways {
+    let ways = |fd: u64| {
+        [
+            (libc::SYS_ftruncate, [fd, 0, 0, 0, 0, 0]),
+            (libc::SYS_mmap, [0, 4096, 3, 1, fd, 0]),
+            // To add a seal is to be told whether there may be more: F_ADD_SEALS, F_SEAL_FUTURE_WRITE.
+            (libc::SYS_fcntl, [fd, 1033, 16, 0, 0, 0]),
+            (libc::SYS_pwrite64, [fd, 0, 1, 0, 0, 0]),
+        ]
+    };
+    for way in 0..ways(0).len() {
         let worker = scene::process_again(&service, "worker");
         let policy = descriptors(worker.pid).into_iter().find(|(_, what)| kind(what) == "policy");
-        let (call, arguments) = way(u64::from(policy.expect("a policy").0.cast_unsigned()));
+        let (call, arguments) = ways(u64::from(policy.expect("a policy").0.cast_unsigned()))[way];
         let answer = Thread::take_over(worker.pid).call(call, arguments);
         assert_eq!(answer, Err(Death::Signal(Signal::SIGSYS)), "call {call}");
         wait_until_gone(worker.pid);

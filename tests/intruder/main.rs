@@ -12,9 +12,11 @@
     reason = "test code; clippy's exceptions for tests do not reach a binary without #[test]"
 )]
 
+mod ends;
 mod escapes;
 mod hijack;
 mod left;
+mod lies;
 mod probes;
 mod registers;
 mod rules;
@@ -66,6 +68,18 @@ const TESTS: &[(&str, fn())] = &[
         "left::a_child_has_no_environment_terminal_or_directory",
         left::a_child_has_no_environment_terminal_or_directory,
     ),
+    ("lies::who_lies_to_the_supervisor_is_ended", lies::who_lies_to_the_supervisor_is_ended),
+    ("lies::a_worker_that_lies_to_the_frontend_is_ended", lies::a_worker_that_lies_to_the_frontend_is_ended),
+    (
+        "lies::a_worker_does_not_believe_the_frontend_everything",
+        lies::a_worker_does_not_believe_the_frontend_everything,
+    ),
+    ("lies::who_says_nothing_wrong_lives", lies::who_says_nothing_wrong_lives),
+    (
+        "ends::nobody_outlives_the_supervisor_whoever_started_it",
+        ends::nobody_outlives_the_supervisor_whoever_started_it,
+    ),
+    ("rules::a_rule_is_asked_as_the_kernel_asks_it", rules::a_rule_is_asked_as_the_kernel_asks_it),
     ("used::no_rule_is_there_that_nothing_uses", used::no_rule_is_there_that_nothing_uses),
 ];
 

@@ -79,3 +79,22 @@ fn run(program: &BpfProgram, data: &[u8; 64]) -> u32 {
         }
     }
 }
+
+/// What a rule says yes to, it must; what it says no to, it must not: or nothing here would be found redundant.
+pub(crate) fn a_rule_is_asked_as_the_kernel_asks_it() {
+    let rules = of(Role::Worker);
+    let allowing = |number: i64, arguments: [u64; 6]| -> Vec<&str> {
+        let all = rules.iter().filter(|rule| rule.allows(number.cast_unsigned(), &arguments));
+        all.map(|rule| rule.name.split(' ').next().expect("name")).collect()
+    };
+    let private = u64::from(nix::libc::MAP_PRIVATE.cast_unsigned());
+    assert_eq!(allowing(nix::libc::SYS_mmap, [0, 4096, 3, private, 0, 0]), ["mmap"]);
+    assert_eq!(allowing(nix::libc::SYS_mmap, [0, 4096, 7, private, 0, 0]), [""; 0]);
+    assert_eq!(allowing(nix::libc::SYS_openat, [0; 6]), [""; 0]);
+    assert_eq!(allowing(nix::libc::SYS_close, [4, 0, 0, 0, 0, 0]), ["close"]);
+    assert_eq!(allowing(nix::libc::SYS_close, [3, 0, 0, 0, 0, 0]), [""; 0]);
+    // 32 bits of an argument count where the rule says so, and only they.
+    assert_eq!(allowing(nix::libc::SYS_close, [1 << 32 | 3, 0, 0, 0, 0, 0]), [""; 0]);
+    assert_eq!(allowing(nix::libc::SYS_sendto, [9, 0, 0, 0, 0, 0]), ["sendto"]);
+    assert_eq!(allowing(nix::libc::SYS_sendto, [9, 0, 0, 0, 1 << 40, 0]), [""; 0]);
+}

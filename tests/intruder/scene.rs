@@ -142,22 +142,21 @@ pub(crate) fn gone(pid: Pid) -> bool {
         .unwrap_or(true)
 }
 
-/// Waits until a process is gone. There is no event for who is not its parent but a descriptor of it.
-pub(crate) fn wait_until_gone(pid: Pid) {
+/// Waits for what there is no event for that a stranger could wait for.
+pub(crate) fn wait_until(so: impl Fn() -> bool, what: &str) {
     let until = Instant::now() + PATIENCE;
-    while !gone(pid) {
-        assert!(Instant::now() < until, "process {pid} is still there");
+    while !so() {
+        assert!(Instant::now() < until, "never: {what}");
         std::thread::yield_now();
     }
 }
 
-/// Waits until the service has said something.
+pub(crate) fn wait_until_gone(pid: Pid) {
+    wait_until(|| gone(pid), &format!("process {pid} is gone"));
+}
+
 pub(crate) fn wait_until_said(service: &Service, what: &str) {
-    let until = Instant::now() + PATIENCE;
-    while !service.log().contains(what) {
-        assert!(Instant::now() < until, "the service did not say {what:?}\n{}", service.log());
-        std::thread::yield_now();
-    }
+    wait_until(|| service.log().contains(what), &format!("the service says {what:?}"));
 }
 
 /// The UID that owns what /proc shows of a process: root's while it cannot be dumped.

@@ -32,6 +32,7 @@ pub(crate) struct Call {
     pub(crate) arguments: [u64; 6],
 }
 
+#[expect(clippy::zombie_processes, reason = "it outlives this program, which becomes the service")]
 pub(crate) fn start(socket: &str, program: &str, arguments: &[&str]) -> ! {
     let mut tracer = Command::new("/proc/self/exe")
         .args([TRACER, socket])

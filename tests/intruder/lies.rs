@@ -1,0 +1,222 @@
+//! An intruder's only ways out of a sealed process are its channels. What it says there, by the process's own
+//! descriptors, that a sound process would not say, costs it the process, and nobody else anything.
+
+use nix::libc;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use portcullis::decision::TrustClass;
+use portcullis::wire::control::{CONTROL_MAX, FromChild, Ready, fd};
+use portcullis::wire::frame;
+use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
+use portcullis::wire::operator::{WorkerCounters, WorkerStatus};
+use serde::Serialize;
+
+use crate::hijack::{Answer, Death, Thread};
+use crate::left::descriptors;
+use crate::scene::{self, answers_again, gone, process_again, wait_until, wait_until_gone};
+
+/// A packet, and how many descriptors go with it.
+struct Lie {
+    what: &'static str,
+    bytes: Vec<u8>,
+    descriptors: usize,
+}
+
+fn lie(what: &'static str, bytes: Vec<u8>) -> Lie {
+    Lie { what, bytes, descriptors: 0 }
+}
+
+fn encoded(message: &impl Serialize) -> Vec<u8> {
+    frame::encode(message, CONTROL_MAX.max(HANDOVER_MAX)).expect("encode")
+}
+
+/// Nonsense for any channel with messages of at most `max` bytes.
+fn nonsense(max: usize) -> Vec<Lie> {
+    vec![
+        lie("bytes that mean nothing", vec![0xff; 100]),
+        lie("a message that ends early", vec![0]),
+        lie("more bytes than a message may have", vec![0; max + 1]),
+        Lie { what: "two descriptors", bytes: encoded(&FromChild::Pong { nonce: 0 }), descriptors: 2 },
+    ]
+}
+
+/// From a child to the supervisor while it serves.
+fn to_the_supervisor(role: &str) -> Vec<Lie> {
+    let ready =
+        Ready { loaded: 9, refused: 0, pagemap_scan: true, landlock_abi: 9, landlock_proven_threads: 9 };
+    let mut lies = nonsense(CONTROL_MAX);
+    lies.extend([
+        lie("ready a second time", encoded(&FromChild::Ready(ready))),
+        lie("failed, though it serves", encoded(&FromChild::Failed { why: "x".repeat(60_000) })),
+        lie("an answer to nothing", encoded(&FromChild::Pong { nonce: u64::MAX })),
+    ]);
+    if role == "frontend" {
+        lies.push(lie("what only a worker may ask for", encoded(&FromChild::Renew)));
+    }
+    lies
+}
+
+/// From a worker to the frontend while it serves.
+fn to_the_frontend() -> Vec<Lie> {
+    let mut lies = nonsense(HANDOVER_MAX);
+    let status = WorkerStatus {
+        class: TrustClass::new("two").expect("class"),
+        generation: 1,
+        pagemap_scan: true,
+        stack_zeroing: true,
+        counters: WorkerCounters::default(),
+        policies: Vec::new(),
+    };
+    lies.extend([
+        Lie {
+            what: "a connection that is none, before it was asked to drain",
+            bytes: encoded(&FromWorker::Return { cookie: Cookie(1), unread: 0 }),
+            descriptors: 1,
+        },
+        lie(
+            "a connection without its descriptor",
+            encoded(&FromWorker::Return { cookie: Cookie(1), unread: 0 }),
+        ),
+        lie("bytes of no connection", encoded(&FromWorker::Unread(vec![1; 1000]))),
+        lie("the end of somebody's connection", encoded(&FromWorker::Closed { cookie: Cookie(u64::MAX) })),
+        lie(
+            "a status that nobody asked for",
+            encoded(&FromWorker::Status { nonce: 7, part: status, last: true }),
+        ),
+    ]);
+    lies
+}
+
+/// From the frontend to a worker.
+fn to_a_worker() -> Vec<Lie> {
+    let mut lies = nonsense(HANDOVER_MAX);
+    let adopt =
+        |unread| ToWorker::Adopt { cookie: Cookie(1), uid: 0, tenants: Vec::new(), resumed: true, unread };
+    lies.extend([
+        lie("a connection without its descriptor", encoded(&adopt(0))),
+        Lie { what: "more bytes than there can be", bytes: encoded(&adopt(u32::MAX)), descriptors: 1 },
+        lie("bytes of no connection", encoded(&ToWorker::Unread(vec![1; 1000]))),
+        Lie { what: "a descriptor for nothing", bytes: encoded(&ToWorker::Drain), descriptors: 1 },
+    ]);
+    lies
+}
+
+pub(crate) fn who_lies_to_the_supervisor_is_ended() {
+    for role in ["frontend", "worker"] {
+        for lie in to_the_supervisor(role) {
+            // Deaths in quick succession would be waited for.
+            let service = scene::site().start();
+            let liar = process_again(&service, role).pid;
+            let before = scene::processes(&service);
+            say(liar, fd::CONTROL, &lie);
+            wait_until_gone(liar);
+            answers_again(&service);
+            assert!(!gone(service.pid()), "{role}: {}", lie.what);
+            if role == "worker" {
+                let others = before.iter().filter(|process| process.pid != liar);
+                others.for_each(|other| assert!(!gone(other.pid), "{other:?}: {}", lie.what));
+            }
+        }
+    }
+}
+
+pub(crate) fn a_worker_that_lies_to_the_frontend_is_ended() {
+    for lie in to_the_frontend() {
+        let service = scene::site().start();
+        let liar = process_again(&service, "worker").pid;
+        let before = scene::processes(&service);
+        say(liar, fd::FIRST, &lie);
+        wait_until_gone(liar);
+        answers_again(&service);
+        let others = before.iter().filter(|process| process.pid != liar);
+        others.for_each(|other| assert!(!gone(other.pid), "{other:?}: {}", lie.what));
+    }
+}
+
+pub(crate) fn a_worker_does_not_believe_the_frontend_everything() {
+    for lie in to_a_worker() {
+        let service = scene::site().start();
+        answers_again(&service);
+        let frontend = scene::process(&service, "frontend").pid;
+        let workers = scene::processes(&service).into_iter().filter(|process| process.role == "worker");
+        let workers: Vec<Pid> = workers.map(|process| process.pid).collect();
+        say(frontend, a_channel_to_a_worker(frontend), &lie);
+        // Which of them the channel leads to is not to be seen from here.
+        wait_until(|| workers.iter().any(|worker| gone(*worker)), lie.what);
+        answers_again(&service);
+        assert_eq!(workers.iter().filter(|worker| gone(**worker)).count(), 1, "{}", lie.what);
+        assert!(!gone(frontend), "{}", lie.what);
+    }
+}
+
+/// The control: a process that was taken over and said nothing wrong goes on, and so does one that says what it may.
+pub(crate) fn who_says_nothing_wrong_lives() {
+    let service = scene::site().start();
+    for role in ["frontend", "worker", "supervisor"] {
+        let process = scene::process(&service, role);
+        for _ in 0..3 {
+            let answer = Thread::take_over(process.pid).call(libc::SYS_getpid, [0; 6]);
+            assert_eq!(answer, Ok(process.pid.as_raw().into()), "{role}");
+            answers_again(&service);
+        }
+        assert!(!gone(process.pid), "{role}");
+    }
+    // A worker may ask for a successor; it is drained, and nobody notices.
+    let worker = scene::process(&service, "worker").pid;
+    say(worker, fd::CONTROL, &lie("a wish", encoded(&FromChild::Renew)));
+    wait_until_gone(worker);
+    answers_again(&service);
+    assert!(!service.log().contains("misbehaved"), "{}", service.log());
+}
+
+/// Has a process send a packet over one of its descriptors.
+fn say(process: Pid, over: i32, lie: &Lie) {
+    let mut thread = Thread::take_over(process);
+    match send(&mut thread, over, lie) {
+        // Ended before it has come back from the call.
+        Err(Death::Signal(Signal::SIGKILL)) => {}
+        sent => assert_eq!(sent, Ok(i64::try_from(lie.bytes.len()).expect("length")), "{}", lie.what),
+    }
+}
+
+/// `sendmsg` with the thread's own standard error as each of the descriptors.
+fn send(thread: &mut Thread, over: i32, lie: &Lie) -> Answer {
+    // Long messages are one piece over and over: a stack has little room.
+    const PIECE: usize = 1024;
+    let mut pieces = Vec::new();
+    let first = thread.place(&lie.bytes[..lie.bytes.len().min(PIECE)]);
+    for piece in lie.bytes.chunks(PIECE) {
+        let at = if lie.bytes.starts_with(piece) { first } else { thread.place(piece) };
+        pieces.extend([at, piece.len() as u64]);
+    }
+    let vector = thread.place_words(&pieces);
+    let (control, length) = match lie.descriptors {
+        0 => (0, 0),
+        count => {
+            let header = [16 + 4 * count as u64, u64::from(libc::SCM_RIGHTS.cast_unsigned()) << 32 | 1];
+            let header = header.map(u64::to_ne_bytes).concat();
+            let descriptors = [2_i32.to_ne_bytes(); 2].concat();
+            (thread.place(&[header, descriptors].concat()), 24)
+        }
+    };
+    let message = [0, 0, vector, pieces.len() as u64 / 2, control, length, 0];
+    let message = thread.place_words(&message);
+    thread.call(libc::SYS_sendmsg, [u64::from(over.cast_unsigned()), message, 0, 0, 0, 0])
+}
+
+/// The frontend's end of its channel to a worker.
+fn a_channel_to_a_worker(frontend: Pid) -> i32 {
+    let sockets = descriptors(frontend).into_iter().filter(|(_, what)| what.starts_with("socket:"));
+    let beyond = sockets.map(|(number, _)| number).filter(|number| *number > fd::SECOND);
+    let channels: Vec<i32> = beyond.filter(|number| is_packets(frontend, *number)).collect();
+    assert_eq!(channels.len(), 2, "one to each worker");
+    channels[0]
+}
+
+fn is_packets(process: Pid, number: i32) -> bool {
+    let mut thread = Thread::take_over(process);
+    let (kind, length) = (thread.place(&[0; 4]), thread.place(&4_u32.to_ne_bytes()));
+    let asked = [u64::from(number.cast_unsigned()), 1, 3, kind, length, 0];
+    assert_eq!(thread.call(libc::SYS_getsockopt, asked), Ok(0));
+    thread.read(kind, 4) == libc::SOCK_SEQPACKET.to_ne_bytes()
+}
