@@ -3,7 +3,6 @@
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::Signal;
-use portcullis::sandbox::Role;
 
 use crate::hijack::{Answer, Death, Thread, threads};
 use crate::probes::{Instead, Probe, Unsealed};
@@ -27,16 +26,21 @@ pub(crate) fn try_all(role: &str, probes: &[Probe]) -> Result<(), String> {
         let mut thread = Thread::take_over_thread(target.pid, all[number % all.len()]);
         let answer = (probe.attempt)(&mut thread, &around);
         drop(thread);
-        if let Err(why) = stopped(duty(role), probe, answer) {
+        if let Err(why) = stopped(role, probe, answer) {
             wrong.push(format!("{role}: {}: {why}", probe.name));
         }
         if answer.is_err() {
             wait_until_gone(target.pid);
-            if target.pid != service.pid() {
-                wait_until_said(&service, &format!("pid {}): killed by SIGSYS", target.pid));
-                // Once a role is enough.
-                if number == 0 {
-                    answers_again(&service);
+            match role {
+                "supervisor" => {}
+                // Nobody could be started any more: the service ends, which its manager sees.
+                "spawner" => wait_until_said(&service, "the spawner killed by SIGSYS"),
+                _ => {
+                    wait_until_said(&service, &format!("pid {}): killed by SIGSYS", target.pid));
+                    // Once a role is enough.
+                    if number == 0 {
+                        answers_again(&service);
+                    }
                 }
             }
         }
@@ -61,12 +65,6 @@ fn unsealed(probe: &Probe, uid: u32, service: &Service) -> Result<(), String> {
         (Unsealed::Refused(_), Ok(0..)) if uid == 0 => Ok(()),
         (expected, Ok(answer)) => Err(format!("{}, expected {expected:?}", say(answer))),
     }
-}
-
-/// Until there is a process that does nothing but start the others, the supervisor does that.
-fn duty(role: &str) -> &str {
-    let alone = !Role::ALL.iter().any(|role| role.name() == "spawner");
-    if role == "supervisor" && alone { "spawner" } else { role }
 }
 
 fn stopped(role: &str, probe: &Probe, answer: Answer) -> Result<(), String> {

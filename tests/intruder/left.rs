@@ -20,8 +20,10 @@ use crate::support::{FIRST_CLASS_UID, Service};
 fn capabilities(role: &str) -> u64 {
     match role {
         "worker" | "frontend" => 0,
-        // CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP.
-        "supervisor" => 0x1e0,
+        // CAP_KILL.
+        "supervisor" => 0x20,
+        // CAP_SETGID, CAP_SETUID, CAP_SETPCAP.
+        "spawner" => 0x1c0,
         other => panic!("what may a {other} have?"),
     }
 }
@@ -100,6 +102,10 @@ pub(crate) fn a_crash_leaves_no_core_and_nobody_may_look_at_a_process() {
         // What /proc shows of a process belongs to its user, or to root if it is not to be looked at.
         assert_eq!(shown_to(process.pid), 0, "{process:?}");
 
+        if process.uid == 0 {
+            // Who is root on this machine may look at everything.
+            continue;
+        }
         // The looker ends first: whoever is traced is not seen to end before.
         let stranger = StandIn::start(process.uid);
         let looker = StandIn::start(process.uid);
@@ -160,8 +166,7 @@ pub(crate) fn no_descriptor_comes_along() {
     let own = std::env::current_exe().expect("exe");
     site.through = vec![text(&own), crate::LEAK.to_owned(), text(&canary)];
     let service = site.start();
-    let leaked = |pid| descriptors(pid).iter().filter(|(_, what)| **what == text(&canary)).count();
-    assert_eq!(leaked(service.pid()), 100, "control: the supervisor was given them");
+    assert!(service.log().contains(crate::LEAKS), "control: the supervisor was given them");
     for process in processes(&service).iter().filter(|process| process.pid != service.pid()) {
         let all = descriptors(process.pid);
         let kinds: BTreeMap<i32, &str> = all.iter().map(|(number, what)| (*number, kind(what))).collect();

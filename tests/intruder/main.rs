@@ -36,7 +36,7 @@ use libtest_mimic::{Arguments, Trial};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use probes::{Probe, inside, kernel, outside, processes};
 
-const ROLES: [&str; 3] = ["worker", "frontend", "supervisor"];
+const ROLES: [&str; 4] = ["worker", "frontend", "supervisor", "spawner"];
 
 type Attempts = fn() -> Vec<Probe>;
 
@@ -85,6 +85,7 @@ const TESTS: &[(&str, fn())] = &[
 
 /// `--leak FILE PROGRAM ARGUMENTS..`: opens the file a hundred times, and becomes the program with all of that open.
 const LEAK: &str = "--leak";
+const LEAKS: &str = "100 more descriptors go through exec";
 
 fn leak(file: &str, program: &str, arguments: &[&str]) -> ! {
     for _ in 0..100 {
@@ -92,6 +93,10 @@ fn leak(file: &str, program: &str, arguments: &[&str]) -> ! {
         fcntl(&open, FcntlArg::F_SETFD(FdFlag::empty())).expect("not to be closed by exec");
         std::mem::forget(open);
     }
+    let open = std::fs::read_dir("/proc/self/fd").expect("descriptors").flatten();
+    let leaks =
+        open.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|to| to.to_str() == Some(file)));
+    eprintln!("{} more descriptors go through exec", leaks.count());
     panic!("run {program}: {}", Command::new(program).args(arguments).exec())
 }
 

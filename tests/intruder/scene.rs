@@ -106,7 +106,11 @@ pub(crate) fn process_again(service: &Service, role: &str) -> Process {
 pub(crate) fn surroundings(service: &Service, uid: u32, stranger: &StandIn) -> Surroundings {
     let own_directory = TempDir::new().expect("directory");
     fs::set_permissions(&own_directory, fs::Permissions::from_mode(0o700)).expect("chmod");
-    chown(&own_directory, Some(uid), Some(uid)).expect("chown");
+    let own_file = own_directory.path().join("file");
+    fs::write(&own_file, "x").expect("write");
+    for own in [own_directory.path(), &own_file] {
+        chown(own, Some(uid), Some(uid)).expect("chown");
+    }
     let sibling = processes(service).into_iter().find(|process| process.title == "portcullis-worker: two");
     Surroundings {
         supervisor: service.pid(),

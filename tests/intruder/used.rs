@@ -16,8 +16,9 @@ const UNSEEN: &[(&str, &str, &str)] = &[
     ("worker", "clock_gettime", VDSO),
     ("worker", "futex (FUTEX_WAIT,", MALLOC),
     ("supervisor", "clock_gettime", VDSO),
-    ("supervisor", "futex (FUTEX_WAIT,", MALLOC),
-    ("supervisor", "arch_prctl (ARCH_CET_STATUS)", "ld.so of glibc 2.39 and later asks for shadow stacks"),
+    ("spawner", "clock_gettime", VDSO),
+    ("spawner", "futex (FUTEX_WAIT,", MALLOC),
+    ("spawner", "arch_prctl (ARCH_CET_STATUS)", "ld.so of glibc 2.39 and later asks for shadow stacks"),
 ];
 const VDSO: &str = "on a machine whose clock the vDSO cannot read, asking for the time is a system call";
 const MALLOC: &str =

@@ -14,7 +14,7 @@ use portcullis::wire::client::{CLIENT_FRAME_MAX, ClientFrame, Deadline, PROTOCOL
 use portcullis::wire::frame;
 
 use crate::hijack::threads;
-use crate::scene::{self, answers_again, process, processes, wait_until_gone};
+use crate::scene::{self, answers_again, process, processes, wait_until, wait_until_gone};
 use crate::support::{PATIENCE, Service, Site, policy, read_frame, tenant};
 
 pub(crate) type Run = fn(Service);
@@ -111,18 +111,22 @@ fn decide(service: &Service) {
     drop(leaves);
 }
 
-/// Questions that wait behind others which take all there is to run them in, more of them than malloc has room for in
-/// one piece.
+/// Answers that nobody takes yet, more of them than malloc has room for in one piece.
 fn crowd(service: &Service) {
-    let mut open = service.connect("acme");
-    for _ in 0..40 {
-        send(&mut open, "gate", "spin", 3_000);
+    const EACH: usize = 5;
+    let answered = |service: &Service| -> u64 {
+        let workers = service.status().workers.into_iter();
+        workers.filter(|worker| worker.class.as_str() == "one").map(|worker| worker.counters.allowed).sum()
+    };
+    let before = answered(service);
+    let mut open: Vec<Connection> = (0..40).map(|_| service.connect("acme")).collect();
+    for connection in &mut open {
+        for _ in 0..EACH {
+            send(connection, "gate", "size:900000", 60_000);
+        }
     }
-    let large = format!("text:{}", "x".repeat(900_000));
-    for _ in 0..100 {
-        send(&mut open, "gate", &large, 60_000);
-    }
-    receive(&mut open, 140);
+    wait_until(|| answered(service) >= before + 40 * EACH as u64, "all questions are answered");
+    open.iter_mut().for_each(|connection| receive(connection, EACH));
 }
 
 /// Those who are not served.

@@ -53,9 +53,15 @@ pub(crate) struct Surroundings {
     /// An ordinary process of the same UID without any sandbox.
     pub(crate) stranger: Pid,
     pub(crate) socket: PathBuf,
-    /// That only the process's user may enter.
+    /// That only the process's user may enter, with a file in it.
     pub(crate) own_directory: TempDir,
     pub(crate) other_cache: PathBuf,
+}
+
+impl Surroundings {
+    fn own_file(&self) -> PathBuf {
+        self.own_directory.path().join("file")
+    }
 }
 
 const fn probe(

@@ -31,14 +31,19 @@ pub(crate) fn no_file_is_reached() -> Vec<Probe> {
             let flags = flag(libc::O_TMPFILE | libc::O_WRONLY);
             thread.call(libc::SYS_openat, [AT_CWD, name, flags, 0o600, 0, 0])
         }),
-        probe("remove a file", Refused(libc::ENOENT), |thread, _| {
-            let name = thread.text("/etc/no/such/file");
+        probe("remove a file of the process's own user", Works, |thread, around| {
+            let name = thread.text(around.own_file().to_str().expect("text"));
             thread.call(libc::SYS_unlinkat, [AT_CWD, name, 0, 0, 0, 0])
-        })
-        .but(&[
-            ("supervisor", super::Instead::Errno(libc::ENOENT)),
-            ("spawner", super::Instead::Errno(libc::ENOENT)),
-        ]),
+        }),
+        #[cfg(target_arch = "x86_64")]
+        probe("remove a file of the process's own user with unlink", Works, |thread, around| {
+            let name = thread.text(around.own_file().to_str().expect("text"));
+            thread.call(libc::SYS_unlink, [name, 0, 0, 0, 0, 0])
+        }),
+        probe("write a file of the process's own user", Works, |thread, around| {
+            let name = thread.text(around.own_file().to_str().expect("text"));
+            thread.call(libc::SYS_openat, [AT_CWD, name, flag(libc::O_WRONLY), 0, 0, 0])
+        }),
         probe("ask about a file", Works, |thread, _| {
             let name = thread.text("/etc/passwd");
             let answer = thread.place(&[0; 256]);

@@ -42,8 +42,10 @@ pub(crate) fn no_other_process_is_touched() -> Vec<Probe> {
         }),
         probe("signal the supervisor", Refused(libc::EPERM), |thread, around| {
             thread.call(libc::SYS_kill, [number(around.supervisor), 0, 0, 0, 0, 0])
-        })
-        .but(&[("supervisor", May("itself"))]),
+        }),
+        probe("end a process of the same user", Works, |thread, around| {
+            thread.call(libc::SYS_kill, [number(around.stranger), flag(libc::SIGKILL), 0, 0, 0, 0])
+        }),
         probe("signal a thread of a process of the same user", Works, |thread, around| {
             let stranger = number(around.stranger);
             thread.call(libc::SYS_tgkill, [stranger, stranger, 0, 0, 0, 0])
