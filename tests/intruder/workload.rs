@@ -14,7 +14,7 @@ use portcullis::wire::client::{CLIENT_FRAME_MAX, ClientFrame, Deadline, PROTOCOL
 use portcullis::wire::frame;
 
 use crate::hijack::threads;
-use crate::scene::{self, answers_again, process, processes, wait_until, wait_until_gone};
+use crate::scene::{self, answers_again, process, processes, wait_until_gone};
 use crate::support::{PATIENCE, Service, Site, policy, read_frame, tenant};
 
 pub(crate) type Run = fn(Service);
@@ -111,22 +111,35 @@ fn decide(service: &Service) {
     drop(leaves);
 }
 
-/// Answers that nobody takes yet, more of them than malloc has room for in one piece.
+/// Questions that have not come whole yet, more of them than malloc has room for in one piece.
 fn crowd(service: &Service) {
-    const EACH: usize = 5;
-    let answered = |service: &Service| -> u64 {
-        let workers = service.status().workers.into_iter();
-        workers.filter(|worker| worker.class.as_str() == "one").map(|worker| worker.counters.allowed).sum()
-    };
-    let before = answered(service);
-    let mut open: Vec<Connection> = (0..40).map(|_| service.connect("acme")).collect();
-    for connection in &mut open {
-        for _ in 0..EACH {
-            send(connection, "gate", "size:900000", 60_000);
-        }
+    let question = large_question();
+    let mut all: Vec<UnixStream> = (0..250).map(|_| greeted(service)).collect();
+    for stream in &mut all {
+        // Comes back when the worker has read all but what the kernel holds.
+        stream.write_all(&question[..question.len() - 1]).expect("most of a question");
     }
-    wait_until(|| answered(service) >= before + 40 * EACH as u64, "all questions are answered");
-    open.iter_mut().for_each(|connection| receive(connection, EACH));
+    for stream in &mut all {
+        stream.write_all(&question[question.len() - 1..]).expect("the rest of it");
+        read_frame(stream, SERVER_FRAME_MAX).expect("a reply");
+    }
+}
+
+fn greeted(service: &Service) -> UnixStream {
+    let mut stream = UnixStream::connect(service.socket()).expect("connect");
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    stream
+        .write_all(&encoded(&ClientFrame::Hello { version: PROTOCOL_VERSION, tenant: "acme" }))
+        .expect("hello");
+    read_frame(&mut stream, SERVER_FRAME_MAX).expect("welcome");
+    stream
+}
+
+fn large_question() -> Vec<u8> {
+    let input = Input::Opaque { content_type: "", bytes: &[b'x'; 900_000] };
+    let input = frame::encode(&input, CLIENT_FRAME_MAX).expect("input");
+    let deadline = Deadline::Default;
+    encoded(&ClientFrame::Decide { id: 1, tenant: "acme", policy: "gate", deadline, input: &input })
 }
 
 /// Those who are not served.
@@ -183,16 +196,8 @@ fn reload(service: &Service) {
     send(&mut open, "gate", "allow", 60_000);
     receive(&mut open, 1);
     // A connection that has to take along what was read of it.
-    let mut halfway = UnixStream::connect(service.socket()).expect("connect");
-    let hello = ClientFrame::Hello { version: PROTOCOL_VERSION, tenant: "acme" };
-    halfway.write_all(&encoded(&hello)).expect("hello");
-    read_frame(&mut halfway, SERVER_FRAME_MAX).expect("welcome");
-    let input = Input::Opaque { content_type: "", bytes: &[b'x'; 900_000] };
-    let input = frame::encode(&input, CLIENT_FRAME_MAX).expect("input");
-    let deadline = Deadline::Default;
-    let decide = ClientFrame::Decide { id: 1, tenant: "acme", policy: "gate", deadline, input: &input };
-    let decide = encoded(&decide);
-    let (first, last) = decide.split_at(decide.len() - 1);
+    let (mut halfway, question) = (greeted(service), large_question());
+    let (first, last) = question.split_at(question.len() - 1);
     halfway.write_all(first).expect("most of a question");
     service.site.install("acme", "hash", "hash", 2);
     let path = service.site.path("portcullis.toml");
