@@ -1,19 +1,26 @@
 //! An intruder's only ways out of a sealed process are its channels. What it says there, by the process's own
 //! descriptors, that a sound process would not say, costs it the process, and nobody else anything.
 
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Instant;
+
 use nix::libc;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{MsgFlags, SockType, getsockopt, sockopt};
 use nix::unistd::Pid;
 use portcullis::decision::TrustClass;
+use portcullis::wire::channel::{Channel, Received};
 use portcullis::wire::control::{CONTROL_MAX, FromChild, Ready, fd};
 use portcullis::wire::frame;
 use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
 use portcullis::wire::operator::{WorkerCounters, WorkerStatus};
+use portcullis::wire::spawner::{FromSpawner, Order, Part, SPAWNER_MAX};
 use serde::Serialize;
 
 use crate::hijack::{Answer, Death, Thread};
 use crate::left::descriptors;
-use crate::scene::{self, answers_again, gone, process_again, wait_until, wait_until_gone};
+use crate::scene::{self, answers_again, gone, process_again, wait_until, wait_until_gone, wait_until_said};
+use crate::support::{FIRST_CLASS_UID, PATIENCE, Service};
 
 /// A packet, and how many descriptors go with it.
 struct Lie {
@@ -147,6 +154,92 @@ pub(crate) fn a_worker_does_not_believe_the_frontend_everything() {
         assert_eq!(workers.iter().filter(|worker| gone(**worker)).count(), 1, "{}", lie.what);
         assert!(!gone(frontend), "{}", lie.what);
     }
+}
+
+/// A supervisor that was taken over cannot have anybody started but those it named at its start.
+pub(crate) fn the_spawner_starts_nobody_it_was_not_told_of() {
+    let service = scene::site().start();
+    answers_again(&service);
+    let children = || scene::processes(&service).len();
+    // It stands still, and its descriptors are used by somebody else: that is what being taken over is.
+    let supervisor = Thread::take_over(service.pid());
+    let channel = Channel::<Order, FromSpawner>::new(way_to_the_spawner(&service), SPAWNER_MAX);
+    let before = children();
+    let order = |class: &str, descriptors: usize| {
+        let part = Part::Worker(TrustClass::new(class).expect("class"));
+        let stderr = std::io::stderr();
+        let descriptors = vec![stderr.as_fd(); descriptors];
+        let order = Order { part, open_files: 64, processes: Some(64) };
+        channel.send_with(&order, &descriptors).expect("order");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match channel.receive(&mut Vec::new()).expect("answer") {
+                Received::Message(answer, _) => return answer,
+                Received::End => panic!("{class}, {descriptors:?}: the spawner has ended"),
+                Received::Nothing => assert!(Instant::now() < until, "{class}, {descriptors:?}: no answer"),
+            }
+            std::thread::yield_now();
+        }
+    };
+    for (class, descriptors) in [("three", 3), ("root", 3), ("one", 0), ("one", 1)] {
+        let answer = order(class, descriptors);
+        assert!(matches!(answer, FromSpawner::Failed { .. }), "{class}, {descriptors}: {answer:?}");
+        assert_eq!(children(), before, "{class}, {descriptors}");
+    }
+    // The control: one it knows. It ends at once, since what it was given is not what it needs, and not as root.
+    let FromSpawner::Started { pid } = order("one", 3) else { panic!("control") };
+    wait_until(|| gone(Pid::from_raw(pid)), "the child that was ordered ends");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("nobody has waited for it");
+    let uid = FIRST_CLASS_UID.to_string();
+    assert!(status.contains(&format!("Uid:\t{}", [uid.as_str(); 4].join("\t"))), "{status}");
+    drop(supervisor);
+    answers_again(&service);
+}
+
+/// A spawner that hears nonsense does not guess what was meant: it ends, and with it the service.
+pub(crate) fn the_spawner_hears_no_nonsense() {
+    for lie in nonsense(SPAWNER_MAX).into_iter().filter(|lie| lie.descriptors == 0) {
+        let service = scene::site().start();
+        let spawner = scene::process(&service, "spawner").pid;
+        let channel = way_to_the_spawner(&service);
+        let sent = send_as_is(&channel, &lie.bytes);
+        assert_eq!(sent, Ok(lie.bytes.len()), "{}", lie.what);
+        wait_until_gone(spawner);
+        wait_until_said(&service, "without it nobody can be started");
+        wait_until_gone(service.pid());
+    }
+}
+
+fn send_as_is(over: &OwnedFd, bytes: &[u8]) -> nix::Result<usize> {
+    nix::sys::socket::send(over.as_raw_fd(), bytes, MsgFlags::empty())
+}
+
+/// The supervisor's end of its channel to the spawner. Both ends are made by one call, one after the other, and so
+/// have neighbouring inodes.
+fn way_to_the_spawner(service: &Service) -> OwnedFd {
+    let inode =
+        |what: &str| -> Option<u64> { what.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok() };
+    let spawner = scene::process(service, "spawner").pid;
+    let theirs = inode(&descriptors(spawner)[&fd::CONTROL]).expect("a socket");
+    let sockets = descriptors(service.pid());
+    let sockets = sockets.iter().filter_map(|(number, what)| Some((inode(what)?, *number)));
+    let (_, number) = sockets.min_by_key(|(ours, _)| ours.abs_diff(theirs)).expect("sockets");
+    let copy = copy_of(service.pid(), number);
+    assert_eq!(getsockopt(&copy, sockopt::SockType), Ok(SockType::SeqPacket));
+    copy
+}
+
+/// A copy of another process's descriptor.
+fn copy_of(process: Pid, number: i32) -> OwnedFd {
+    // SAFETY: takes no pointers.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) };
+    // SAFETY: takes no pointers.
+    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, number, 0) };
+    // SAFETY: the kernel has just made it for this call.
+    drop(unsafe { OwnedFd::from_raw_fd(i32::try_from(pidfd).expect("pidfd")) });
+    assert!(copy >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just made it for this call.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(copy).expect("descriptor")) }
 }
 
 /// The control: a process that was taken over and said nothing wrong goes on, and so does one that says what it may.

@@ -74,6 +74,11 @@ const TESTS: &[(&str, fn())] = &[
         "lies::a_worker_does_not_believe_the_frontend_everything",
         lies::a_worker_does_not_believe_the_frontend_everything,
     ),
+    (
+        "lies::the_spawner_starts_nobody_it_was_not_told_of",
+        lies::the_spawner_starts_nobody_it_was_not_told_of,
+    ),
+    ("lies::the_spawner_hears_no_nonsense", lies::the_spawner_hears_no_nonsense),
     ("lies::who_says_nothing_wrong_lives", lies::who_says_nothing_wrong_lives),
     (
         "ends::nobody_outlives_the_supervisor_whoever_started_it",

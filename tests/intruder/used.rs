@@ -18,6 +18,8 @@ const UNSEEN: &[(&str, &str, &str)] = &[
     ("supervisor", "clock_gettime", VDSO),
     ("spawner", "clock_gettime", VDSO),
     ("spawner", "futex (FUTEX_WAIT,", MALLOC),
+    ("spawner", "fstat", "ld.so of glibc 2.39 and later asks this way what it has opened"),
+    ("spawner", "sched_yield", "std's channels, when two threads of a child meet in one: chance again"),
     ("spawner", "arch_prctl (ARCH_CET_STATUS)", "ld.so of glibc 2.39 and later asks for shadow stacks"),
 ];
 const VDSO: &str = "on a machine whose clock the vDSO cannot read, asking for the time is a system call";
