@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use nix::libc;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{MsgFlags, SockType, getsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::Pid;
 use portcullis::decision::TrustClass;
 use portcullis::wire::channel::{Channel, Received};
@@ -163,7 +163,7 @@ pub(crate) fn the_spawner_starts_nobody_it_was_not_told_of() {
     let children = || scene::processes(&service).len();
     // It stands still, and its descriptors are used by somebody else: that is what being taken over is.
     let supervisor = Thread::take_over(service.pid());
-    let channel = Channel::<Order, FromSpawner>::new(way_to_the_spawner(&service), SPAWNER_MAX);
+    let channel = Channel::<Order, FromSpawner>::new(way_to_the_spawner(&service, &supervisor), SPAWNER_MAX);
     let before = children();
     let order = |class: &str, descriptors: usize| {
         let part = Part::Worker(TrustClass::new(class).expect("class"));
@@ -201,7 +201,7 @@ pub(crate) fn the_spawner_hears_no_nonsense() {
     for lie in nonsense(SPAWNER_MAX).into_iter().filter(|lie| lie.descriptors == 0) {
         let service = scene::site().start();
         let spawner = scene::process(&service, "spawner").pid;
-        let channel = way_to_the_spawner(&service);
+        let channel = way_to_the_spawner(&service, &Thread::take_over(service.pid()));
         let sent = send_as_is(&channel, &lie.bytes);
         assert_eq!(sent, Ok(lie.bytes.len()), "{}", lie.what);
         wait_until_gone(spawner);
@@ -214,19 +214,22 @@ fn send_as_is(over: &OwnedFd, bytes: &[u8]) -> nix::Result<usize> {
     nix::sys::socket::send(over.as_raw_fd(), bytes, MsgFlags::empty())
 }
 
-/// The supervisor's end of its channel to the spawner. Both ends are made by one call, one after the other, and so
-/// have neighbouring inodes.
-fn way_to_the_spawner(service: &Service) -> OwnedFd {
-    let inode =
-        |what: &str| -> Option<u64> { what.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok() };
+/// The supervisor's end of its channel to the spawner: where it arrives what the spawner says, while the supervisor
+/// stands still and does not take it.
+fn way_to_the_spawner(service: &Service, _supervisor: &Thread) -> OwnedFd {
+    const WORD: &[u8] = b"which of them?";
     let spawner = scene::process(service, "spawner").pid;
-    let theirs = inode(&descriptors(spawner)[&fd::CONTROL]).expect("a socket");
-    let sockets = descriptors(service.pid());
-    let sockets = sockets.iter().filter_map(|(number, what)| Some((inode(what)?, *number)));
-    let (_, number) = sockets.min_by_key(|(ours, _)| ours.abs_diff(theirs)).expect("sockets");
-    let copy = copy_of(service.pid(), number);
-    assert_eq!(getsockopt(&copy, sockopt::SockType), Ok(SockType::SeqPacket));
-    copy
+    say(spawner, fd::CONTROL, &lie("a word", WORD.to_vec()));
+    let sockets = descriptors(service.pid()).into_iter().filter(|(_, what)| what.starts_with("socket:"));
+    let mut copies = sockets.map(|(number, _)| copy_of(service.pid(), number));
+    let heard = |copy: &OwnedFd, flags| {
+        let mut bytes = [0; 64];
+        let heard = recv(copy.as_raw_fd(), &mut bytes, flags | MsgFlags::MSG_DONTWAIT);
+        heard.is_ok_and(|length| &bytes[..length] == WORD)
+    };
+    let way = copies.find(|copy| heard(copy, MsgFlags::MSG_PEEK)).expect("a channel to the spawner");
+    assert!(heard(&way, MsgFlags::empty()), "taken out of it again");
+    way
 }
 
 /// A copy of another process's descriptor.
