@@ -62,6 +62,8 @@ enum WorkerError {
     Tell(#[from] SendError),
     #[error(transparent)]
     Steward(#[from] steward::StewardError),
+    #[error("serve: {0}")]
+    Serve(#[source] steward::StewardError),
 }
 
 /// The program `portcullis-worker`. Started by the supervisor, never by hand.
@@ -81,7 +83,10 @@ pub fn main() -> ExitCode {
         Ok(()) => sandbox::end(0),
         Err(error) => {
             tracing::error!(%error, "worker ends");
-            let _ = control.send(&FromChild::Failed { why: error.to_string() }, None);
+            // Only who never served has failed to start.
+            if !matches!(error, WorkerError::Serve(_)) {
+                let _ = control.send(&FromChild::Failed { why: error.to_string() }, None);
+            }
             sandbox::end(1)
         }
     }
@@ -142,7 +147,7 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
 
     let sealed = confined.seal()?;
     control.send(&FromChild::Ready(ready), None)?;
-    Ok(steward.serve(sealed)?)
+    steward.serve(sealed).map_err(WorkerError::Serve)
 }
 
 fn read_assignment() -> Result<WorkerAssignment, WorkerError> {

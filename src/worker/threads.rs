@@ -89,9 +89,7 @@ pub(super) fn start(
                 sandbox::prove_landlock()?;
                 Ok(executor)
             })();
-            if let Some(executor) = hand_in(prepared, &report, &barrier) {
-                give_up("executor", executor.run());
-            }
+            give_up("executor", hand_in(prepared, &report, &barrier).run());
         })?;
     }
     let watched = executors.clone();
@@ -102,9 +100,7 @@ pub(super) fn start(
             sandbox::prove_landlock()?;
             Ok(watchdog)
         })();
-        if let Some(watchdog) = hand_in(prepared, &watchdog_report, &watchdog_barrier) {
-            give_up("watchdog", watchdog.run());
-        }
+        give_up("watchdog", hand_in(prepared, &watchdog_report, &watchdog_barrier).run());
     })?;
     drop(report);
     for _ in 0..=count {
@@ -122,17 +118,23 @@ fn hand_in<T>(
     prepared: Result<T, ThreadsError>,
     report: &mpsc::Sender<Result<(), ThreadsError>>,
     barrier: &Barrier,
-) -> Option<T> {
-    let (value, outcome) = match prepared {
-        Ok(value) => (Some(value), Ok(())),
-        Err(error) => (None, Err(error)),
-    };
-    // Fails only when the main thread has given up already.
-    let _ = report.send(outcome);
-    if value.is_some() {
-        barrier.wait();
+) -> T {
+    // The report fails only when the main thread has given up already.
+    match prepared {
+        Ok(value) => {
+            let _ = report.send(Ok(()));
+            barrier.wait();
+            value
+        }
+        Err(error) => {
+            let _ = report.send(Err(error));
+            // The process ends, and says why. A thread that ended by itself would end it first, by a system call that
+            // no profile has.
+            loop {
+                thread::park();
+            }
+        }
     }
-    value
 }
 
 /// Without one of its threads a worker is of no use: its clients are better off with closed connections.

@@ -11,6 +11,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use portcullis::sandbox::Role;
+
 use crate::hijack::{Death, Thread, threads};
 use crate::scene::{self, As, Process, answers_again, processes, shown_to, wait_until_gone};
 use crate::standin::StandIn;
@@ -76,9 +78,8 @@ fn sealed(process: &Process, thread: Pid, starter: As) {
     expect("NoNewPrivs", "1");
     expect("Seccomp", "2");
     let filters: u32 = status["Seccomp_filters"].parse().expect("number");
-    // The frontend's and workers' own, and the one they are born into.
-    let own = u32::from(held == 0);
-    assert_eq!(filters, 1 + own, "{what}: filters");
+    let role = Role::ALL.into_iter().find(|role| role.name() == process.role).expect("a role");
+    assert_eq!(filters, role.filters_in_force(), "{what}: filters");
     let uid = match (held, starter) {
         (0, _) => process.uid,
         (_, As::Root) => 0,

@@ -169,7 +169,7 @@ pub(crate) fn the_spawner_starts_nobody_it_was_not_told_of() {
         let part = Part::Worker(TrustClass::new(class).expect("class"));
         let stderr = std::io::stderr();
         let descriptors = vec![stderr.as_fd(); descriptors];
-        let order = Order { part, open_files: 64, processes: Some(64) };
+        let order = Order { serial: 7, part, open_files: 64, processes: Some(64) };
         channel.send_with(&order, &descriptors).expect("order");
         let until = Instant::now() + PATIENCE;
         loop {
@@ -183,11 +183,14 @@ pub(crate) fn the_spawner_starts_nobody_it_was_not_told_of() {
     };
     for (class, descriptors) in [("three", 3), ("root", 3), ("one", 0), ("one", 1)] {
         let answer = order(class, descriptors);
-        assert!(matches!(answer, FromSpawner::Failed { .. }), "{class}, {descriptors}: {answer:?}");
+        assert!(
+            matches!(answer, FromSpawner::Refused { serial: 7, .. }),
+            "{class}, {descriptors}: {answer:?}"
+        );
         assert_eq!(children(), before, "{class}, {descriptors}");
     }
     // The control: one it knows. It ends at once, since what it was given is not what it needs, and not as root.
-    let FromSpawner::Started { pid } = order("one", 3) else { panic!("control") };
+    let FromSpawner::Started { serial: 7, pid } = order("one", 3) else { panic!("control") };
     wait_until(|| gone(Pid::from_raw(pid)), "the child that was ordered ends");
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("nobody has waited for it");
     let uid = FIRST_CLASS_UID.to_string();

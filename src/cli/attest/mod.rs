@@ -227,15 +227,10 @@ impl Expectations {
         self.programs.clone()
     }
 
-    /// A child is born under the spawner's filters and adds its own; spawner and supervisor have each their own over
-    /// what the service was started under.
     fn filters(&self, role: Role) -> Option<u32> {
-        let supervisors = self.measure.as_ref()?.seccomp_filters;
-        Some(match role {
-            // At least its own; how many the service was started under is not declared.
-            Role::Supervisor | Role::Spawner => supervisors.max(1),
-            Role::Frontend | Role::Worker => supervisors.max(1).saturating_add(1),
-        })
+        // How many the service was started under is not declared: what the supervisor has besides its own.
+        let outer = self.measure.as_ref()?.seccomp_filters.saturating_sub(Role::Supervisor.filters());
+        Some(outer.saturating_add(role.filters_in_force()))
     }
 
     /// `None` where only the configuration could say.

@@ -60,6 +60,16 @@ pub(crate) fn no_file_is_reached() -> Vec<Probe> {
             let name = thread.text("/tmp/no/such/file");
             thread.call(libc::SYS_fchmodat, [AT_CWD, name, 0o777, 0, 0, 0])
         }),
+        probe("make a set-user-ID file", Works, |thread, around| {
+            let name = thread.text(around.own_directory.path().join("s").to_str().expect("text"));
+            let flags = flag(libc::O_CREAT | libc::O_WRONLY);
+            thread.call(libc::SYS_openat, [AT_CWD, name, flags, 0o4755, 0, 0])
+        }),
+        // Of whatever descriptor: standard error is there in every role.
+        probe("give a file the set-user-ID bit", Lives, |thread, _| {
+            thread.call(libc::SYS_fchmod, [2, 0o4755, 0, 0, 0, 0])
+        }),
+        probe("let others write what it makes", Works, |thread, _| thread.call(libc::SYS_umask, [0; 6])),
         probe("watch files", Works, |thread, _| thread.call(libc::SYS_inotify_init1, [0; 6])),
         probe("list the descriptors of a process", Works, |thread, _| open(thread, "/proc/self/fd")).but(&[
             ("supervisor", May("looks at each child before it gets traffic: /proc is allowed")),
@@ -70,6 +80,12 @@ pub(crate) fn no_file_is_reached() -> Vec<Probe> {
 
 pub(crate) fn no_socket_is_made_or_used() -> Vec<Probe> {
     vec![
+        // One end of it can send to every datagram socket whose path may be reached: the journal's, for one.
+        probe("a datagram socket by way of a pair", Works, |thread, _| {
+            let ends = thread.place(&[0; 8]);
+            let pair = (flag(libc::AF_UNIX), flag(libc::SOCK_DGRAM));
+            thread.call(libc::SYS_socketpair, [pair.0, pair.1, 0, ends, 0, 0])
+        }),
         probe("TCP socket", Works, |thread, _| socket(thread, libc::AF_INET, libc::SOCK_STREAM)),
         probe("UDP datagram", Works, |thread, _| {
             then(socket(thread, libc::AF_INET, libc::SOCK_DGRAM), |fd| {
