@@ -90,32 +90,11 @@ pub(crate) fn start() -> (Output, String) {
     (output, journal().split_off(before))
 }
 
-/// Puts programs, units, users and directories where they belong.
+/// As an administrator does it.
 fn install() {
     let from = Path::new(PROGRAMS).parent().expect("a directory");
-    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
-    fs::create_dir_all(INSTALLED).expect("mkdir");
-    for entry in fs::read_dir(from).expect("list programs") {
-        let path = entry.expect("entry").path();
-        let name = path.file_name().and_then(|name| name.to_str()).expect("name");
-        if name.starts_with("portcullis-") && !name.contains('.') {
-            copy(&path, &Path::new(INSTALLED).join(name), 0o755);
-        }
-    }
-    copy(&from.join("portcullis"), Path::new("/usr/bin/portcullis"), 0o755);
-    for name in ["portcullis.service", SOCKETS[0], SOCKETS[1]] {
-        copy(&units.join(name), &Path::new("/usr/lib/systemd/system").join(name), 0o644);
-    }
-    copy(&units.join("portcullis.sysusers"), Path::new("/usr/lib/sysusers.d/portcullis.conf"), 0o644);
-    copy(&units.join("portcullis.tmpfiles"), Path::new("/usr/lib/tmpfiles.d/portcullis.conf"), 0o644);
-    run("systemd-sysusers", &[]);
-    run("systemd-tmpfiles", &["--create", "portcullis.conf"]);
-    systemctl(&["daemon-reload"]);
-}
-
-fn copy(from: &Path, to: &Path, mode: u32) {
-    fs::copy(from, to).unwrap_or_else(|why| panic!("copy {from:?} to {to:?}: {why}"));
-    fs::set_permissions(to, fs::Permissions::from_mode(mode)).expect("chmod");
+    let portcullis = from.join("portcullis");
+    run(portcullis.to_str().expect("text"), &["install", "--systemd"]);
 }
 
 pub(crate) fn write(path: &str, bytes: &[u8]) {

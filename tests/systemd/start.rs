@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use nix::sys::signal::Signal;
 
 use crate::Test;
 use crate::machine::{
-    CONFIGURATION, DECIDE, OPERATOR, Process, SERVICE, SOCKETS, SOUND, answers, configure, installed,
-    journal, listed, output, process, processes, property, roles, run, started, systemctl,
+    CACHE, CONFIGURATION, DECIDE, OPERATOR, Process, SERVICE, SOCKETS, SOUND, answers, configure, installed,
+    journal, listed, output, process, processes, property, roles, run, started, systemctl, text,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,10 +20,24 @@ pub(crate) const TESTS: &[Test] = &[
     ("start::sockets_have_the_modes_and_owners_declared", sockets_have_the_modes_and_owners_declared),
     ("start::a_client_that_connects_starts_the_service", a_client_that_connects_starts_the_service),
     ("start::keys_come_as_credentials", keys_come_as_credentials),
+    ("start::the_running_service_is_attested", the_running_service_is_attested),
     ("start::what_the_unit_takes_away_is_gone", what_the_unit_takes_away_is_gone),
     ("start::programs_are_replaced_under_a_running_service", programs_are_replaced_under_a_running_service),
     ("start::stopping_leaves_no_process_and_no_residue", stopping_leaves_no_process_and_no_residue),
 ];
+
+/// Nothing that the unit does to the service makes it other than declared, and what is changed is noticed here too.
+fn the_running_service_is_attested() {
+    started();
+    answers();
+    let attested = output("portcullis", &["attest", "--json"]);
+    assert_eq!(attested.status.code(), Some(0), "{attested:?}");
+    println!("measured: {}", run("portcullis", &["attest"]).lines().last().unwrap_or_default());
+    fs::set_permissions(CACHE, PermissionsExt::from_mode(0o755)).expect("chmod");
+    let attested = output("portcullis", &["attest"]);
+    assert_eq!(attested.status.code(), Some(1), "{attested:?}");
+    assert!(text(&attested).contains(CACHE), "{attested:?}");
+}
 
 fn an_installed_service_starts_with_a_uid_for_each_role() {
     started();

@@ -16,7 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("units::every_setting_of_the_service_has_its_comment", every_setting_of_the_service_has_its_comment),
 ];
 
-const UNITS: &str = "/usr/lib/systemd/system";
+const UNITS: &str = "/etc/systemd/system";
 
 /// The exit code says nothing of it: unknown settings and unknown groups of system calls are only told of.
 fn systemd_has_nothing_to_say_about_the_units() {
