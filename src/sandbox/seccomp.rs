@@ -86,7 +86,7 @@ mod tests {
     /// Distinct system calls, the limits of the project: a worker and a frontend hold what a client or a policy wrote.
     /// The spawner's includes all that its children need, since a filter is inherited (`sandbox/README.md`).
     const AT_MOST: [(Role, usize); 4] =
-        [(Role::Worker, 25), (Role::Frontend, 35), (Role::Supervisor, 45), (Role::Spawner, 81)];
+        [(Role::Worker, 24), (Role::Frontend, 19), (Role::Supervisor, 29), (Role::Spawner, 78)];
 
     const FILES: [(TargetArch, Role, &str); 8] = [
         (TargetArch::x86_64, Role::Spawner, include_str!("../../sandbox/x86_64/spawner.json")),
