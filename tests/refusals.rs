@@ -13,9 +13,10 @@
 mod support;
 
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
@@ -40,6 +41,17 @@ fn end_of(
     site: &Site,
     spoil: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) -> (Option<i32>, String) {
+    match start(site, spoil) {
+        Ok(said) => panic!("it started:\n{said}"),
+        Err(end) => end,
+    }
+}
+
+/// What it said until it was ready, and no more of it; or how it ended, and what it said.
+fn start(
+    site: &Site,
+    spoil: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> Result<String, (Option<i32>, String)> {
     fs::write(site.path("portcullis.toml"), site.config()).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis-supervisor"));
     command.arg("--config").arg(site.path("portcullis.toml")).stdin(Stdio::null());
@@ -55,13 +67,13 @@ fn end_of(
         if said.ends_with("portcullis-supervisor: ready\n") {
             service.kill().unwrap();
             service.wait().unwrap();
-            panic!("it started:\n{said}");
+            return Ok(said);
         }
     }
     let status = service.wait().unwrap();
     // Nobody is left who could answer.
     assert!(!site.path("run/decide.sock").exists(), "a socket is left: {said}");
-    (status.code(), said)
+    Err((status.code(), said))
 }
 
 /// A filter as an outer sandbox would have it: these calls fail, all others pass.
@@ -258,6 +270,74 @@ fn a_configuration_or_key_that_others_may_write_is_refused() {
     fs::set_permissions(site.path("keys/release.pub"), fs::Permissions::from_mode(0o644)).unwrap();
     fs::set_permissions(site.path("keys"), fs::Permissions::from_mode(0o777)).unwrap();
     refused_by_configuration(&site, &["keys", "chmod"]);
+}
+
+/// A group of the unified hierarchy that was given nothing to hand down.
+struct ControlGroup {
+    outer: PathBuf,
+    inner: PathBuf,
+}
+
+impl ControlGroup {
+    fn new() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounted = mounts.lines().filter(|line| line.contains(" - cgroup2 ")).find_map(|line| line.split(' ').nth(4));
+        let mounted = Path::new(mounted.expect(
+            "no unified hierarchy of control groups; mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 \
+             /sys/fs/cgroup/unified",
+        ));
+        let outer = mounted.join(format!("portcullis-refusals-{}", std::process::id()));
+        let inner = outer.join("inner");
+        fs::create_dir_all(&inner).unwrap();
+        Self { outer, inner }
+    }
+
+    /// For [`start`]: goes there.
+    fn enter(&self) -> impl FnMut() -> io::Result<()> + Send + Sync + 'static {
+        let entrance = fs::File::options().write(true).open(self.inner.join("cgroup.procs")).unwrap();
+        move || (&entrance).write_all(b"0")
+    }
+
+    fn groups_within(&self) -> usize {
+        fs::read_dir(&self.inner).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count()
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        // Killed children of the service may take a moment to be gone, and nothing tells of that but this.
+        for path in [&self.inner, &self.outer] {
+            while fs::remove_dir(path).is_err_and(|why| why.kind() == io::ErrorKind::ResourceBusy) {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// What the configuration limits is limited, or nothing runs. Shown where it is kept by the tests under systemd.
+#[test]
+fn limits_that_no_control_group_can_keep_are_refused() {
+    if !is_root() {
+        return;
+    }
+    let group = ControlGroup::new();
+    for (limit, controller) in [("memory_max = \"64MiB\"\n", "memory"), ("tasks_max = 100000\n", "pids")] {
+        let limited = Site::new().class("one", limit).tenant("acme", "one", &[("hash", "hash")], "");
+        let (code, said) = end_of(&limited, group.enter());
+        assert_eq!(code, Some(UNAVAILABLE), "{said}");
+        for part in [
+            &format!("control group {:?} has no controller {controller:?}", group.inner),
+            "Delegate=memory pids and ProtectControlGroups=no",
+            "or take memory_max and tasks_max out of the configuration",
+        ] {
+            assert!(said.contains(part), "no {part:?} in: {said}");
+        }
+        assert_eq!(group.groups_within(), 0, "it was left as it was");
+    }
+    // Control: the same place, and nothing to be limited.
+    let said = start(&site(), group.enter()).unwrap();
+    assert!(!said.contains("limit classes"), "{said}");
+    assert_eq!(group.groups_within(), 0, "nothing was asked for, nothing was touched");
 }
 
 #[track_caller]

@@ -65,14 +65,21 @@ impl Nursery {
     pub(super) fn start(&self, order: &Order, descriptors: &[OwnedFd]) -> Result<Pid, StartError> {
         let member = self.members.iter().find(|member| member.part == order.part);
         let member = member.ok_or_else(|| StartError::Stranger(order.part.clone()))?;
-        let [control, assignment, first, second @ ..] = descriptors else {
+        let (group, numbered) = match descriptors {
+            [numbered @ .., group] if order.grouped => (Some(group), numbered),
+            numbered => (None, numbered),
+        };
+        let [control, assignment, first, second @ ..] = numbered else {
             return Err(StartError::Descriptors(descriptors.len()));
         };
         let wanted = Wanted { control, assignment, first, second: second.first() };
         let body = || -> isize {
             // Out of the way of the numbers that are about to be given to others.
             let spare = launch::duplicate(control.as_fd());
-            let why = self.become_child(member, order, &wanted);
+            let why = match group.map_or(Ok(()), enter) {
+                Ok(()) => self.become_child(member, order, &wanted),
+                Err(why) => format!("enter the control group of {}: {why}", member.part),
+            };
             if let Ok(spare) = spare {
                 let channel = Channel::<FromChild, ToChild>::new(spare, CONTROL_MAX);
                 // The supervisor will see the exit, should it not hear why.
@@ -101,6 +108,11 @@ impl Nursery {
         let why = launch::exec(&program, &title);
         format!("run portcullis-{role}: {why}")
     }
+}
+
+/// Moves this process to the control group of this `cgroup.procs`. May it? The kernel asks who opened the file.
+fn enter(group: &OwnedFd) -> Result<(), Errno> {
+    nix::unistd::write(group, b"0").map(drop)
 }
 
 /// The descriptors of one child.

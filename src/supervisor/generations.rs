@@ -189,6 +189,7 @@ pub(super) mod tests {
             cache: format!("/cache/{name}").into(),
             cache_inode: Inode::default(),
             limits: limits.clone(),
+            group: crate::supervisor::config::GroupLimits::default(),
         };
         Config {
             service: Service {

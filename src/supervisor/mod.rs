@@ -3,7 +3,7 @@
 //! One thread, std and nix, no runtime, one capability (CAP_KILL) and no way to start a process itself. It parses the configuration and the few small messages of
 //! [`crate::wire::control`], and nothing else that anybody wrote. From top to bottom:
 //!
-//! [`arguments`] -> give up all but four capabilities -> [`config`] -> sockets bound ([`listen`]) -> the spawner
+//! [`arguments`] -> give up all but four capabilities -> [`config`] -> [`control_groups`] of limited classes -> sockets bound ([`listen`]) -> the spawner
 //! started, which takes three of the four ([`spawn`]) -> its own sandbox -> the loop ([`supervise`]), in which the [`fleet`] of children is started, looked
 //! at from outside, routed, watched, replaced and drained. What a child may say when is in [`child`], which
 //! generation is wanted in [`generations`].
@@ -11,6 +11,7 @@
 mod arguments;
 mod child;
 pub mod config;
+mod control_groups;
 mod fleet;
 mod generations;
 mod listen;
@@ -27,6 +28,7 @@ use std::time::Instant;
 
 use arguments::Arguments;
 use config::{Config, ConfigErrors, Surroundings};
+use control_groups::{ControlGroupError, ControlGroups};
 use fleet::Fleet;
 use generations::Edition;
 use listen::{ListenError, Sockets};
@@ -57,6 +59,8 @@ enum Failure {
     ConfigPath { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Privileges(#[from] SurrenderError),
+    #[error(transparent)]
+    ControlGroups(#[from] ControlGroupError),
     #[error(transparent)]
     Spawner(#[from] SpawnError),
     #[error(transparent)]
@@ -137,12 +141,14 @@ fn run(config: &Path) -> Result<(), Failure> {
     // First, while nothing else can have taken the numbers that systemd passes.
     let sockets = Sockets::open(&config.service)?;
     let ready = Notifier::from_environment(Instant::now()).map_err(Failure::Notify).and_then(|notifier| {
+        // Before there is another process, and before any file can no longer be opened for writing.
+        let groups = ControlGroups::prepare(&config)?;
         let enclosed = enclose()?;
-        Ok((notifier, divide_and_lock_in(enclosed, &surroundings, &path, &config, &sockets)?))
+        Ok((notifier, groups, divide_and_lock_in(enclosed, &surroundings, &path, &config, &sockets)?))
     });
-    let (notifier, (spawner, signals, sealed)) = ready.inspect_err(|_| sockets.remove())?;
+    let (notifier, groups, (spawner, signals, sealed)) = ready.inspect_err(|_| sockets.remove())?;
     let first = Edition { config: config.into(), epoch: 1 };
-    let fleet = Fleet::new(spawner, sockets, surroundings.isolation, first);
+    let fleet = Fleet::new(spawner, groups, sockets, surroundings.isolation, first);
     let supervision = Supervision { config_path: path, surroundings, fleet, signals, notifier };
     Ok(supervision.serve(sealed)?)
 }

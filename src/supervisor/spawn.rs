@@ -97,6 +97,8 @@ pub(super) struct Launch<'a> {
     /// See [`fd::FIRST`] and [`fd::SECOND`].
     pub(super) first: BorrowedFd<'a>,
     pub(super) second: Option<BorrowedFd<'a>>,
+    /// See [`super::control_groups`].
+    pub(super) group: Option<BorrowedFd<'a>>,
 }
 
 /// A child that runs, and the way to it.
@@ -161,9 +163,11 @@ impl Spawner {
         let ConfiguredLimits { open_files, processes } = launch.limits;
         let serial = self.serial.get().saturating_add(1);
         self.serial.set(serial);
-        let order = Order { serial, part: launch.part.clone(), open_files, processes };
+        let grouped = launch.group.is_some();
+        let order = Order { serial, part: launch.part.clone(), open_files, processes, grouped };
         let mut descriptors = vec![theirs.as_fd(), launch.assignment, launch.first];
         descriptors.extend(launch.second);
+        descriptors.extend(launch.group);
         self.channel.send_with(&order, &descriptors)?;
         match self.hear(ANSWER_WITHIN)? {
             FromSpawner::Started { serial: of, pid } if of == serial => {

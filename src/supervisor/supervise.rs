@@ -131,12 +131,15 @@ impl Supervision {
             Err(errors) => errors.to_string(),
             Ok(config) => {
                 let fixed = self.fleet.config().fixed_parts_changed(&config);
-                if fixed.is_empty() {
+                if !fixed.is_empty() {
+                    format!("restart the service to change {}", fixed.join(", "))
+                } else if let Err(why) = self.fleet.set_limits(&config) {
+                    why.to_string()
+                } else {
                     say!("reload: configuration accepted");
                     self.fleet.adopt(config);
                     return Phase::Reloading;
                 }
-                format!("restart the service to change {}", fixed.join(", "))
             }
         };
         self.reloaded(Some(refused))

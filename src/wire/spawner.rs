@@ -60,8 +60,8 @@ pub struct Member {
     pub gid: u32,
 }
 
-/// Start one child. With it come its descriptors, in this order: control channel, assignment, and one or two more (see
-/// [`super::control::fd`]).
+/// Start one child. With it come its descriptors, in this order: control channel, assignment, one or two more (see
+/// [`super::control::fd`]), and where there is one, that of its control group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// Counted up with each order; the answer has the same, so that a late one is known for what it is.
@@ -70,6 +70,8 @@ pub struct Order {
     /// See [`crate::sandbox::privileges::ConfiguredLimits`].
     pub open_files: u64,
     pub processes: Option<u64>,
+    /// The last descriptor is `cgroup.procs` of the control group that the child enters before anything else.
+    pub grouped: bool,
 }
 
 /// What the spawner answers: once when it is sealed, and then once to each order.

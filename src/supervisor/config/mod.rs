@@ -110,6 +110,16 @@ pub struct Class {
     pub cache: PathBuf,
     pub cache_inode: Inode,
     pub limits: ClassLimits,
+    pub group: GroupLimits,
+}
+
+/// What the kernel lets a class's workers have together, by their control group. Nothing: they are in none of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GroupLimits {
+    /// Bytes.
+    pub memory_max: Option<u64>,
+    /// Threads, of all processes.
+    pub tasks_max: Option<u64>,
 }
 
 /// One tenant.
@@ -238,6 +248,12 @@ impl Config {
                 class.cache != other.cache || class.cache_inode == other.cache_inode,
                 format!("the directory that is {:?}", class.cache),
             );
+            // The number may change, not whether there is one: control groups are made when the service starts.
+            let (old, new) = (class.group, other.group);
+            let same = old.memory_max.is_some() == new.memory_max.is_some();
+            compare(same, format!("whether there is a class.{}.memory_max", class.name));
+            let same = old.tasks_max.is_some() == new.tasks_max.is_some();
+            compare(same, format!("whether there is a class.{}.tasks_max", class.name));
         }
         changed
     }

@@ -12,7 +12,9 @@ use super::values::{
     boolean, duration, grantable_id, key_path, mode, name, number, path as path_value, role_id, size,
     socket_path,
 };
-use super::{Class, Config, Frontend, Identity, Service, Surroundings, TenantConfig, TrustedKey};
+use super::{
+    Class, Config, Frontend, GroupLimits, Identity, Service, Surroundings, TenantConfig, TrustedKey,
+};
 use crate::decision::TrustClass;
 use crate::wire::control::{ClassLimits, Isolation};
 
@@ -20,6 +22,11 @@ const MICROSECOND: Duration = Duration::from_micros(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// Threads that a worker has beside those that run policies, and some to spare.
+const OTHER_THREADS: u64 = 4;
+/// Of one class at one time: one serves, one is on its way, and a reload waits while so many drain.
+const GENERATIONS: u64 = 6;
 
 /// More would not fit the process table's message (see [`crate::wire::control::CONTROL_MAX`]).
 const CLASSES_MAX: usize = 64;
@@ -219,6 +226,8 @@ impl<'d> Reader<'d> {
             duration(Duration::ZERO..=365 * 24 * 60 * MINUTE),
         );
         let renew_after_decisions = section.defaulted("renew_after_decisions", 0, number(0..=u64::MAX));
+        let memory_max = section.optional("memory_max", size(16 << 20..=1 << 40));
+        let tasks_max = section.optional("tasks_max", number(1..=1 << 22));
         section.finish();
 
         if let (Some(all), Some(one)) = (&queue, &pipeline)
@@ -232,6 +241,17 @@ impl<'d> Reader<'d> {
             && *value < SECOND
         {
             self.complain(*at, "renew_after: is less than 1s; 0s means never".to_owned());
+        }
+        if let (Some(tasks), Some(threads)) = (&tasks_max, &threads) {
+            let least = GENERATIONS * (u64::from(threads.value) + OTHER_THREADS);
+            if tasks.value < least {
+                let why =
+                    format!("{GENERATIONS} generations of {} threads and {OTHER_THREADS}", threads.value);
+                self.complain(
+                    tasks.at,
+                    format!("tasks_max: {} is less than {least}, {why} more", tasks.value),
+                );
+            }
         }
         caches.extend(cache.clone());
         let identity = identity?;
@@ -252,12 +272,17 @@ impl<'d> Reader<'d> {
                 renew_after_decisions: renew_after_decisions?.value,
                 renew_after_ms: u64::try_from(renew_after?.value.as_millis()).ok()?,
             };
+            let group = GroupLimits {
+                memory_max: memory_max.map(|found| found.value),
+                tasks_max: tasks_max.map(|found| found.value),
+            };
             Some(Class {
                 name: name?,
                 identity: identity.value,
                 cache: cache?.value,
                 cache_inode: cache_inode?,
                 limits,
+                group,
             })
         };
         Some((identity, class()))

@@ -155,6 +155,8 @@ threads = 99
 [class.b]
 cache = "@/cache-a"
 memory = "4MB"
+memory_max = "512"
+tasks_max = "max"
 [tenant.acme]
 class = "c"
 policies = ["../x"]
@@ -171,11 +173,13 @@ uids = [65534, 4294967295, -1]
         "11:11: threads: 99 is out of range, expected 1 to 2",
         "13:9: cache: \"@/cache-a\" is another class's cache too",
         "14:10: memory: \"4MB\" is not a size; write a number and B, KiB, MiB or GiB",
-        "16:9: class: there is no [class.c]",
-        "17:13: policies: name \"../x\": must start with a letter a-z or a digit",
-        "18:9: uids: 65534 stands for every user that has no UID here; it is never granted",
-        "18:16: uids: 4294967295 is not a UID or GID",
-        "18:28: uids: -1 is out of range, expected 0 to 4294967295",
+        "15:14: memory_max: \"512\" is not a size; write a number and B, KiB, MiB or GiB",
+        "16:13: tasks_max: expected a whole number, found string",
+        "18:9: class: there is no [class.c]",
+        "19:13: policies: name \"../x\": must start with a letter a-z or a digit",
+        "20:9: uids: 65534 stands for every user that has no UID here; it is never granted",
+        "20:16: uids: 4294967295 is not a UID or GID",
+        "20:28: uids: -1 is out of range, expected 0 to 4294967295",
     ];
     assert_eq!(site.errors(text, &ordinary()), expected);
 }
@@ -262,6 +266,35 @@ fn numbers_out_of_range_are_refused() {
         assert_eq!(errors.len(), 1, "{errors:?}");
         assert!(errors[0].ends_with(&format!(" {key}: {why}")), "{errors:?}");
     }
+}
+
+#[test]
+fn limits_of_a_class_that_no_worker_could_live_within_are_refused() {
+    for (line, why) in [
+        (
+            "memory_max = \"15MiB\"",
+            "memory_max: \"15MiB\" is out of range, expected 16777216 to 1099511627776 bytes",
+        ),
+        (
+            "memory_max = \"1025GiB\"",
+            "memory_max: \"1025GiB\" is out of range, expected 16777216 to 1099511627776 bytes",
+        ),
+        ("tasks_max = 0", "tasks_max: 0 is out of range, expected 1 to 4194304"),
+        ("tasks_max = 35", "tasks_max: 35 is less than 36, 6 generations of 2 threads and 4 more"),
+    ] {
+        let text = sound_and(|text| text.replace("threads = 2\n", &format!("threads = 2\n{line}\n")));
+        let errors = Site::new().errors(&text, &ordinary());
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with("16:") && errors[0].ends_with(why), "{errors:?}");
+    }
+    let text = sound_and(|text| {
+        text.replace("threads = 2\n", "threads = 2\nmemory_max = \"16MiB\"\ntasks_max = 36\n")
+            .replace("cache = \"@/cache-b\"\n", "cache = \"@/cache-b\"\nmemory_max = \"1024GiB\"\n")
+    });
+    let config = Site::new().load(&text, &ordinary()).expect("sound");
+    let (a, b) = (config.classes[0].group, config.classes[1].group);
+    assert_eq!(a, GroupLimits { memory_max: Some(16 << 20), tasks_max: Some(36) });
+    assert_eq!(b, GroupLimits { memory_max: Some(1 << 40), tasks_max: None });
 }
 
 #[test]
@@ -484,6 +517,17 @@ fn what_is_fixed_when_the_service_starts_is_known() {
     next.tenants.clear();
     next.service.trusted_keys.clear();
     next.classes[0].limits.threads = 1;
+    let mut limited = next.clone();
+    limited.classes[0].group = GroupLimits { memory_max: Some(16 << 20), tasks_max: None };
+    limited.classes[1].group = GroupLimits { memory_max: None, tasks_max: Some(64) };
+    assert_eq!(
+        config.fixed_parts_changed(&limited),
+        ["whether there is a class.a.memory_max", "whether there is a class.b.tasks_max"]
+    );
+    let mut higher = limited.clone();
+    higher.classes[0].group.memory_max = Some(32 << 20);
+    higher.classes[1].group.tasks_max = Some(65);
+    assert_eq!(limited.fixed_parts_changed(&higher), Vec::<String>::new(), "a number a reload may change");
     assert_eq!(config.fixed_parts_changed(&next), Vec::<String>::new(), "these a reload may change");
 
     next.service.socket = "/elsewhere".into();

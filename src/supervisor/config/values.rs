@@ -65,7 +65,10 @@ pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>)
 }
 
 /// A number and a unit, `B`, `KiB`, `MiB` or `GiB`, in a range of bytes.
-pub(super) fn size(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Result<u32, String> {
+pub(super) fn size<T>(range: RangeInclusive<T>) -> impl Fn(&DeValue<'_>) -> Result<T, String>
+where
+    T: TryFrom<u64> + PartialOrd + Display,
+{
     move |value| {
         let written = text(value)?;
         let nonsense = || format!("{written:?} is not a size; write a number and B, KiB, MiB or GiB");
@@ -79,7 +82,7 @@ pub(super) fn size(range: RangeInclusive<u32>) -> impl Fn(&DeValue<'_>) -> Resul
         };
         number
             .checked_mul(bytes)
-            .and_then(|bytes| u32::try_from(bytes).ok())
+            .and_then(|bytes| T::try_from(bytes).ok())
             .filter(|bytes| range.contains(bytes))
             .ok_or_else(|| {
                 format!("{written:?} is out of range, expected {} to {} bytes", range.start(), range.end())

@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 
 use super::child::{Child, Misbehaviour, Permitted, Stage, all_well};
 use super::config::Config;
+use super::control_groups::{self, ControlGroupError, ControlGroups};
 use super::generations::{Edition, Lineage, Living};
 use super::listen::Sockets;
 use super::log::say;
@@ -33,6 +34,8 @@ use crate::wire::spawner::Part;
 const END_WITHIN: Duration = Duration::from_millis(50);
 /// How the end of a process that wanted to end is called.
 const LEFT: &str = "exited with 0";
+/// And that of one that was killed.
+const KILLED: &str = "killed by SIGKILL";
 /// A full channel is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 /// Messages read from one child in one wake-up, so that none keeps us from the others.
@@ -47,6 +50,7 @@ pub(super) struct Fleet {
     spawner_lost: Option<String>,
     /// Its end was seen.
     spawner_gone: bool,
+    groups: ControlGroups,
     sockets: Sockets,
     isolation: Isolation,
     current: Edition,
@@ -68,12 +72,19 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// Nothing runs yet; [`Fleet::step_forward`] starts everything.
-    pub(super) fn new(spawner: Spawner, sockets: Sockets, isolation: Isolation, first: Edition) -> Self {
+    pub(super) fn new(
+        spawner: Spawner,
+        groups: ControlGroups,
+        sockets: Sockets,
+        isolation: Isolation,
+        first: Edition,
+    ) -> Self {
         let classes = first.config.classes.iter();
         Self {
             spawner,
             spawner_lost: None,
             spawner_gone: false,
+            groups,
             sockets,
             isolation,
             frontend: Lineage::new(Part::Frontend),
@@ -196,6 +207,7 @@ impl Fleet {
             // Its last words may say why.
             self.listen_to(index, now);
             let child = self.children.remove(index);
+            let how = self.with_reason(&child, how);
             match child.stage {
                 Stage::Condemned => {}
                 Stage::Draining { .. } if how == LEFT => say!("{child}: drained"),
@@ -209,6 +221,16 @@ impl Fleet {
                 _ => self.lost(&child.part, child.stage, child.epoch(), &how, now),
             }
         }
+    }
+
+    /// Says of a worker that the kernel killed for want of memory that this is why.
+    fn with_reason(&mut self, child: &Child, how: String) -> String {
+        let Part::Worker(class) = &child.part else { return how };
+        if how != KILLED || !self.groups.ran_out_of_memory(class) {
+            return how;
+        }
+        let limit = self.current.config.class(class).and_then(|class| class.group.memory_max).unwrap_or(0);
+        format!("{how}: out of memory (memory_max = {})", control_groups::size(limit))
     }
 
     /// Pings, and kills those that are late with anything.
@@ -295,6 +317,13 @@ impl Fleet {
             // They see the end of their channel to the frontend as well.
             let _ = child.channel.send(&ToChild::Drain, None);
         }
+    }
+
+    /// Limits of classes as `config` has them, or as they were.
+    pub(super) fn set_limits(&mut self, config: &Config) -> Result<(), ControlGroupError> {
+        self.groups.set(config).inspect_err(|_| {
+            let _ = self.groups.set(&self.current.config);
+        })
     }
 
     /// A new edition: what is outdated will be replaced.

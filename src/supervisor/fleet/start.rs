@@ -97,7 +97,12 @@ impl Fleet {
             Some(theirs) => (theirs.as_fd(), None),
             None => (self.sockets.clients(), Some(self.sockets.operators())),
         };
-        let launch = Launch { part: part.clone(), limits, assignment: assignment.as_fd(), first, second };
+        let group = match part {
+            Part::Frontend => None,
+            Part::Worker(class) => self.groups.entrance(class),
+        };
+        let assignment = assignment.as_fd();
+        let launch = Launch { part: part.clone(), limits, assignment, first, second, group };
         let known: Vec<_> = self.children.iter().map(|child| child.pid).collect();
         let launched = self.spawner.launch(&launch, &known)?;
         let until = now + START_WITHIN;
