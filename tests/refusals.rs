@@ -281,7 +281,10 @@ struct ControlGroup {
 impl ControlGroup {
     fn new() -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mounted = mounts.lines().filter(|line| line.contains(" - cgroup2 ")).find_map(|line| line.split(' ').nth(4));
+        let mounted = mounts
+            .lines()
+            .filter(|line| line.contains(" - cgroup2 "))
+            .find_map(|line| line.split(' ').nth(4));
         let mounted = Path::new(mounted.expect(
             "no unified hierarchy of control groups; mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 \
              /sys/fs/cgroup/unified",

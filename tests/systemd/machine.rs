@@ -70,7 +70,10 @@ pub(crate) fn populated() {
     let key = SigningKey::generate_ed25519().expect("key");
     write(KEY, key.public_key().to_pem().expect("pem").as_bytes());
     let built = built(SELECTIVE);
-    let statement = statement(&built, &tenant("acme"), &policy("gate"), 1);
+    let mut statement = statement(&built, &tenant("acme"), &policy("gate"), 1);
+    // The class's and the tenant's limits are those that count.
+    statement.limits.memory = 1 << 30;
+    statement.limits.deadline_us = 5_000_000;
     let signed = artifact::sign(&statement, &key).expect("sign");
     let store = Path::new("/etc/portcullis/policies");
     artifact::store::write(store, &tenant("acme"), &policy("gate"), &built.cwasm, &signed).expect("store");

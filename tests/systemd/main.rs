@@ -15,6 +15,7 @@
 
 mod container;
 mod death;
+mod limits;
 mod load;
 mod machine;
 mod package;
@@ -45,7 +46,8 @@ fn main() -> ExitCode {
 }
 
 fn tests() -> Vec<Test> {
-    [units::TESTS, start::TESTS, load::TESTS, death::TESTS, refusal::TESTS, package::TESTS].concat()
+    [units::TESTS, start::TESTS, load::TESTS, death::TESTS, refusal::TESTS, limits::TESTS, package::TESTS]
+        .concat()
 }
 
 fn trials() -> Vec<Trial> {

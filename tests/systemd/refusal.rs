@@ -23,7 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// A start that fails, with this sentence where an operator looks for it.
 #[track_caller]
-fn refuses_to_start(sentence: &str) {
+pub(crate) fn refuses_to_start(sentence: &str) {
     let (started, said) = start();
     assert!(!started.status.success(), "it starts, without: {sentence}");
     assert!(said.contains(sentence), "no {sentence:?} in\n{said}");
@@ -38,7 +38,7 @@ fn refuses_to_start(sentence: &str) {
 
 /// And a start that works.
 #[track_caller]
-fn starts() {
+pub(crate) fn starts() {
     let (started, said) = start();
     assert!(started.status.success(), "{}\n{said}", text(&started));
     answers();

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::statfs::CGROUP2_SUPER_MAGIC;
 
 use super::Expectations;
 use super::process::Subject;
@@ -21,7 +22,7 @@ const LISTENS: u64 = 1 << 16;
 struct Open {
     /// As the kernel's link says it.
     link: String,
-    /// `socket`, `/dev/null`, `memfd:<name>`, `anon_inode:[..]`, `pagemap`, `program`, or the link.
+    /// `socket`, `/dev/null`, `memfd:<name>`, `anon_inode:[..]`, `pagemap`, `program`, `control group`, or the link.
     kind: String,
 }
 
@@ -73,11 +74,30 @@ fn kind(pid: i32, number: i32, link: &str, programs: Option<&Path>) -> String {
     if link == "/dev/null" && !is_null(pid, number) {
         return "something else that is called /dev/null".to_owned();
     }
+    if is_of_a_class(link) && is_control_group(pid, number) {
+        return "control group".to_owned();
+    }
     let is_program = |name: &str| programs.is_some_and(|directory| Path::new(link) == directory.join(name));
     if is_program("portcullis-frontend") || is_program("portcullis-worker") {
         return "program".to_owned();
     }
     link.to_owned()
+}
+
+/// `.../class-<name>/pids.max` and others that the supervisor holds.
+fn is_of_a_class(link: &str) -> bool {
+    let path = Path::new(link);
+    let group = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    let file = path.file_name().and_then(|name| name.to_str());
+    group.is_some_and(|group| group.starts_with("class-"))
+        && file
+            .is_some_and(|file| ["cgroup.procs", "memory.max", "memory.events", "pids.max"].contains(&file))
+}
+
+/// And no file of that name elsewhere.
+fn is_control_group(pid: i32, number: i32) -> bool {
+    let path = view::place(pid, &format!("fd/{number}"));
+    nix::sys::statfs::statfs(&path).is_ok_and(|there| there.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 /// Memory's null device, number 1:3, and no file of that name.

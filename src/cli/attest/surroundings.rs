@@ -108,12 +108,27 @@ fn same_as_supervisor(subject: &Subject, expected: &Expectations, findings: &mut
     }
     let verdict = match (view::text(pid, "cgroup"), view::text(supervisor, "cgroup")) {
         (Ok(found), Ok(measure)) if is_within(&found, &measure) => Verdict::ok(&cgroup(&found)),
+        (Ok(found), Ok(measure))
+            if of_class(&measure, subject.class.as_deref()).is_some_and(|own| is_within(&found, &own)) =>
+        {
+            Verdict::ok(&cgroup(&found))
+        }
         (Ok(found), Ok(measure)) => {
             Verdict::different(&cgroup(&found), &format!("{} or below", cgroup(&measure)))
         }
         (Err(unseen), _) | (_, Err(unseen)) => Verdict::unseen(&unseen, "the supervisor's, or below"),
     };
     findings.add(Area::Surroundings, "control group", verdict);
+}
+
+/// Where the workers of a class with limits of its own are, if this is where its supervisor is: the group beside it.
+fn of_class(measure: &str, class: Option<&str>) -> Option<String> {
+    let class = class?;
+    let line = |line: &str| match line.strip_prefix("0::") {
+        Some(path) => Some(format!("0::{}/class-{class}\n", path.strip_suffix("/supervisor")?)),
+        None => Some(format!("{line}\n")),
+    };
+    measure.lines().map(line).collect()
 }
 
 fn cgroup(text: &str) -> String {
@@ -142,6 +157,18 @@ fn is_within(found: &str, measure: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limited_class_has_its_own_control_group_beside_the_supervisors() {
+        let measure = "4:memory:/a\n0::/a/portcullis.service/supervisor\n";
+        let own = "4:memory:/a\n0::/a/portcullis.service/class-web\n";
+        assert_eq!(of_class(measure, Some("web")).as_deref(), Some(own));
+        assert_ne!(of_class(measure, Some("other")).as_deref(), Some(own));
+        assert_eq!(of_class(measure, None), None, "the frontend is in none");
+        // Where nothing was divided, there is nothing beside it.
+        assert_eq!(of_class("0::/a/portcullis.service\n", Some("web")), None);
+        assert!(!is_within(own, measure));
+    }
 
     #[test]
     fn a_control_group_is_the_supervisors_or_below() {
