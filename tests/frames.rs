@@ -31,6 +31,7 @@ use portcullis::wire::operator::{
     FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, PolicyStatus,
     Serving, Status, WorkerCounters, WorkerStatus,
 };
+use portcullis::wire::spawner::{FromSpawner, Order, SpawnerAssignment};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -111,7 +112,10 @@ fn decode_as_everything(bytes: &[u8]) {
         ToChild,
         FromChild,
         FrontendAssignment,
-        WorkerAssignment
+        WorkerAssignment,
+        Order,
+        FromSpawner,
+        SpawnerAssignment
     );
     decode_as!(ToWorker, FromWorker, OperatorRequest, OperatorReply);
 }

@@ -46,6 +46,7 @@ const TABLE: &str = "\
 755 usr/share
 755 usr/share/doc
 755 usr/share/doc/portcullis
+644 usr/share/doc/portcullis/attest.md
 644 usr/share/doc/portcullis/configuration.md
 644 usr/share/doc/portcullis/portcullis.example.toml
 644 usr/share/doc/portcullis/systemd.md

@@ -170,7 +170,7 @@ pub enum SealError {
     Root { role: Role },
     #[error("check what was left to {role}: setresuid to 0 succeeded after all power was given up")]
     Regained { role: Role },
-    #[error("{step}: {source}")]
+    #[error("{step}: {source}; a filter around the service does this: take it off")]
     Call { step: &'static str, source: std::io::Error },
     #[error(
         "confine {role}: {threads} threads exist, expected 1: Landlock would cover only the one that asks for it; \
@@ -185,7 +185,9 @@ pub enum SealError {
          in /sys/kernel/security/lsm, and no outer seccomp filter that blocks it (systemd-nspawn 252 does)"
     )]
     LandlockMissing { source: ::landlock::RulesetError },
-    #[error("enforce Landlock: {0}")]
+    #[error(
+        "enforce Landlock: {0}; a filter around the service that blocks landlock_restrict_self or prctl does this"
+    )]
     Landlock(#[source] ::landlock::RulesetError),
     #[error("enforce Landlock: kernel reports {0}, expected fully enforced with no_new_privs")]
     LandlockPartial(String),

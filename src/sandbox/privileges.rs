@@ -38,7 +38,7 @@ pub struct ConfiguredLimits {
 /// Why power could not be taken away. Whoever gets it must exit.
 #[derive(Debug, thiserror::Error)]
 pub enum SurrenderError {
-    #[error("{step}: {source}")]
+    #[error("{step}: {source}; a filter or limit around the service does this: take it off")]
     Call { step: &'static str, source: io::Error },
     #[error("{step}: {source}; a filter around the service that blocks capset or prctl does this")]
     Capabilities { step: &'static str, source: CapsError },
@@ -125,7 +125,7 @@ pub fn endow(isolation: Isolation, supervisor_pid: i32) -> Result<(), SurrenderE
     leave_the_parents_ways(&declared, None, supervisor_pid)
 }
 
-/// For the spawner's child, between fork and exec: takes everything away, in the one order that works, and checks
+/// For the spawner's child, between clone and exec: takes everything away, in the one order that works, and checks
 /// that it is gone. Exec right after it; exit on any error.
 ///
 /// `supervisor_pid` is what the supervisor's `getpid` said: this process must be a child of it by now.

@@ -2,7 +2,7 @@
 //!
 //! A filter and a Landlock domain are inherited, so whoever forks must allow all that its children need before they
 //! seal themselves, and whoever changes UIDs must hold the capabilities for it. Both are here, in a process that hears
-//! one other process, decodes two small messages and keeps no state: so the supervisor, which reads the configuration
+//! one other process, decodes an assignment and then orders of a few bytes, and keeps no state: so the supervisor, which reads the configuration
 //! and what children say, needs neither.
 //!
 //! What it may start is fixed when it starts: two programs, opened once, and a table of UIDs. Its children are

@@ -55,7 +55,7 @@ pub enum FromChild {
     },
 }
 
-/// What a sealed child says of itself; all of it is also looked at from outside.
+/// What a sealed child says of itself. How many threads it has is also looked at from outside; Landlock cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// Policies it loaded and policies it refused (workers).

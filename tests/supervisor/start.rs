@@ -22,6 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("check_starts_nothing", check_starts_nothing),
     ("a_worker_that_cannot_start_ends_the_start", a_worker_that_cannot_start_ends_the_start),
     ("a_worker_that_is_not_sealed_gets_no_traffic", a_worker_that_is_not_sealed_gets_no_traffic),
+    (
+        "a_worker_that_does_not_prove_landlock_gets_no_traffic",
+        a_worker_that_does_not_prove_landlock_gets_no_traffic,
+    ),
     ("a_second_service_on_the_same_socket_is_refused", a_second_service_on_the_same_socket_is_refused),
     ("sockets_are_taken_from_systemd", sockets_are_taken_from_systemd),
 ];
@@ -177,6 +181,15 @@ fn a_worker_that_is_not_sealed_gets_no_traffic() {
     assert_eq!(code, Some(69), "{said}");
     assert!(said.contains("start: worker a: witness worker pid "), "{said}");
     assert!(said.contains(": Seccomp_filters is "), "{said}");
+}
+
+/// Sealed by all that the kernel shows, and with a thread that did not see a file refused.
+fn a_worker_that_does_not_prove_landlock_gets_no_traffic() {
+    let site = Site::new(As::Caller);
+    site.configure("[tenant.unproven]\nclass = \"a\"\npolicies = []\nuids = [1]\n");
+    let (code, said) = site.run_to_end();
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("start: worker a: only 0 of its 1 threads have proved Landlock"), "{said}");
 }
 
 fn a_second_service_on_the_same_socket_is_refused() {

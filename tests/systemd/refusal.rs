@@ -145,7 +145,7 @@ fn limits_of_tasks_and_memory_hold() {
     without_drop_in(SERVICE);
     // The whole service takes about three without a request: somebody is killed for it.
     drop_in(SERVICE, "[Service]\nMemoryMax=2M\n");
-    refuses_to_start("killed");
+    refuses_to_start("killed by SIGKILL");
     without_drop_in(SERVICE);
     starts();
 }

@@ -57,7 +57,7 @@ fn an_installed_service_starts_with_a_uid_for_each_role() {
         let uid = match role.as_str() {
             "frontend" => 61000,
             "worker" => 61001,
-            // It begins as the service's own user and gives others theirs.
+            // Supervisor and spawner are the service's own user's.
             _ => own,
         };
         for line in [

@@ -28,9 +28,10 @@ const UNITS: [(&str, &str); 3] = [
     ("portcullis-operator.socket", include_str!("../../../systemd/portcullis-operator.socket")),
     ("portcullis.service", include_str!("../../../systemd/portcullis.service")),
 ];
-const TEXTS: [(&str, &str); 5] = [
+const TEXTS: [(&str, &str); 6] = [
     ("/usr/share/doc/portcullis/configuration.md", include_str!("../../../docs/configuration.md")),
     ("/usr/share/doc/portcullis/systemd.md", include_str!("../../../docs/systemd.md")),
+    ("/usr/share/doc/portcullis/attest.md", include_str!("../../../docs/attest.md")),
     (
         "/usr/share/doc/portcullis/portcullis.example.toml",
         include_str!("../../../docs/portcullis.example.toml"),

@@ -29,7 +29,10 @@ impl Owners {
         let owner = metadata.uid();
         if owner != 0 && owner != self.uid {
             let expected = if self.uid == 0 { "0".to_owned() } else { format!("{} or 0", self.uid) };
-            return Err(format!("open {what} {path:?}: owned by uid {owner}, expected {expected}"));
+            let way_out = format!("chown root {}", path.display());
+            return Err(format!(
+                "open {what} {path:?}: owned by uid {owner}, expected {expected}; {way_out}"
+            ));
         }
         let mode = metadata.mode();
         if mode & OTHERS_WRITE != 0 {
@@ -96,7 +99,11 @@ pub(super) fn store(path: &Path, owners: Owners) -> Result<Inode, String> {
 pub(super) fn cache(path: &Path, uid: u32, owners: Owners) -> Result<Inode, String> {
     let metadata = directory(path, "cache")?;
     if metadata.uid() != uid {
-        return Err(format!("open cache {path:?}: owned by uid {}, expected {uid}", metadata.uid()));
+        return Err(format!(
+            "open cache {path:?}: owned by uid {}, expected {uid}; chown {uid} {}",
+            metadata.uid(),
+            path.display()
+        ));
     }
     let mode = metadata.mode() & 0o7777;
     if mode != 0o700 {

@@ -174,7 +174,7 @@ impl<'d> Reader<'d> {
             operator_socket: operator_socket?.value,
             operators: plain(operators),
             store: store?.value,
-            store_inode: store_inode?,
+            store_inode: store_inode.unwrap_or_default(),
             require_distinct_uids: require?.value,
             drain: drain?.value,
             answer_within: answer?.value,
@@ -280,7 +280,7 @@ impl<'d> Reader<'d> {
                 name: name?,
                 identity: identity.value,
                 cache: cache?.value,
-                cache_inode: cache_inode?,
+                cache_inode: cache_inode.unwrap_or_default(),
                 limits,
                 group,
             })

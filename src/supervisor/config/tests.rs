@@ -321,7 +321,9 @@ fn a_look_gives_what_is_written_and_what_is_wrong_with_it() {
     let (config, said) = look(&path, &ordinary()).expect("look");
     assert_eq!((load(&path, &ordinary()), said), (Ok(config.clone()), Ok(())));
     site.chmod("cache-a", 0o755);
-    let (same, said) = look(&path, &ordinary()).expect("look");
+    let (mut same, said) = look(&path, &ordinary()).expect("look");
+    // Which directory it is is not asked of one that is not as it must be.
+    same.classes[0].cache_inode = config.classes[0].cache_inode;
     assert_eq!(same, config);
     let said = said.expect_err("wrong").to_string();
     assert!(said.contains("mode 0755, expected 0700"), "{said}");
@@ -499,9 +501,9 @@ mod as_root {
         site.chown("store", 1000);
         site.chown("keys/release.pub", 1000);
         let expected = [
-            "6:9: open store \"@/store\": owned by uid 1000, expected 0",
-            "7:17: open trusted key \"@/keys/release.pub\": owned by uid 1000, expected 0",
-            "14:9: open cache \"@/cache-a\": owned by uid 61002, expected 61001",
+            "6:9: open store \"@/store\": owned by uid 1000, expected 0; chown root @/store",
+            "7:17: open trusted key \"@/keys/release.pub\": owned by uid 1000, expected 0; chown root @/keys/release.pub",
+            "14:9: open cache \"@/cache-a\": owned by uid 61002, expected 61001; chown 61001 @/cache-a",
         ];
         assert_eq!(site.errors(&Site::sound(), &privileged()), expected);
     }

@@ -160,6 +160,14 @@ impl Fleet {
             filters: self.spawner.filters.saturating_add(role.filters()),
         };
         match witness::look(child.pid.as_raw(), &expected) {
+            // The kernel shows nothing of Landlock, so each thread proves it itself.
+            Ok(witnessed) if witnessed.threads != ready.landlock_proven_threads => {
+                let why = format!(
+                    "only {} of its {} threads have proved Landlock",
+                    ready.landlock_proven_threads, witnessed.threads
+                );
+                self.condemn(index, &why, now);
+            }
             Ok(witnessed) => {
                 say!(
                     "{child}: sealed: {} threads, {} policies loaded, {} refused",

@@ -96,7 +96,7 @@ pub(crate) fn no_wall_is_taken_down() -> Vec<Probe> {
 pub(crate) fn no_descriptor_is_forged() -> Vec<Probe> {
     vec![
         probe("another descriptor in the place of the control channel", Works, |thread, _| {
-            thread.call(libc::SYS_dup2, [0, 3, 0, 0, 0, 0])
+            thread.call(libc::SYS_dup3, [0, 3, 0, 0, 0, 0])
         }),
         probe("close the control channel", Lives, |thread, _| {
             thread.call(libc::SYS_close, [3, 0, 0, 0, 0, 0])
