@@ -53,6 +53,7 @@ pub use given::Given;
 pub use inherited::check_inherited;
 pub use landlock::{Enclosed, Places, enclose, prove_landlock};
 pub use panic::install_panic_hook;
+#[cfg(feature = "compiler")]
 pub(crate) use status::Status;
 pub use status::{Mismatch, StatusError};
 
