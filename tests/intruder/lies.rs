@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Instant;
 
 use nix::libc;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::Pid;
 use portcullis::decision::TrustClass;
@@ -197,6 +197,54 @@ pub(crate) fn the_spawner_starts_nobody_it_was_not_told_of() {
     assert!(status.contains(&format!("Uid:\t{}", [uid.as_str(); 4].join("\t"))), "{status}");
     drop(supervisor);
     answers_again(&service);
+}
+
+/// A spawner that says of a process that it is the one that was ordered, and it is not: nobody believes it, and since nobody
+/// could be started any more, the service ends.
+pub(crate) fn a_spawner_that_lies_ends_the_service() {
+    // The frontend and two workers were the first three orders.
+    const NEXT: u64 = 4;
+    type Said = fn(&Service) -> FromSpawner;
+    let lies: [(&str, Said, &str); 5] = [
+        ("a stranger", |_| FromSpawner::Started { serial: NEXT, pid: 1 }, "no new child of this process"),
+        (
+            "a child of before",
+            |service| FromSpawner::Started {
+                serial: NEXT,
+                pid: scene::process(service, "frontend").pid.as_raw(),
+            },
+            "no new child of this process",
+        ),
+        (
+            "itself",
+            |service| FromSpawner::Started {
+                serial: NEXT,
+                pid: scene::process(service, "spawner").pid.as_raw(),
+            },
+            "no new child of this process",
+        ),
+        (
+            "an answer to another order",
+            |_| FromSpawner::Refused { serial: NEXT - 1, why: "late".to_owned() },
+            "what it may not say now",
+        ),
+        ("that it is ready", |_| FromSpawner::Ready { landlock_abi: 9 }, "what it may not say now"),
+    ];
+    for (what, said, because) in lies {
+        let service = scene::site().start();
+        answers_again(&service);
+        let spawner = scene::process(&service, "spawner").pid;
+        let said = said(&service);
+        // It stands still from here on: what it said is there when the next order asks for an answer.
+        let mut hijacked = Thread::take_over(spawner);
+        assert!(send(&mut hijacked, fd::CONTROL, &lie("said", encoded(&said))).is_ok_and(|sent| sent > 0));
+        kill(scene::process(&service, "worker").pid, Signal::SIGKILL).expect("kill");
+        wait_until_said(&service, because);
+        wait_until_said(&service, "without it nobody can be started");
+        drop(hijacked);
+        wait_until_gone(service.pid());
+        assert!(gone(spawner), "{what}");
+    }
 }
 
 /// A spawner that hears nonsense does not guess what was meant: it ends, and with it the service.

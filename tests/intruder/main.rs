@@ -79,6 +79,7 @@ const TESTS: &[(&str, fn())] = &[
         lies::the_spawner_starts_nobody_it_was_not_told_of,
     ),
     ("lies::the_spawner_hears_no_nonsense", lies::the_spawner_hears_no_nonsense),
+    ("lies::a_spawner_that_lies_ends_the_service", lies::a_spawner_that_lies_ends_the_service),
     ("lies::who_says_nothing_wrong_lives", lies::who_says_nothing_wrong_lives),
     (
         "ends::nobody_outlives_the_supervisor_whoever_started_it",

@@ -243,13 +243,33 @@ pub(crate) fn landlock_alone() {
     let exec = || std::process::Command::new("/bin/true").status().map(drop);
     // Of the same UID, so that only Landlock stands between.
     let signal_parent = || nix::sys::signal::kill(getppid(), None);
+    let trace_parent = || call(libc::SYS_ptrace, [0x4206, parent(), 0, 0, 0, 0]);
+    let read_parent = || {
+        let (mut to, from) = ([0_u8; 1], [0_u8; 1]);
+        // At the same place in the parent, which was this very process before it forked.
+        let (to, from) = ([to.as_mut_ptr() as u64, 1], [from.as_ptr() as u64, 1]);
+        call(libc::SYS_process_vm_readv, [parent(), to.as_ptr() as u64, 1, from.as_ptr() as u64, 1, 0])
+    };
+    let signal_parents_pidfd = || {
+        let pidfd = call(libc::SYS_pidfd_open, [parent(), 0, 0, 0, 0, 0]);
+        assert!(pidfd >= 0, "a name for it");
+        call(libc::SYS_pidfd_send_signal, [pidfd as u64, 0, 0, 0, 0, 0])
+    };
 
     let control = run_unsealed(Role::Worker, || {
         connect_tcp().expect("TCP");
         connect_abstract().expect("abstract socket");
         read().expect("file");
         exec().expect("exec");
-        assert_eq!(run(Role::Worker, || signal_parent().expect("signal")), End::Exit(0));
+        let outside = || {
+            signal_parent().expect("signal");
+            assert_eq!(read_parent(), 1, "its memory");
+            assert_eq!(signal_parents_pidfd(), 0, "signal by descriptor");
+            assert_eq!(trace_parent(), 0, "trace");
+        };
+        // Its parent can be looked into again, which a change of UID takes away.
+        nix::sys::prctl::set_dumpable(true).expect("dumpable");
+        assert_eq!(run(Role::Worker, outside), End::Exit(0));
     });
     assert_eq!(control, End::Exit(0));
     let confined = run_unsealed(Role::Worker, || {
@@ -262,13 +282,22 @@ pub(crate) fn landlock_alone() {
     });
     assert_eq!(confined, End::Exit(0));
     let signals = run_unsealed(Role::Worker, || {
+        nix::sys::prctl::set_dumpable(true).expect("dumpable");
         let end = run(Role::Worker, || {
             let _confined = confine(Role::Worker);
             assert_eq!(signal_parent(), Err(nix::errno::Errno::EPERM));
+            let refused = -i64::from(libc::EPERM);
+            assert_eq!(read_parent(), refused, "its memory");
+            assert_eq!(signal_parents_pidfd(), refused, "signal by descriptor");
+            assert_eq!(trace_parent(), refused, "trace");
         });
         assert_eq!(end, End::Exit(0));
     });
     assert_eq!(signals, End::Exit(0));
+}
+
+fn parent() -> u64 {
+    getppid().as_raw() as u64
 }
 
 fn open(path: &std::ffi::CStr) -> i64 {
