@@ -378,7 +378,7 @@ fn an_upgrade_does_not_touch_what_runs() {
 #[test]
 fn links_and_what_others_can_write_are_refused_and_nothing_is_done() {
     type Trap = fn(&Site);
-    let traps: [(&str, Trap, &str); 11] = [
+    let traps: [(&str, Trap, &str); 12] = [
         (
             "a directory is a link",
             |site| {
@@ -452,6 +452,14 @@ fn links_and_what_others_can_write_are_refused_and_nothing_is_done() {
                 site.put(&site.root("var/lib/dpkg/info/portcullis.list"), list.as_bytes(), 0o644);
             },
             "install over the package \"portcullis\"",
+        ),
+        (
+            "the package was removed and not purged",
+            |site| {
+                let list = "/.\n/etc\n/etc/portcullis\n/etc/portcullis/portcullis.toml\n";
+                site.put(&site.root("var/lib/dpkg/info/portcullis.list"), list.as_bytes(), 0o644);
+            },
+            "even after apt remove; apt purge it first",
         ),
     ];
     for (what, set, expected) in traps {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::Test;
 use crate::machine::{
@@ -19,6 +21,14 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "package::a_package_runs_is_upgraded_and_goes_without_residue",
         a_package_runs_is_upgraded_and_goes_without_residue,
+    ),
+    (
+        "package::a_package_is_not_installed_where_its_users_would_be_somebody_else",
+        a_package_is_not_installed_where_its_users_would_be_somebody_else,
+    ),
+    (
+        "package::a_package_takes_nothing_away_that_is_not_its_own",
+        a_package_takes_nothing_away_that_is_not_its_own,
     ),
 ];
 
@@ -111,6 +121,112 @@ fn a_package_runs_is_upgraded_and_goes_without_residue() {
     assert_eq!(processes(), BTreeMap::new());
     assert!(!Path::new(INSTALLED).exists() && Path::new(CONFIGURATION).exists());
     run("apt-get", &["purge", "--yes", "portcullis"]);
+    nothing_is_left(&before);
+}
+
+fn a_package_is_not_installed_where_its_users_would_be_somebody_else() {
+    let package = package();
+    let package = package.to_str().expect("text");
+    let before = Snapshot::take();
+    type Line = &'static [&'static str];
+    let cases: [(Line, Line, &str); 5] = [
+        (&["useradd", "-u", "61001", "eve"], &["userdel", "eve"], "\"eve\" has number 61001; rename"),
+        (&["groupadd", "-g", "61000", "eve"], &["groupdel", "eve"], "\"eve\" has number 61000; rename"),
+        (
+            &["groupadd", "-g", "7777", "portcullis-shared"],
+            &["groupdel", "portcullis-shared"],
+            "\"portcullis-shared\" has number 7777; rename",
+        ),
+        (
+            &["useradd", "-o", "-u", "0", "-s", "/usr/sbin/nologin", "-N", "portcullis"],
+            // userdel finds process 1 in use.
+            &["sed", "-i", "/^portcullis:/d", "/etc/passwd", "/etc/shadow"],
+            "use passwd entry \"portcullis\": number 0, expected one of the system's (1 to 999)",
+        ),
+        (
+            &["useradd", "-r", "-s", "/bin/sh", "-N", "portcullis"],
+            &["userdel", "portcullis"],
+            "use user \"portcullis\": it can log in (shell \"/bin/sh\")",
+        ),
+    ];
+    for (set, unset, expected) in cases {
+        run(set[0], &set[1..]);
+        let refused = output("dpkg", &["--install", package]);
+        assert!(!refused.status.success() && text(&refused).contains(expected), "{set:?}: {refused:?}");
+        run(unset[0], &unset[1..]);
+        nothing_is_left(&before);
+    }
+
+    symlink("/srv", "/var/cache/portcullis").expect("symlink");
+    let refused = output("dpkg", &["--install", package]);
+    assert!(
+        !refused.status.success()
+            && text(&refused).contains("use /var/cache/portcullis: it is a symbolic link"),
+        "{refused:?}"
+    );
+    // And where nobody is in the way it is installed.
+    fs::remove_file("/var/cache/portcullis").expect("remove");
+    run("dpkg", &["--configure", "portcullis"]);
+    runs_with_nothing_to_decide();
+    run("dpkg", &["--purge", "portcullis"]);
+    nothing_is_left(&before);
+}
+
+fn a_package_takes_nothing_away_that_is_not_its_own() {
+    let package = package();
+    let package = package.to_str().expect("text");
+    run("groupadd", &["--system", "portcullis"]);
+    let before = Snapshot::take();
+    run("dpkg", &["--install", package]);
+    run("dpkg", &["--remove", "portcullis"]);
+    let programs = Path::new(PROGRAMS).parent().expect("a directory");
+    let portcullis = programs.join("portcullis");
+    let refused = output(portcullis.to_str().expect("text"), &["install", "--systemd"]);
+    assert!(text(&refused).contains("even after apt remove; apt purge it first"), "{refused:?}");
+
+    // As if it had been installed by hand in between.
+    run("dpkg", &["--install", package]);
+    run("dpkg", &["--remove", "portcullis"]);
+    let (manifest, policy) = (format!("{INSTALLED}/manifest.json"), "/var/cache/portcullis/shared/policy");
+    fs::create_dir_all(INSTALLED).expect("mkdir");
+    for path in [&manifest, policy] {
+        fs::write(path, b"{}").expect("write");
+    }
+    let made = fs::read("/var/lib/portcullis/made").expect("what was made");
+    let said = run("dpkg", &["--purge", "portcullis"]);
+    assert!(said.contains("left alone: what `portcullis install` placed"), "{said}");
+    assert!(Path::new(policy).exists() && Path::new("/etc/portcullis/policies").exists());
+    for user in USERS {
+        run("getent", &["passwd", user]);
+    }
+    fs::remove_dir_all(INSTALLED).expect("remove");
+
+    // What is mounted below the caches is not removed, nor is anything else while it is.
+    run("dpkg", &["--install", package]);
+    fs::write("/var/lib/portcullis/made", made).expect("write");
+    let mounted = "/var/cache/portcullis/shared/a place";
+    for path in [mounted, "/srv/kept"] {
+        fs::create_dir(path).expect("mkdir");
+    }
+    run("mount", &["--bind", "/srv", mounted]);
+    let refused = output("dpkg", &["--purge", "portcullis"]);
+    assert!(
+        !refused.status.success()
+            && text(&refused).contains("a\\040place is mounted there; unmount it and purge"),
+        "{refused:?}"
+    );
+    assert!(Path::new("/srv/kept").exists() && Path::new("/etc/portcullis/policies").exists());
+    run("umount", &[mounted]);
+    fs::remove_dir("/srv/kept").expect("remove");
+
+    // A user that somebody uses stays, and says so, and the rest goes.
+    let mut sleeper = Command::new("sleep").arg("infinity").uid(61_001).spawn().expect("sleep");
+    let said = run("dpkg", &["--purge", "portcullis"]);
+    sleeper.kill().expect("kill");
+    sleeper.wait().expect("wait");
+    assert!(said.contains("left alone: portcullis-shared in passwd; remove it by hand"), "{said}");
+    run("userdel", &["portcullis-shared"]);
+    // The group that was there before is there still.
     nothing_is_left(&before);
 }
 

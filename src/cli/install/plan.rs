@@ -114,13 +114,12 @@ impl<'t, 's> Survey<'t, 's> {
             self.obstacle("start the units: systemd does not run here; leave --start out");
         }
         match self.tree.text(Path::new(DPKG_LIST), DPKG_LIST_MAX) {
-            // After `apt remove` the list still names the configuration, but no program.
-            Ok(Some(list)) if list.lines().any(|line| line.starts_with(PROGRAMS) && line != PROGRAMS) => {
-                self.obstacle(
-                    "install over the package \"portcullis\": its files are dpkg's; apt remove it first",
-                );
-            }
-            Ok(_) => {}
+            // After `apt remove` it is still there: the configuration is dpkg's until `apt purge`, and so are the users.
+            Ok(Some(_)) => self.obstacle(
+                "install over the package \"portcullis\": dpkg would take away what it knows, even after apt remove; apt \
+                 purge it first (copy what you need of /etc/portcullis)",
+            ),
+            Ok(None) => {}
             Err(error) => self.obstacle(error),
         }
         for run in self.commands(start) {

@@ -250,6 +250,21 @@ mod tests {
         assert_eq!(deb["conf-files"].as_array().unwrap().as_slice(), [CONFIGURATION.0.into()]);
     }
 
+    /// systemd-sysusers has not run yet when the package's scripts look who has the numbers.
+    #[test]
+    fn the_package_looks_for_the_users_of_the_list() {
+        let users: Vec<String> = SYSUSERS
+            .lines()
+            .filter_map(|line| line.strip_prefix("u "))
+            .map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(":"))
+            .collect();
+        let script =
+            |name: &str| std::fs::read_to_string(in_repository("systemd/debian").join(name)).unwrap();
+        assert!(script("preinst").contains(&format!("\naccounts=\"{}\"\n", users.join(" "))), "{users:?}");
+        let fixed: Vec<String> = users.into_iter().filter(|user| !user.ends_with('-')).collect();
+        assert!(script("postinst").contains(&format!("\nfor account in {}; do\n", fixed.join(" "))));
+    }
+
     #[test]
     fn directories_come_after_the_ones_they_are_in() {
         let all = directories();
