@@ -86,7 +86,7 @@ pub(super) fn is_booted() -> bool {
 
 fn find(program: &'static str) -> Result<PathBuf, HostError> {
     let mut places = PATH.iter().map(|directory| Path::new(directory).join(program));
-    let package = if program == "userdel" || program == "groupdel" { "passwd" } else { "systemd" };
+    let package = if ["userdel", "usermod", "groupdel"].contains(&program) { "passwd" } else { "systemd" };
     places.find(|place| place.is_file()).ok_or(HostError::Missing { program, package })
 }
 

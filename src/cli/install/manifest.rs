@@ -43,6 +43,9 @@ pub(super) struct Manifest {
     pub(super) directories: Vec<PathBuf>,
     /// That were not there before.
     pub(super) users: Vec<String>,
+    /// That were not there before: a user's group may have been there without the user.
+    #[serde(default)]
+    pub(super) groups: Vec<String>,
 }
 
 /// One file.
@@ -58,8 +61,14 @@ pub(super) struct Placed {
 }
 
 impl Manifest {
-    pub(super) fn new(files: Vec<Placed>, directories: Vec<PathBuf>, users: Vec<String>) -> Self {
-        Self { format: FORMAT, version: env!("CARGO_PKG_VERSION").to_owned(), files, directories, users }
+    pub(super) fn new(
+        files: Vec<Placed>,
+        directories: Vec<PathBuf>,
+        users: Vec<String>,
+        groups: Vec<String>,
+    ) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { format: FORMAT, version, files, directories, users, groups }
     }
 
     /// The one in `tree`, if there is one.
@@ -82,8 +91,8 @@ impl Manifest {
                 return Err(ManifestError::Path { path: path.into(), named: named.clone() });
             }
         }
-        for named in &manifest.users {
-            // They become arguments of userdel.
+        for named in manifest.users.iter().chain(&manifest.groups) {
+            // They become arguments of userdel and groupdel.
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             if !named.starts_with("portcullis") || !named.chars().all(plain) {
                 return Err(ManifestError::User { path: path.into(), named: named.clone() });
@@ -113,7 +122,12 @@ mod tests {
     fn manifest() -> Manifest {
         let placed =
             Placed { path: "/usr/bin/x".into(), digests: vec![Digest::of(b"x")], configuration: false };
-        Manifest::new(vec![placed], vec!["/usr/lib/portcullis".into()], vec!["portcullis-shared".to_owned()])
+        Manifest::new(
+            vec![placed],
+            vec!["/usr/lib/portcullis".into()],
+            vec!["portcullis-shared".to_owned()],
+            vec!["portcullis-shared".to_owned()],
+        )
     }
 
     fn parse(manifest: &Manifest) -> Result<Manifest, ManifestError> {
@@ -138,6 +152,9 @@ mod tests {
         for user in ["root", "--root=/x", "portcullis x", ""] {
             let mut wrong = manifest();
             wrong.users[0] = user.to_owned();
+            assert!(matches!(parse(&wrong), Err(ManifestError::User { .. })), "{user}");
+            let mut wrong = manifest();
+            wrong.groups[0] = user.to_owned();
             assert!(matches!(parse(&wrong), Err(ManifestError::User { .. })), "{user}");
         }
         let mut wrong = manifest();

@@ -2,15 +2,19 @@
 //!
 //! [`shipped`] is what there is to install, [`tree`] where it goes, [`manifest`] what was placed there. [`plan`] compares
 //! the three, and the [`accounts`] and [`host`] that are needed, and says everything that is in the way before anything is
-//! done. Then the [`steps`] are taken one after the other. [`uninstall`] goes the same way back.
+//! done. [`root`], [`lock`] and [`mounts`] keep others
+//! out of the way. Then the [`steps`] are taken one after the other. [`uninstall`] goes the same way back.
 //!
 //! Programs are replaced under a running service: it holds those it was started from open, and each file changes from the
 //! old one to the new one in one step.
 
 mod accounts;
 mod host;
+mod lock;
 mod manifest;
+mod mounts;
 mod plan;
+mod root;
 mod shipped;
 mod steps;
 mod tree;

@@ -283,18 +283,20 @@ impl<'t, 's> Survey<'t, 's> {
 
     fn plan(self, start: bool) -> Plan<'s> {
         let commands = self.commands(start);
-        let users: BTreeSet<String> =
-            self.accounts.missing.iter().cloned().chain(self.users_before()).collect();
-        let users: Vec<String> = users.into_iter().collect();
+        let (users, groups) = self.made();
         let directories: Vec<PathBuf> = self.directories.into_iter().collect();
-        let meanwhile = Manifest::new(self.meanwhile, directories.clone(), users.clone());
-        let after = Manifest::new(self.after, directories, users);
+        let meanwhile = Manifest::new(self.meanwhile, directories.clone(), users.clone(), groups.clone());
+        let after = Manifest::new(self.after, directories, users, groups);
         let previous = after.files.iter().any(|placed| placed.path.starts_with(PREVIOUS));
-        let mut steps: Vec<Step<'s>> = self.make.into_iter().map(Step::MakeDirectory).collect();
+        // As soon as it can be written, so that what fails after that can be taken away again.
+        let (first, later): (Vec<PathBuf>, Vec<PathBuf>) =
+            self.make.into_iter().partition(|path| Path::new(MANIFEST).starts_with(path));
+        let mut steps: Vec<Step<'s>> = first.into_iter().map(Step::MakeDirectory).collect();
         let changes = [&self.keep, &self.place, &self.remove].iter().any(|steps| !steps.is_empty());
         if changes {
             steps.push(Step::Record(meanwhile));
         }
+        steps.extend(later.into_iter().map(Step::MakeDirectory));
         steps.extend(self.keep.into_iter().chain(self.place).chain(self.remove));
         if changes || self.before.as_ref() != Some(&after) {
             steps.push(Step::Record(after));
@@ -327,8 +329,17 @@ impl<'t, 's> Survey<'t, 's> {
         commands
     }
 
-    fn users_before(&self) -> Vec<String> {
-        self.before.as_ref().map(|before| before.users.clone()).unwrap_or_default()
+    /// Users and groups that are ours to take away again: made by this installation, or by the one before.
+    fn made(&self) -> (Vec<String>, Vec<String>) {
+        let all = |missing: &[String], before: Option<&Vec<String>>| -> Vec<String> {
+            let all: BTreeSet<&String> = missing.iter().chain(before.into_iter().flatten()).collect();
+            all.into_iter().cloned().collect()
+        };
+        let before = self.before.as_ref();
+        (
+            all(&self.accounts.users, before.map(|before| &before.users)),
+            all(&self.accounts.groups, before.map(|before| &before.groups)),
+        )
     }
 
     fn placed(&self, path: &Path) -> Option<Placed> {

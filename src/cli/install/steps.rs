@@ -31,8 +31,12 @@ pub(super) enum Step<'s> {
     /// If nobody else put something there.
     RemoveEmpty(PathBuf),
     RemoveAll(PathBuf),
-    /// With the group of the same name.
-    RemoveUser(String),
+    RemoveUser {
+        user: String,
+        /// The group of the same name was there before, and userdel would take it along.
+        keep_group: bool,
+    },
+    RemoveGroup(String),
     Run(Run),
 }
 
@@ -71,20 +75,28 @@ impl fmt::Display for Step<'_> {
             Self::Remove(path) => write!(f, "remove {}", path.display()),
             Self::RemoveEmpty(path) => write!(f, "remove directory {} if it is empty", path.display()),
             Self::RemoveAll(path) => write!(f, "remove {} with everything in it", path.display()),
-            Self::RemoveUser(user) => write!(f, "remove user {user} and the group of that name"),
+            Self::RemoveUser { user, .. } => write!(f, "remove user {user}"),
+            Self::RemoveGroup(group) => write!(f, "remove group {group}"),
             Self::Run(run) => run.fmt(f),
         }
     }
 }
 
-/// Does them all, or says what it would do. Each line that is printed is a step that is done.
-pub(super) fn take(tree: &Tree, steps: &[Step<'_>], dry_run: bool) -> Result<(), Stopped> {
+/// Does them all, or says what it would do. Each line that is printed is a step that is done. Returns what could not be
+/// done, of that which is no reason to stop.
+pub(super) fn take(tree: &Tree, steps: &[Step<'_>], dry_run: bool) -> Result<Vec<String>, Stopped> {
+    let mut left = Vec::new();
     for (done, step) in steps.iter().enumerate() {
         if dry_run {
             say(format_args!("would {step}\n"));
             continue;
         }
         if let Err(source) = step.take(tree) {
+            // A process that runs as that user, or somebody else whose group it is, must not keep everything else here.
+            if matches!(step, Step::RemoveUser { .. } | Step::RemoveGroup(_)) {
+                left.push(format!("{source}; remove it by hand"));
+                continue;
+            }
             for left in steps.iter().skip(done) {
                 say(format_args!("not done: {left}\n"));
             }
@@ -92,7 +104,7 @@ pub(super) fn take(tree: &Tree, steps: &[Step<'_>], dry_run: bool) -> Result<(),
         }
         say(format_args!("{step}\n"));
     }
-    Ok(())
+    Ok(left)
 }
 
 /// That nobody reads it is no reason to stop half-way.
@@ -112,13 +124,20 @@ impl Step<'_> {
                 tree.remove_empty(path)?;
             }
             Self::RemoveAll(path) => tree.remove_all(path)?,
-            Self::RemoveUser(user) => {
+            Self::RemoveUser { user, keep_group } => {
                 if accounts::has_user(tree, user)? {
+                    if *keep_group {
+                        Run::new("usermod", ["--gid", "nogroup", user])
+                            .within("--prefix", tree.at())
+                            .run()?;
+                    }
                     Run::new("userdel", [user]).within("--prefix", tree.at()).run()?;
                 }
-                // userdel removes it where /etc/login.defs says so.
-                if accounts::has_group(tree, user)? {
-                    Run::new("groupdel", [user]).within("--prefix", tree.at()).run()?;
+            }
+            // userdel removes it where /etc/login.defs says so.
+            Self::RemoveGroup(group) => {
+                if accounts::has_group(tree, group)? {
+                    Run::new("groupdel", [group]).within("--prefix", tree.at()).run()?;
                 }
             }
             Self::Run(run) => run.run()?,

@@ -11,17 +11,18 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag, openat, renameat};
+use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, geteuid, unlinkat};
 use sha2::{Digest as _, Sha256};
 
+use super::lock::Lock;
+use super::mounts;
+use super::root::{check_mode, check_owner, resolve};
 use crate::artifact::Digest;
 
 /// Bits that let somebody other than the owner change a thing.
-const OTHERS_WRITE: u32 = 0o022;
-/// In a directory with this bit nobody can rename or remove what is another's.
-const STICKY: u32 = 0o1000;
+pub(super) const OTHERS_WRITE: u32 = 0o022;
 /// One step of a copy, bytes.
 const COPIED_AT_ONCE: usize = 256 << 10;
 
@@ -48,6 +49,8 @@ pub(super) enum TreeError {
     Path { path: PathBuf },
     #[error("copy to {path:?}: what is copied was changed meanwhile; try again")]
     Changed { path: PathBuf },
+    #[error("remove {path:?}: something is mounted at {point:?}; unmount it")]
+    Mounted { path: PathBuf, point: PathBuf },
     #[error("install into {path:?}: another install or uninstall is at work there; wait for it")]
     Busy { path: PathBuf },
 }
@@ -66,34 +69,24 @@ pub(super) enum Found {
 /// A root, and whose files are trusted in it.
 #[derive(Debug)]
 pub(super) struct Tree {
-    root: Flock<OwnedFd>,
+    root: OwnedFd,
     at: PathBuf,
     own: Uid,
+    _lock: Option<Lock>,
 }
 
 impl Tree {
     /// Opens `root` and keeps others of our kind out of it for as long as it lives.
     pub(super) fn open(root: &Path) -> Result<Self, TreeError> {
-        let at = root.canonicalize().map_err(|source| failed("open", root, source))?;
+        let at = resolve(root, &[])?;
         let own = geteuid();
-        for above in at.ancestors().skip(1) {
-            let metadata = above.metadata().map_err(|source| failed("open", above, source))?;
-            check_owner(own, above, &metadata)?;
-            if metadata.mode() & STICKY == 0 {
-                check_mode(above, &metadata)?;
-            }
-        }
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(&at, flags, Mode::empty());
         let root = File::from(root.map_err(|errno| failed("open", &at, errno.into()))?);
         let metadata = root.metadata().map_err(|source| failed("open", &at, source))?;
-        check(own, &at, &metadata)?;
-        let locked = Flock::lock(OwnedFd::from(root), FlockArg::LockExclusiveNonblock);
-        let root = locked.map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => TreeError::Busy { path: at.clone() },
-            errno => failed("lock", &at, errno.into()),
-        })?;
-        Ok(Self { root, at, own })
+        check(&at, &metadata)?;
+        let lock = Lock::take(&at)?;
+        Ok(Self { root: root.into(), at, own, _lock: lock })
     }
 
     /// Where it is, without links.
@@ -215,8 +208,19 @@ impl Tree {
         }
     }
 
+    /// Whether it could be removed with all that is in it: the way there has no links, and nothing is mounted in it.
+    pub(super) fn check_removable(&self, path: &Path) -> Result<(), TreeError> {
+        self.is_there(path)?;
+        let (shown, table) = (self.shown(path), "read mounts below");
+        match mounts::first_within(&shown).map_err(|source| self.failed(table, path, source))? {
+            Some(point) => Err(TreeError::Mounted { path: shown, point }),
+            None => Ok(()),
+        }
+    }
+
     /// Removes a directory with all that is in it. A link in its place, or in it, is removed and not followed.
     pub(super) fn remove_all(&self, path: &Path) -> Result<(), TreeError> {
+        self.check_removable(path)?;
         let (above, name) = parts(path)?;
         let Some(directory) = self.directory(above)? else { return Ok(()) };
         match fs::remove_dir_all(through(&directory, name)) {
@@ -275,7 +279,7 @@ impl Tree {
             let what = if metadata.is_dir() { "a directory" } else { "no regular file" };
             return Err(TreeError::Kind { path: self.shown(path), what, expected: "a file" });
         }
-        check(self.own, &self.shown(path), &metadata)?;
+        check(&self.shown(path), &metadata)?;
         Ok(Some((file, metadata)))
     }
 
@@ -321,7 +325,7 @@ impl Tree {
                 Err(errno) => return Err(self.failed("open", &at, errno.into())),
             };
             let metadata = next.metadata().map_err(|source| self.failed("open", &at, source))?;
-            check(self.own, &self.shown(&at), &metadata)?;
+            check(&self.shown(&at), &metadata)?;
             here = next.into();
         }
         Ok(Some(here))
@@ -355,25 +359,9 @@ fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<Digest> {
 }
 
 /// Root's or our own, and nobody else may write it.
-fn check(own: Uid, path: &Path, metadata: &Metadata) -> Result<(), TreeError> {
-    check_owner(own, path, metadata)?;
+fn check(path: &Path, metadata: &Metadata) -> Result<(), TreeError> {
+    check_owner(path, metadata, &[])?;
     check_mode(path, metadata)
-}
-
-fn check_owner(own: Uid, path: &Path, metadata: &Metadata) -> Result<(), TreeError> {
-    let owner = metadata.uid();
-    if owner != 0 && owner != own.as_raw() {
-        let expected = if own.is_root() { "0".to_owned() } else { format!("{own} or 0") };
-        return Err(TreeError::Owner { path: path.into(), found: owner, expected });
-    }
-    Ok(())
-}
-
-fn check_mode(path: &Path, metadata: &Metadata) -> Result<(), TreeError> {
-    if metadata.mode() & OTHERS_WRITE != 0 {
-        return Err(TreeError::OthersWrite { path: path.into(), mode: metadata.mode() & 0o7777 });
-    }
-    Ok(())
 }
 
 /// The directory that a path is in, and its name there.

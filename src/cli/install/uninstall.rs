@@ -1,5 +1,6 @@
 //! `portcullis uninstall`: take away what the manifest says was placed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ use super::manifest::{MANIFEST, Manifest};
 use super::plan::Obstacles;
 use super::shipped::units;
 use super::steps::{Step, take};
-use super::tree::{Found, Tree, unfinished};
+use super::tree::{Found, Tree, TreeError, unfinished};
 use crate::cli::{CommandResult, output};
 
 const CONFIGURATION: &str = "/etc/portcullis";
@@ -42,11 +43,12 @@ pub(in crate::cli) fn run(args: &UninstallArgs) -> CommandResult {
         return Err(InstallError::NotInstalled { manifest: tree.shown(Path::new(MANIFEST)) }.into());
     };
     let plan = plan(&tree, &manifest, args.purge).map_err(InstallError::Obstacles)?;
-    take(&tree, &plan.steps, args.dry_run).map_err(InstallError::Stopped)?;
-    let mut text: String = plan.kept.iter().map(|kept| format!("left alone: {kept}\n")).collect();
+    let left = take(&tree, &plan.steps, args.dry_run).map_err(InstallError::Stopped)?;
+    let kept: Vec<String> = plan.kept.into_iter().chain(left).collect();
+    let mut text: String = kept.iter().map(|kept| format!("left alone: {kept}\n")).collect();
     if args.dry_run {
         text += "nothing was done: --dry-run\n";
-    } else if plan.kept.is_empty() {
+    } else if kept.is_empty() {
         text += "nothing of it is left\n";
     } else {
         text += "everything else is gone\n";
@@ -89,26 +91,24 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
     let unfinished = files.map(unfinished).filter(|path| tree.is_there(path).unwrap_or(false));
     remove.extend(unfinished.map(Step::Remove));
     let mut steps = stop(tree, &mut obstacles);
-    if tree.is_host() {
-        // Sockets that systemd made and leaves behind.
-        steps.push(Step::RemoveAll(RUN.into()));
+    // The sockets in the first are made by systemd and left behind.
+    let run = tree.is_host().then_some(RUN);
+    let purged = [CONFIGURATION, CACHES].into_iter().filter(|_| purge);
+    let whole: Vec<&Path> = run.into_iter().chain(purged).map(Path::new).collect();
+    for path in &whole {
+        match tree.check_removable(path) {
+            Ok(()) => steps.push(Step::RemoveAll(path.to_path_buf())),
+            Err(error @ TreeError::Mounted { .. }) => obstacles.push(error.to_string()),
+            // It would be as much in the way the next time.
+            Err(error) => kept.push(error.to_string()),
+        }
     }
-    if purge {
-        steps.extend([CONFIGURATION, CACHES].map(|path| Step::RemoveAll(path.into())));
-    } else if let Some(cached) = in_use(tree, Path::new(CACHES)) {
+    if let Some(cached) = in_use(tree, Path::new(CACHES)).filter(|_| !purge) {
         kept.push(cached);
     }
+    kept.extend(drop_ins(tree));
     if tree.is_roots() {
-        let has = |user: &String| {
-            accounts::has_user(tree, user).unwrap_or(true) || accounts::has_group(tree, user).unwrap_or(true)
-        };
-        let made: Vec<String> = manifest.users.iter().filter(|user| has(user)).cloned().collect();
-        if !made.is_empty() {
-            let needed = [Run::new("userdel", [""; 0]), Run::new("groupdel", [""; 0])];
-            obstacles
-                .extend(needed.iter().filter_map(|run| run.check().err()).map(|error| error.to_string()));
-        }
-        steps.extend(made.into_iter().map(Step::RemoveUser));
+        steps.extend(accounts(tree, manifest, &mut obstacles));
     }
     // What may fail comes before the program that it would have to be typed with again.
     steps.extend(remove);
@@ -118,9 +118,54 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
     steps.push(Step::Remove(MANIFEST.into()));
     let mut directories = manifest.directories.clone();
     directories.sort();
-    let there = directories.into_iter().rev().filter(|path| tree.is_there(path).unwrap_or(true));
-    steps.extend(there.map(Step::RemoveEmpty));
+    // What is removed as a whole is gone by then.
+    directories.retain(|path| !whole.iter().any(|whole| path.starts_with(whole)));
+    for path in directories.into_iter().rev() {
+        match tree.is_there(&path) {
+            Ok(true) => steps.push(Step::RemoveEmpty(path)),
+            Ok(false) => {}
+            Err(error) => kept.push(error.to_string()),
+        }
+    }
+    // A link on the way to many files is one thing that stays.
+    let mut seen = BTreeSet::new();
+    kept.retain(|text| seen.insert(text.clone()));
     if obstacles.is_empty() { Ok(Plan { steps, kept }) } else { Err(Obstacles(obstacles)) }
+}
+
+/// Those that were not there before, users first: a group that is somebody's cannot go.
+fn accounts(tree: &Tree, manifest: &Manifest, obstacles: &mut Vec<String>) -> Vec<Step<'static>> {
+    type Has = fn(&Tree, &str) -> Result<bool, TreeError>;
+    let mut there = |names: &[String], has: Has| -> Vec<String> {
+        let mut found = Vec::new();
+        for name in names {
+            match has(tree, name) {
+                Ok(true) => found.push(name.clone()),
+                Ok(false) => {}
+                Err(error) => obstacles.push(error.to_string()),
+            }
+        }
+        found
+    };
+    let users = there(&manifest.users, accounts::has_user);
+    let groups = there(&manifest.groups, accounts::has_group);
+    if !users.is_empty() || !groups.is_empty() {
+        let needed = ["userdel", "usermod", "groupdel"].map(|program| Run::new(program, [""; 0]));
+        obstacles.extend(needed.iter().filter_map(|run| run.check().err()).map(|error| error.to_string()));
+    }
+    let remove_user = |user: String| {
+        let others = !manifest.groups.contains(&user);
+        let keep_group = others && accounts::has_group(tree, &user).unwrap_or(true);
+        Step::RemoveUser { user, keep_group }
+    };
+    users.into_iter().map(remove_user).chain(groups.into_iter().map(Step::RemoveGroup)).collect()
+}
+
+/// Settings that the administrator added to a unit, which the next installation would be started with.
+fn drop_ins(tree: &Tree) -> impl Iterator<Item = String> {
+    let paths = units().map(|unit| PathBuf::from(format!("/etc/systemd/system/{unit}.d")));
+    let there = paths.into_iter().filter(|path| tree.is_there(path).unwrap_or(false));
+    there.map(|path| format!("{} has settings that were not installed by this", path.display()))
 }
 
 /// Nothing runs and nothing is started by itself any more.
