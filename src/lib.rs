@@ -37,3 +37,19 @@ pub mod spawner;
 pub mod supervisor;
 pub mod wire;
 pub mod worker;
+
+/// Writes into a program which one it is and of which version, for `portcullis install` to find there.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! mark {
+    () => {
+        // Nothing reads it in here, and what nothing reads would not be in the program.
+        std::hint::black_box(concat!(
+            "portcullis program ",
+            env!("CARGO_BIN_NAME"),
+            " ",
+            env!("CARGO_PKG_VERSION"),
+            "\n"
+        ))
+    };
+}

@@ -67,11 +67,17 @@ fn place_of(program: &str) -> String {
     format!("{directory}/{program}")
 }
 
+/// What every program of ours has in it somewhere.
+fn mark(name: &str, version: &str) -> String {
+    format!("portcullis program {name} {version}\n")
+}
+
 /// A file that begins as our programs do and says which version it is. It is only copied, never run.
 fn program(version: &str, name: &str) -> Vec<u8> {
     let mut bytes = vec![0; 20];
     std::io::Read::read_exact(&mut fs::File::open(PORTCULLIS).unwrap(), &mut bytes).unwrap();
     bytes.extend_from_slice(format!("{version} {name}").as_bytes());
+    bytes.extend_from_slice(mark(name, env!("CARGO_PKG_VERSION")).as_bytes());
     // The one that is placed last of the programs is the one that does not fit where little does.
     bytes.resize(if name == "portcullis-worker" { 100_000 } else { 1_000 }, 0);
     bytes
@@ -274,8 +280,16 @@ fn as_an_ordinary_user_it_works_in_a_directory_of_ones_own_and_nowhere_else() {
     if own.is_root() {
         // Root's things are not an ordinary user's, and the other way round.
         let root = Site { uid: 0, command: PORTCULLIS.into(), ..site };
-        let error = bad(&root.install(&[]), 1);
-        assert!(error.contains("programs/portcullis\": owned by uid 12345, expected 0;"), "{error}");
+        // The directory above both, the one that programs are in, and a program.
+        for (owned, expected) in [
+            ("", "\": owned by uid"),
+            ("programs", "programs\": owned by uid"),
+            ("programs/portcullis", "programs/portcullis\": owned by uid"),
+        ] {
+            let error = bad(&root.install(&[]), 1);
+            assert!(error.contains(&format!("{expected} {ORDINARY}, expected 0;")), "{error}");
+            chown(root.path(owned), Some(0), Some(0)).unwrap();
+        }
         root.ship("one");
         let error = bad(&root.install(&[]), 1);
         assert!(error.contains(&format!("owned by uid {ORDINARY}, expected 0; chown it")), "{error}");
@@ -474,6 +488,134 @@ fn links_and_what_others_can_write_are_refused_and_nothing_is_done() {
     }
 }
 
+/// The programs that are built, and not only what a test made up, say what they are.
+#[test]
+fn the_programs_as_built_are_installed() {
+    let site = Site::new();
+    let arguments = ["install", "--systemd", "--dry-run"];
+    let said = good(&site.command(&arguments).output().unwrap());
+    for name in programs() {
+        assert!(said.contains(&format!("would place /{} (0755)\n", place_of(&name))), "{said}");
+    }
+}
+
+/// Whoever may read a directory may lock it.
+#[test]
+fn only_another_installation_keeps_an_installation_out() {
+    let site = Site::new();
+    let lock = |path: &Path| {
+        let file = fs::File::open(path).unwrap();
+        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap()
+    };
+    let held = lock(&site.path("root"));
+    good(&site.install(&[]));
+    drop(held);
+    let before = site.snapshot();
+    let path = site.root(".portcullis-install.lock");
+    assert!(!path.exists());
+    site.put(&path, b"", 0o600);
+    let held = lock(&path);
+    let error = bad(&site.uninstall(&["--purge"]), 1);
+    assert!(error.contains("another install or uninstall is at work there; wait for it"), "{error}");
+    drop(held);
+    assert_eq!(site.snapshot().len(), before.len() + 1);
+    // One that somebody who was killed left behind is nobody's.
+    good(&site.uninstall(&["--purge"]));
+    assert_eq!(site.snapshot(), Snapshot::new());
+}
+
+#[test]
+fn a_link_to_the_root_is_followed_only_if_nobody_else_can_lead_it_elsewhere() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can give a link away");
+        return;
+    }
+    let site = Site::new();
+    let link = site.path("link");
+    symlink("./programs/../root", &link).unwrap();
+    let install = || {
+        let mut command = Command::new(PORTCULLIS);
+        command.args(["install", "--systemd", "--from"]).arg(site.path("programs"));
+        command.arg("--root").arg(&link).output().unwrap()
+    };
+    std::os::unix::fs::lchown(&link, Some(ORDINARY), Some(ORDINARY)).unwrap();
+    let error = bad(&install(), 1);
+    assert!(error.contains(&format!("link\": owned by uid {ORDINARY}, expected 0")), "{error}");
+    assert_eq!(site.snapshot(), Snapshot::new());
+    std::os::unix::fs::lchown(&link, Some(0), Some(0)).unwrap();
+    // A directory that is only on the way counts as well.
+    chown(site.path("programs"), Some(ORDINARY), Some(ORDINARY)).unwrap();
+    let error = bad(&install(), 1);
+    assert!(error.contains(&format!("programs\": owned by uid {ORDINARY}, expected 0")), "{error}");
+    chown(site.path("programs"), Some(0), Some(0)).unwrap();
+    good(&install());
+    assert_eq!(table(&site.snapshot()), expected_table());
+}
+
+/// A file where a directory has to be made: what was made before that is known, and goes.
+#[test]
+fn a_first_installation_that_fails_leaves_nothing_that_cannot_be_taken_away() {
+    let site = Site::new();
+    let would = good(&site.install(&["--dry-run"]));
+    let lines: Vec<&str> = would.lines().collect();
+    let recorded = lines.iter().position(|line| line.starts_with("would record")).unwrap();
+    let before: Vec<&str> = lines[..recorded].to_vec();
+    assert_eq!(
+        before,
+        ["/usr", "/usr/lib", "/usr/lib/portcullis"].map(|path| format!("would make directory {path} (0755)"))
+    );
+}
+
+#[test]
+fn what_cannot_be_purged_is_named_and_keeps_nothing_else_here() {
+    let site = Site::new();
+    good(&site.install(&[]));
+    fs::create_dir_all(site.path("disk/portcullis/shared")).unwrap();
+    fs::create_dir_all(site.root("var")).unwrap();
+    symlink(site.path("disk"), site.root("var/cache")).unwrap();
+    let drop_in = "etc/systemd/system/portcullis.service.d";
+    site.put(&site.root(drop_in).join("mine.conf"), b"[Service]\n", 0o644);
+    let said = good(&site.uninstall(&["--purge"]));
+    assert!(
+        said.contains("left alone: use \"") && said.contains("var/cache\": it is a symbolic link"),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("left alone: /{drop_in} has settings that were not installed by this")),
+        "{said}"
+    );
+    assert!(said.ends_with("everything else is gone\n"), "{said}");
+    let left: Vec<String> =
+        site.snapshot().into_keys().filter(|path| !path.starts_with("etc/systemd")).collect();
+    assert_eq!(left, ["etc", "var", "var/cache"]);
+    assert!(site.path("disk/portcullis/shared").exists());
+}
+
+#[test]
+fn what_is_mounted_in_a_cache_is_not_emptied() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can mount");
+        return;
+    }
+    let site = Site::new();
+    good(&site.install(&[]));
+    let (mounted, other) = (site.root("etc/portcullis/policies/a place"), site.path("other"));
+    fs::create_dir_all(&mounted).unwrap();
+    site.put(&other.join("kept"), b"kept", 0o644);
+    let mount = Command::new("mount").arg("--bind").args([&other, &mounted]).status();
+    assert!(mount.unwrap().success(), "mount --bind needs CAP_SYS_ADMIN: sudo cargo test --test install");
+    let before = site.snapshot();
+    let refused = site.uninstall(&["--purge"]);
+    let after = site.snapshot();
+    assert!(Command::new("umount").arg(&mounted).status().unwrap().success());
+    let error = bad(&refused, 1);
+    assert!(error.contains("a place\"; unmount it") && error.contains("something is mounted at"), "{error}");
+    assert_eq!(after, before);
+    assert_eq!(fs::read(other.join("kept")).unwrap(), b"kept");
+    good(&site.uninstall(&["--purge"]));
+    assert_eq!(site.snapshot(), Snapshot::new());
+}
+
 /// Links that were put there after the installation.
 #[test]
 fn uninstalling_follows_no_link() {
@@ -520,7 +662,7 @@ fn everything_in_the_way_is_said_at_once() {
 #[test]
 fn programs_that_do_not_fit_are_refused_by_name() {
     type Change = fn(&Site, &Path);
-    let changes: [(Change, &str); 4] = [
+    let changes: [(Change, &str); 7] = [
         (
             |_, path| fs::remove_file(path).unwrap(),
             "No such file or directory (os error 2); all of them are expected",
@@ -537,6 +679,32 @@ fn programs_that_do_not_fit_are_refused_by_name() {
             },
             "Too many levels of symbolic links",
         ),
+        (
+            // One of the others, under this one's name.
+            |site, path| {
+                let names = programs();
+                let other = names.iter().find(|name| path.file_name().unwrap() != name.as_str()).unwrap();
+                site.put(path, &program("one", other), 0o755);
+            },
+            "not the program portcullis",
+        ),
+        (
+            |site, path| {
+                let name = path.file_name().unwrap().to_str().unwrap();
+                let mut bytes = program("one", name);
+                bytes.truncate(20);
+                bytes.extend_from_slice(mark(name, "0.0.0").as_bytes());
+                site.put(path, &bytes, 0o755);
+            },
+            "to install another version, use the portcullis beside it",
+        ),
+        (
+            |_, path| {
+                let above = path.parent().unwrap();
+                fs::set_permissions(above, fs::Permissions::from_mode(0o777)).unwrap();
+            },
+            "programs\": others may write it (mode 0777)",
+        ),
     ];
     for name in programs() {
         for (change, expected) in &changes {
@@ -544,7 +712,10 @@ fn programs_that_do_not_fit_are_refused_by_name() {
             let path = site.path("programs").join(&name);
             change(&site, &path);
             let error = bad(&site.install(&[]), 1);
-            assert!(error.contains(expected) && error.contains(path.to_str().unwrap()), "{error}");
+            let named = [path.as_path(), path.parent().unwrap()]
+                .iter()
+                .any(|path| error.contains(path.to_str().unwrap()));
+            assert!(error.contains(expected) && named, "{error}");
             assert_eq!(site.snapshot(), Snapshot::new());
         }
     }
@@ -695,6 +866,29 @@ fn users_and_directories_are_made_in_an_image() {
     assert_eq!(site.read("etc/group"), groups.as_bytes());
     let ours: Vec<String> = site.snapshot().into_keys().filter(|path| path.contains("portcullis")).collect();
     assert!(ours.is_empty(), "{ours:?}");
+}
+
+/// What was there before stays, be it only the group of a user that was made.
+#[test]
+fn users_and_groups_that_were_there_before_stay() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can make users");
+        return;
+    }
+    let site = Site::new();
+    let nobody = "portcullis-shared:x:61001:61001::/:/usr/sbin/nologin\n";
+    let users = format!("root:x:0:0:root:/root:/bin/sh\n{nobody}");
+    let groups = "root:x:0:\nnogroup:x:65534:\nportcullis:x:998:\nportcullis-shared:x:61001:\n";
+    site.put(&site.root("etc/passwd"), users.as_bytes(), 0o644);
+    site.put(&site.root("etc/group"), groups.as_bytes(), 0o644);
+    // As Debian has it: userdel takes the group of that name along.
+    site.put(&site.root("etc/login.defs"), b"USERGROUPS_ENAB yes\n", 0o644);
+    good(&site.install(&[]));
+    let passwd = String::from_utf8(site.read("etc/passwd")).unwrap();
+    assert!(passwd.contains("\nportcullis:x:998:998:"), "{passwd}");
+    good(&site.uninstall(&["--purge"]));
+    assert_eq!(String::from_utf8(site.read("etc/passwd")).unwrap(), users);
+    assert_eq!(String::from_utf8(site.read("etc/group")).unwrap(), groups);
 }
 
 /// What was just installed starts, and says why it lets nothing through.

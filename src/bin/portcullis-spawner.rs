@@ -1,3 +1,4 @@
 fn main() -> std::process::ExitCode {
+    portcullis::mark!();
     portcullis::spawner::main()
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::tree::digest_of;
+use super::root::resolve;
+use super::tree::{TreeError, digest_of};
 use crate::artifact::Digest;
 use crate::sandbox::Role;
 
@@ -42,6 +43,9 @@ const TEXTS: [(&str, &str); 6] = [
 const CONFIGURATION: (&str, &str) =
     ("/etc/portcullis/portcullis.toml", include_str!("../../../systemd/portcullis.toml"));
 
+/// One step of looking through a program, bytes.
+const READ_AT_ONCE: u64 = 1 << 20;
+
 /// Why a program cannot be installed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ShippedError {
@@ -51,6 +55,8 @@ pub(super) enum ShippedError {
         "open program {path:?}: {source}; all of them are expected in one directory, say which with --from"
     )]
     Open { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Way(#[from] TreeError),
     #[error("open program {path:?}: {why}")]
     Unfit { path: PathBuf, why: String },
 }
@@ -142,25 +148,28 @@ fn programs(from: Option<&Path>) -> Result<Vec<Shipped>, ShippedError> {
     let trusted = own.metadata().map_err(ShippedError::Here)?.uid();
     let machine = machine(&mut File::open(own).map_err(ShippedError::Here)?).map_err(ShippedError::Here)?;
     let here = own.read_link().map_err(ShippedError::Here)?;
-    let from = from.or_else(|| here.parent()).unwrap_or(Path::new("/"));
+    let from = resolve(from.or_else(|| here.parent()).unwrap_or(Path::new("/")), &[trusted])?;
     program_names()
         .map(|name| {
             let path =
                 if name == COMMAND { format!("/usr/bin/{name}") } else { format!("{PROGRAMS}/{name}") };
-            let (file, digest) = program(&find(from, &name), trusted, machine)?;
+            let (file, digest) = program(&find(&from, &name)?, &name, trusted, machine)?;
             Ok(Shipped { path: path.into(), kind: Kind::Program, digest, content: Content::Program(file) })
         })
         .collect()
 }
 
 /// Beside the others, or where an installation has them: `/usr/bin/portcullis` can install what it was installed with.
-fn find(from: &Path, name: &str) -> PathBuf {
+fn find(from: &Path, name: &str) -> Result<PathBuf, TreeError> {
     let beside = from.join(name);
     let installed = Path::new(PROGRAMS).join(name);
-    if from == Path::new("/usr/bin") && !beside.exists() && installed.exists() { installed } else { beside }
+    if from == Path::new("/usr/bin") && !beside.exists() && installed.exists() {
+        return Ok(resolve(Path::new(PROGRAMS), &[])?.join(name));
+    }
+    Ok(beside)
 }
 
-fn program(path: &Path, trusted: u32, machine: [u8; 20]) -> Result<(File, Digest), ShippedError> {
+fn program(path: &Path, name: &str, trusted: u32, machine: [u8; 20]) -> Result<(File, Digest), ShippedError> {
     let failed = |source| ShippedError::Open { path: path.into(), source };
     let unfit = |why| Err(ShippedError::Unfit { path: path.into(), why });
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
@@ -181,9 +190,39 @@ fn program(path: &Path, trusted: u32, machine: [u8; 20]) -> Result<(File, Digest
     if self::machine(&mut file).ok() != Some(machine) {
         return unfit("not a program for the machine that this one is for".to_owned());
     }
+    // Which program it is, and of which version, is written in it: the units and texts are those of this one.
+    let version = env!("CARGO_PKG_VERSION");
+    let mark = format!("portcullis program {name} {version}\n");
+    if !contains(&mut file, mark.as_bytes()).map_err(failed)? {
+        return unfit(format!(
+            "not the program {name} of version {version}; to install another version, use the portcullis beside it"
+        ));
+    }
     file.rewind().map_err(failed)?;
     let digest = digest_of(&mut file).map_err(failed)?;
     Ok((file, digest))
+}
+
+/// Whether `mark` is somewhere in what can still be read.
+fn contains(file: &mut File, mark: &[u8]) -> io::Result<bool> {
+    let first = mark.first().copied().unwrap_or_default();
+    let mut chunk = Vec::new();
+    loop {
+        // The end of the one before may be the beginning of it.
+        let kept = chunk.len().min(mark.len().saturating_sub(1));
+        chunk.drain(..chunk.len().saturating_sub(kept));
+        if file.by_ref().take(READ_AT_ONCE).read_to_end(&mut chunk)? == 0 {
+            return Ok(false);
+        }
+        let mut rest = chunk.as_slice();
+        while let Some(at) = rest.iter().position(|byte| *byte == first) {
+            let from = rest.get(at..).unwrap_or_default();
+            if from.starts_with(mark) {
+                return Ok(true);
+            }
+            rest = from.get(1..).unwrap_or_default();
+        }
+    }
 }
 
 /// What an ELF file says first of all: class, byte order, ABI, kind, machine.
