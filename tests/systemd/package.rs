@@ -19,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
         what_install_puts_in_place_runs_is_upgraded_and_goes_without_residue,
     ),
     (
+        "package::what_install_put_in_place_goes_although_a_user_is_in_use",
+        what_install_put_in_place_goes_although_a_user_is_in_use,
+    ),
+    (
         "package::a_package_runs_is_upgraded_and_goes_without_residue",
         a_package_runs_is_upgraded_and_goes_without_residue,
     ),
@@ -85,6 +89,20 @@ fn what_install_puts_in_place_runs_is_upgraded_and_goes_without_residue() {
     fs::remove_dir_all(next).expect("remove");
     let said = run("portcullis", &["uninstall", "--purge"]);
     assert!(said.ends_with("nothing of it is left\n"), "{said}");
+    nothing_is_left(&before);
+}
+
+fn what_install_put_in_place_goes_although_a_user_is_in_use() {
+    let before = Snapshot::take();
+    let portcullis = Path::new(PROGRAMS).with_file_name("portcullis");
+    run(portcullis.to_str().expect("text"), &["install", "--systemd"]);
+    let mut sleeper = Command::new("sleep").arg("infinity").uid(61_001).spawn().expect("sleep");
+    let said = run("portcullis", &["uninstall", "--purge"]);
+    sleeper.kill().expect("kill");
+    sleeper.wait().expect("wait");
+    assert!(said.contains("left alone: run userdel: ") && said.contains("remove it by hand"), "{said}");
+    assert!(said.ends_with("everything else is gone\n"), "{said}");
+    run("userdel", &["portcullis-shared"]);
     nothing_is_left(&before);
 }
 
