@@ -151,6 +151,30 @@ impl Status {
         Ok(())
     }
 
+    /// What a process was born with, until it seals itself: none but those of `held`, perhaps fewer. As for
+    /// [`Self::expect_capabilities`], the bounding set counts only where it can be emptied.
+    pub(crate) fn expect_capabilities_within(&self, held: u64, isolation: Isolation) -> Result<(), Mismatch> {
+        let (held, bounding) = match isolation {
+            Isolation::DistinctUids => (held, self.bounding),
+            Isolation::SharedUid => (0, 0),
+        };
+        for (field, found) in [
+            ("CapInh", self.inheritable),
+            ("CapPrm", self.permitted),
+            ("CapEff", self.effective),
+            ("CapBnd", bounding),
+            ("CapAmb", self.ambient),
+        ] {
+            expect_mask(field, found & !held, 0)?;
+        }
+        Ok(())
+    }
+
+    /// At least the filters it was born under.
+    pub(crate) fn expect_filtered(&self, filters: u32) -> Result<(), Mismatch> {
+        self.expect_sealed(self.seccomp_filters.max(filters))
+    }
+
     /// An abort must end the process by SIGABRT; were that ignored, abort would go on to calls no profile allows.
     pub(crate) fn expect_abort_works(&self) -> Result<(), Mismatch> {
         let bit = 1 << (nix::libc::SIGABRT - 1);

@@ -10,6 +10,7 @@
     reason = "a failed test panics"
 )]
 
+mod lies;
 mod outside;
 #[path = "../support/mod.rs"]
 mod support;
@@ -30,7 +31,7 @@ fn main() {
     wrong::run_if_asked();
     outside::run_if_asked();
     close_what_was_left_to_us();
-    let tests = [whole::TESTS, outside::TESTS, wrong::TESTS].concat();
+    let tests = [whole::TESTS, outside::TESTS, lies::TESTS, wrong::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             test();

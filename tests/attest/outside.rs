@@ -24,6 +24,7 @@ pub(super) const TESTS: &[Test] = &[
     ("outside::a_stranger_with_a_roles_uid_is_noticed", strangers),
     ("outside::a_tracer_is_noticed", tracer),
     ("outside::a_client_in_another_network_namespace_is_no_difference", namespaces),
+    ("outside::a_configuration_that_waits_holds_nobody_up", fifo),
     ("outside::a_program_that_was_replaced_is_noticed", programs),
 ];
 
@@ -182,6 +183,17 @@ pub(super) fn run_if_asked() {
         drop(connection);
         std::process::exit(0);
     }
+}
+
+/// Opened as a file is, it would wait for somebody who writes.
+fn fifo() {
+    let service = service();
+    let path = service.site.path("fifo.toml");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let mut command = Command::new(super::program());
+    command.args(["attest", "--json", "--socket"]).arg(service.site.path("run/operator.sock"));
+    let report = super::Report::of(&command.arg("--config").arg(&path).output().unwrap());
+    report.assert_only("not a regular file");
 }
 
 /// After an upgrade of the files, what runs is still the old program.

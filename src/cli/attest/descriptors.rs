@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
-use nix::sys::statfs::CGROUP2_SUPER_MAGIC;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, TMPFS_MAGIC, fstatfs};
 
 use super::Expectations;
 use super::process::Subject;
@@ -214,11 +216,9 @@ pub(super) fn sealed(link: &Path) -> Verdict {
         (SealFlag::F_SEAL_SEAL, "seal"),
     ];
     let expected = needed.map(|(_, name)| name).join(", ");
-    // Whoever has it might swap it for something that waits, or for a terminal.
-    let opened =
-        File::options().read(true).custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits()).open(link);
-    let file = match opened {
-        Ok(file) => file,
+    let file = match memory_file(link) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Verdict::different("no memory file", &expected),
         Err(error) => return Verdict::unseen(&Unseen::of(link, &error), &expected),
     };
     match fcntl(&file, FcntlArg::F_GET_SEALS) {
@@ -231,10 +231,21 @@ pub(super) fn sealed(link: &Path) -> Verdict {
     }
 }
 
+/// Whoever has it chose its name, and may swap it for a device or what waits: so it is opened for reading only after a
+/// look at what it is, and then that very file. `None` if it cannot be a memory file.
+fn memory_file(link: &Path) -> io::Result<Option<File>> {
+    let open = |flags: OFlag, path: &Path| File::options().read(true).custom_flags(flags.bits()).open(path);
+    let place = open(OFlag::O_PATH, link)?;
+    if !place.metadata()?.is_file() || fstatfs(&place)?.filesystem_type() != TMPFS_MAGIC {
+        return Ok(None);
+    }
+    let itself = format!("/proc/self/fd/{}", place.as_raw_fd());
+    open(OFlag::O_NONBLOCK | OFlag::O_NOCTTY, Path::new(&itself)).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
-    use std::os::fd::AsRawFd;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
@@ -371,6 +382,13 @@ mod tests {
         let open = File::from(open.unwrap());
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
         assert!(matches!(sealed(Path::new(&path)), Verdict::Different { .. }));
-        assert!(matches!(sealed(Path::new("/dev/null")), Verdict::Different { .. }));
+        // What is something else is not opened: a socket's file would not let itself be.
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("memfd:x");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        for other in [&socket, Path::new("/dev/null"), Path::new("/proc/self/status")] {
+            let Verdict::Different { found, .. } = sealed(other) else { panic!("{other:?}") };
+            assert_eq!(found, "no memory file", "{other:?}");
+        }
     }
 }

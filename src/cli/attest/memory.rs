@@ -67,11 +67,15 @@ fn executable(mapping: &Mapping, subject: &Subject, findings: &mut Findings) {
             verdict,
         );
     };
-    if matches!(name, "[vdso]" | "[vsyscall]" | "[uprobes]") {
-        return add("code is", Verdict::ok("the kernel's"));
-    }
     let written = format!("{} kB", mapping.written);
     add("written to before or since", Verdict::compare(written, "0 kB"));
+    if matches!(name, "[vdso]" | "[vsyscall]" | "[uprobes]") {
+        // What somebody wrote to is a copy of their own, whatever it is called.
+        if mapping.written == 0 {
+            add("code is", Verdict::ok("the kernel's"));
+        }
+        return;
+    }
     let shared = if mapping.may('s') { "shared" } else { "private" };
     add("private", Verdict::compare(shared, "private"));
     if name == POLICY && subject.role == Role::Worker {
@@ -182,6 +186,39 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
                 ("ffffffffff600000-ffffffffff601000", "[vsyscall]", true, 0),
             ]
         );
+    }
+
+    #[test]
+    fn the_kernels_code_is_the_kernels_until_somebody_writes_to_it() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let subject = Subject {
+            role: Role::Worker,
+            class: None,
+            generation: 1,
+            pid: own,
+            uid: 0,
+            state: crate::wire::control::ProcessState::Serving,
+            threads: None,
+            ready: None,
+        };
+        let differences = |name: &str, written| {
+            let mapping = Mapping {
+                range: "1000-2000".to_owned(),
+                permissions: "r-xp".to_owned(),
+                name: name.to_owned(),
+                written,
+            };
+            let mut findings = Findings::of_service();
+            executable(&mapping, &subject, &mut findings);
+            let different =
+                |one: &&crate::cli::attest::report::Finding| matches!(one.verdict, Verdict::Different { .. });
+            let ok = findings.list.iter().any(|one| one.check.ends_with("code is"));
+            (findings.list.iter().filter(different).count(), ok)
+        };
+        for name in ["[vdso]", "[vsyscall]", "[uprobes]"] {
+            assert_eq!(differences(name, 0), (0, true), "{name}");
+            assert_eq!(differences(name, 4), (1, false), "{name}");
+        }
     }
 
     #[test]

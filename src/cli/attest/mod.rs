@@ -9,7 +9,7 @@
 //! can be read, and where neither has anything to say, from the supervisor: the service is one, so its processes share
 //! its namespaces and live at or below its control group.
 //!
-//! [`process`] which processes there are -> for each, [`threads`], [`descriptors`], [`memory`], [`limits`] and
+//! [`process`] which processes there are -> for each, unless it is [`starting`], [`threads`], [`descriptors`], [`memory`], [`limits`] and
 //! [`surroundings`] -> [`files`] -> [`report`]. How the kernel is read, and what it may refuse, is in [`view`].
 
 mod descriptors;
@@ -18,24 +18,28 @@ mod limits;
 mod memory;
 mod process;
 mod report;
+mod starting;
 mod surroundings;
 mod threads;
 mod view;
 
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use nix::fcntl::OFlag;
 
 use super::operator::{OperatorError, ask_status, socket};
 use super::output;
+use super::terminal::printable;
 use crate::sandbox::{Declared, DeclaredError, Role, Status as ThreadStatus};
 use crate::supervisor::config::{self, Class, Config, Identity, Surroundings};
 use crate::wire::control::{Isolation, ProcessState};
 use crate::wire::operator::Status;
-use process::{Census, Subject};
-use report::{Area, Finding, Findings, Report, Row, Summary, Verdict};
+use process::{Census, Configured, Subject};
+use report::{Finding, Findings, Report, Row, Summary, Verdict};
 
 /// Where the configuration is, unless said otherwise.
 const CONFIGURATION: &str = "/etc/portcullis/portcullis.toml";
@@ -110,7 +114,7 @@ fn look(socket: &Path, configuration: &Path) -> Result<Report, AttestError> {
     loop {
         let status = ask_status(socket)?;
         let expected = Expectations::of(&status, configuration)?;
-        let census = process::take(&status, &expected.configured_uids());
+        let census = process::take(&status, &expected.configured());
         let (findings, changed) = compare(&census, &expected);
         let report = report(&status, &census, findings);
         let differs = report.summary.different > 0;
@@ -129,9 +133,12 @@ fn compare(census: &Census, expected: &Expectations) -> (Vec<Finding>, bool) {
     for subject in &census.subjects {
         let before = view::stat(subject.pid);
         let mut findings = Findings::of(subject);
-        if subject.state == ProcessState::Starting {
-            let why = "it is starting and gets no traffic: it is not sealed yet";
-            findings.add(Area::Threads, "sealed", Verdict::invisible(why));
+        if subject.state == ProcessState::Starting
+            && starting::is_believed(subject, &before, view::now(), &mut findings)
+        {
+            starting::check(subject, expected, &mut findings);
+            // Soon it can be looked at like any other.
+            changed = true;
         } else {
             threads::check(subject, expected, &mut findings);
             descriptors::check(subject, expected, &mut findings);
@@ -162,7 +169,8 @@ fn report(status: &Status, census: &Census, findings: Vec<Finding>) -> Report {
     let mut all = census.findings.list.clone();
     all.extend(findings);
     Report {
-        version: status.version.clone(),
+        // The frontend's word, and JSON writes most control characters as they are.
+        version: printable(&status.version),
         supervisor_pid: status.supervisor_pid,
         isolation: status.processes.isolation,
         seen_as_uid: nix::unistd::geteuid().as_raw(),
@@ -206,7 +214,7 @@ impl Expectations {
         let [gid, ..] = measure.as_ref().map_or([0; 4], |measure| measure.gid);
         let declared = Role::ALL.into_iter().map(|role| Ok((role, Declared::of(role)?)));
         let program = view::link(supervisor, "exe").ok();
-        let program = program.map(|program| PathBuf::from(program.trim_end_matches(" (deleted)")));
+        let program = program.map(|program| view::program(&program));
         Ok(Self {
             isolation,
             supervisor,
@@ -233,6 +241,11 @@ impl Expectations {
         Some(outer.saturating_add(role.filters_in_force()))
     }
 
+    /// Of the spawner: what its children are born under.
+    fn filters_at_birth(&self) -> Option<u32> {
+        self.filters(Role::Spawner)
+    }
+
     /// `None` where only the configuration could say.
     fn identity(&self, subject: &Subject) -> Option<Identity> {
         let measure = self.measure.as_ref()?;
@@ -249,15 +262,20 @@ impl Expectations {
         }
     }
 
-    /// Of the roles, where each has its own.
-    fn configured_uids(&self) -> Vec<u32> {
-        match &self.configuration {
-            Ok(Configuration { config, .. }) if self.isolation == Isolation::DistinctUids => {
+    /// Who there must be, by the configuration.
+    fn configured(&self) -> Configured {
+        let Ok(Configuration { config, .. }) = &self.configuration else {
+            return Configured { uids: Vec::new(), classes: Err(self.why_no_configuration()) };
+        };
+        let uids = match self.isolation {
+            Isolation::SharedUid => Vec::new(),
+            Isolation::DistinctUids => {
                 let classes = config.classes.iter().map(|class| class.identity.uid);
                 classes.chain([config.frontend.identity.uid]).collect()
             }
-            _ => Vec::new(),
-        }
+        };
+        let classes = config.classes.iter().map(|class| class.name.to_string()).collect();
+        Configured { uids, classes: Ok(classes) }
     }
 
     fn why_no_configuration(&self) -> String {
@@ -275,7 +293,9 @@ fn read(
     Identity { uid, gid }: Identity,
     supervisor: i32,
 ) -> Result<Configuration, Verdict> {
-    if let Err(error) = std::fs::File::open(path) {
+    // O_NONBLOCK: a FIFO must not hold us up.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    if let Err(error) = std::fs::File::options().read(true).custom_flags(flags.bits()).open(path) {
         // One that is not there may be elsewhere: that is not the service's fault.
         let why = format!("{}: {error}; --config says where it is", view::shown(path));
         return Err(Verdict::hidden(why));

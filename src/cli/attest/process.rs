@@ -22,7 +22,7 @@ pub(super) struct Subject {
     /// As the service has it.
     pub(super) uid: u32,
     pub(super) state: ProcessState,
-    /// What the supervisor counted when it looked, for those it looks at.
+    /// What the supervisor counted when it looked, for those it looks at; 0 before.
     pub(super) threads: Option<u32>,
     pub(super) ready: Option<Ready>,
 }
@@ -60,9 +60,19 @@ struct Known {
     ended: bool,
 }
 
-/// Compares the service's table with `/proc`, both ways. `configured` are UIDs of roles that may have no process now.
-pub(super) fn take(status: &Status, configured: &[u32]) -> Census {
-    let (subjects, strange) = subjects(status);
+/// Who there must be, by the configuration.
+#[derive(Debug)]
+pub(super) struct Configured {
+    /// Of the roles, where each has its own; some may have no process now.
+    pub(super) uids: Vec<u32>,
+    /// Each must have a worker that serves. Or why they are not known.
+    pub(super) classes: Result<Vec<String>, String>,
+}
+
+/// Compares the service's table with `/proc`, both ways. Only the processes that the kernel, too, says are the service's
+/// are looked into further: root must not be made to open what others choose.
+pub(super) fn take(status: &Status, configured: &Configured) -> Census {
+    let (mut listed, strange) = subjects(status);
     let mut findings = Findings::of_service();
     for (pid, role) in strange {
         let found = format!("pid {pid} has role {role:?}");
@@ -72,18 +82,96 @@ pub(super) fn take(status: &Status, configured: &[u32]) -> Census {
             Verdict::different(&found, "supervisor, spawner, frontend or worker"),
         );
     }
-    for role in [Role::Supervisor, Role::Spawner, Role::Frontend] {
-        let serving = |subject: &&Subject| subject.role == role && subject.state == ProcessState::Serving;
-        let count = subjects.iter().filter(serving).count();
-        findings.add(Area::Processes, format!("{role}s that serve"), Verdict::compare(count, 1));
-    }
-    match everybody() {
-        Ok(known) => compare(status, &subjects, configured, &known, &mut findings),
+    let subjects = match everybody() {
+        Ok(known) => {
+            only_plausible(status.supervisor_pid, &mut listed, &known, &mut findings);
+            compare(status, &listed, &configured.uids, &known, &mut findings);
+            if is_supervisor(status.supervisor_pid, &mut findings) {
+                listed.retain(|subject| is_ours(subject.pid, status.supervisor_pid, &known));
+                listed
+            } else {
+                Vec::new()
+            }
+        }
         Err(unseen) => {
             findings.add(Area::Processes, "all processes", Verdict::unseen(&unseen, "a list"));
+            Vec::new()
+        }
+    };
+    serving(&subjects, configured, &mut findings);
+    Census { subjects, findings }
+}
+
+/// One of each role that there is one of, and a worker for each class.
+fn serving(subjects: &[Subject], configured: &Configured, findings: &mut Findings) {
+    let serving = |role: Role, class: Option<&str>| {
+        let of_it = |subject: &&Subject| {
+            subject.role == role
+                && subject.class.as_deref() == class
+                && subject.state == ProcessState::Serving
+        };
+        subjects.iter().filter(of_it).count()
+    };
+    for role in [Role::Supervisor, Role::Spawner, Role::Frontend] {
+        let count = serving(role, None);
+        findings.add(Area::Processes, format!("{role}s that serve"), Verdict::compare(count, 1));
+    }
+    match &configured.classes {
+        Ok(classes) => {
+            for class in classes {
+                let verdict = match serving(Role::Worker, Some(class)) {
+                    0 => Verdict::different("0", "1 or more"),
+                    count => Verdict::ok(&count.to_string()),
+                };
+                findings.add(Area::Processes, format!("workers of class {class} that serve"), verdict);
+            }
+        }
+        Err(why) => {
+            findings.add(Area::Processes, "workers of each class that serve", Verdict::hidden(why.clone()));
         }
     }
-    Census { subjects, findings }
+}
+
+/// The list is whatever the frontend says. What cannot be in it is counted, and looked at no further: processes that
+/// are there twice, and more than the supervisor has children.
+fn only_plausible(
+    supervisor: i32,
+    listed: &mut Vec<Subject>,
+    known: &BTreeMap<i32, Known>,
+    findings: &mut Findings,
+) {
+    let rows = listed.len();
+    let mut seen = BTreeSet::new();
+    listed.retain(|subject| seen.insert(subject.pid));
+    findings.add(Area::Processes, "listed more than once", Verdict::compare(rows - listed.len(), 0));
+    let children = known.values().filter(|process| process.parent == supervisor).count();
+    let verdict = if rows <= children + 1 {
+        Verdict::ok(&rows.to_string())
+    } else {
+        listed.retain(|subject| is_ours(subject.pid, supervisor, known));
+        Verdict::different(&rows.to_string(), &format!("the supervisor and its {children} children"))
+    };
+    findings.add(Area::Processes, "processes listed", verdict);
+}
+
+/// The supervisor, or a child of it by the kernel's word.
+fn is_ours(pid: i32, supervisor: i32, known: &BTreeMap<i32, Known>) -> bool {
+    known.get(&pid).is_some_and(|process| pid == supervisor || process.parent == supervisor)
+}
+
+/// Which process it is, is the frontend's word. Who may not see its program may not open anything else of it.
+fn is_supervisor(pid: i32, findings: &mut Findings) -> bool {
+    let expected = format!("portcullis-{}", Role::Supervisor);
+    let verdict = match view::link(pid, "exe") {
+        Ok(found) if view::program(&found).file_name().is_some_and(|name| *name == *expected) => {
+            Verdict::ok(&found)
+        }
+        Ok(found) => Verdict::different(&found, &expected),
+        Err(unseen) => Verdict::unseen(&unseen, &expected),
+    };
+    let is = !matches!(verdict, Verdict::Different { .. });
+    findings.add(Area::Processes, "program of the supervisor", verdict);
+    is
 }
 
 /// The table's processes, the supervisor first, and those whose role does not exist.
@@ -95,8 +183,7 @@ fn subjects(status: &Status) -> (Vec<Subject>, Vec<(i32, String)>) {
             strange.push((process.pid, process.role.clone()));
             continue;
         };
-        let looked_at =
-            matches!(role, Role::Frontend | Role::Worker) && process.state != ProcessState::Starting;
+        let looked_at = matches!(role, Role::Frontend | Role::Worker);
         subjects.push(Subject {
             role,
             class: process.class.as_ref().map(ToString::to_string),
@@ -216,6 +303,7 @@ fn descendants(top: i32, known: &BTreeMap<i32, Known>) -> BTreeSet<i32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::Finding;
     use super::*;
     use crate::wire::control::{Process, ProcessTable};
     use crate::wire::operator::FrontendCounters;
@@ -312,12 +400,36 @@ mod tests {
     fn a_role_that_does_not_exist_or_is_missing_is_noticed() {
         let mut status = status();
         status.processes.processes[1].role = "\u{1b}[2J".to_owned();
-        let census = take(&status, &[]);
+        let configured = Configured { uids: Vec::new(), classes: Ok(vec!["retail".to_owned()]) };
+        let census = take(&status, &configured);
         let text = format!("{:?}", census.findings.list);
         assert!(text.contains("role") && text.contains("\\\\u{1b}"), "{text}");
         let spawners =
             census.findings.list.iter().find(|finding| finding.check == "spawners that serve").unwrap();
         assert_eq!(spawners.verdict, Verdict::compare(0, 1));
+        let workers = census.findings.list.iter().find(|finding| finding.check.contains("class retail"));
+        assert_eq!(workers.unwrap().verdict, Verdict::different("0", "1 or more"));
         assert!(!census.agrees());
+    }
+
+    #[test]
+    fn what_cannot_be_in_the_list_is_looked_at_once_or_not_at_all() {
+        let plausible = |status: &Status| {
+            let (mut listed, _) = subjects(status);
+            let mut findings = Findings::of_service();
+            only_plausible(10, &mut listed, &machine(), &mut findings);
+            let different = |finding: &&Finding| matches!(finding.verdict, Verdict::Different { .. });
+            (
+                listed.len(),
+                findings.list.iter().filter(different).map(|one| one.check.clone()).collect::<Vec<_>>(),
+            )
+        };
+        let mut status = status();
+        assert_eq!(plausible(&status), (4, vec![]));
+        status.processes.processes[3].pid = 12;
+        assert_eq!(plausible(&status), (3, vec!["listed more than once".to_owned()]));
+        status.processes.processes[3].pid = 13;
+        status.processes.processes.push(row("worker", 50, 602));
+        assert_eq!(plausible(&status), (4, vec!["processes listed".to_owned()]));
     }
 }

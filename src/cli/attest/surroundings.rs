@@ -7,7 +7,7 @@ use super::Expectations;
 use super::process::Subject;
 use super::report::{Area, Findings, Verdict};
 use super::view::{self, Unseen};
-use crate::sandbox::{Environment, Session};
+use crate::sandbox::{Environment, Role, Session};
 
 /// What the kernel puts behind the name of a program whose file is not there any more.
 const DELETED: &str = " (deleted)";
@@ -23,6 +23,23 @@ pub(super) fn check(subject: &Subject, expected: &Expectations, findings: &mut F
     if !is_supervisor {
         same_as_supervisor(subject, expected, findings);
     }
+}
+
+/// What a process has from birth, before it has sealed itself: its program may still be who made it.
+pub(super) fn inherited(subject: &Subject, expected: &Expectations, findings: &mut Findings) {
+    let names = [subject.role, Role::Spawner].map(|role| format!("portcullis-{role}"));
+    let wanted = names.join(" or ");
+    let verdict = match (view::link(subject.pid, "exe"), expected.programs()) {
+        (Err(unseen), _) => Verdict::unseen(&unseen, &wanted),
+        (Ok(found), Some(directory))
+            if names.iter().any(|name| Path::new(&found) == directory.join(name)) =>
+        {
+            Verdict::ok(&found)
+        }
+        (Ok(found), _) => Verdict::different(&found, &format!("{wanted}, beside the supervisor")),
+    };
+    findings.add(Area::Surroundings, "program", verdict);
+    same_as_supervisor(subject, expected, findings);
 }
 
 /// Its own role's, beside the supervisor's, and still the file that is there.

@@ -57,6 +57,11 @@ pub(super) fn link(pid: i32, name: &str) -> Result<String, Unseen> {
     Ok(target.to_string_lossy().into_owned())
 }
 
+/// The path that a link to a program was made for, whether that is still there or not.
+pub(super) fn program(link: &str) -> PathBuf {
+    link.strip_suffix(" (deleted)").unwrap_or(link).into()
+}
+
 /// The names in one of its directories that are numbers, in order.
 pub(super) fn numbers(pid: i32, name: &str) -> Result<Vec<i32>, Unseen> {
     let path = place(pid, name);
@@ -116,6 +121,20 @@ impl Stat {
             started: fields.get(19)?.parse().ok()?,
         })
     }
+}
+
+/// Clock ticks from boot, on the clock that [`Stat::started`] is of.
+pub(super) fn now() -> Option<u64> {
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let seconds: u64 = uptime.split('.').next()?.parse().ok()?;
+    seconds.checked_mul(ticks_of_a_second())
+}
+
+/// The kernel's clock ticks.
+pub(super) fn ticks_of_a_second() -> u64 {
+    use nix::unistd::{SysconfVar, sysconf};
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten();
+    ticks.and_then(|ticks| u64::try_from(ticks).ok()).filter(|ticks| *ticks > 0).unwrap_or(100)
 }
 
 #[cfg(test)]
