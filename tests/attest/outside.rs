@@ -151,7 +151,8 @@ fn namespaces() {
         .spawn()
         .expect("run unshare: apt-get install util-linux");
     let mut said = String::new();
-    BufReader::new(client.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let mut output = BufReader::new(client.stdout.take().unwrap());
+    output.read_line(&mut said).unwrap();
     assert_eq!(said, "connected\n");
     // The control: the worker has a socket that is not in its namespace's list.
     let list = fs::read_to_string(format!("/proc/{worker}/net/unix")).unwrap();
@@ -165,6 +166,16 @@ fn namespaces() {
     });
     assert!(foreign, "no socket of another namespace");
     attest(&service).assert_as_declared();
+    // Now the client leaves its namespace, and nobody is left in there.
+    client.stdin.as_mut().unwrap().write_all(b"leave\n").unwrap();
+    said.clear();
+    output.read_line(&mut said).unwrap();
+    assert_eq!(said, "left\n");
+    let report = attest(&service);
+    report.assert_as_declared();
+    let unlisted =
+        report.checks(worker.into(), "descriptors").into_iter().find(|one| one["check"] == "1 sockets");
+    assert_eq!(unlisted.unwrap()["verdict"], "not_visible", "what no list has is not called right");
     drop(client.stdin.take());
     assert!(client.wait().unwrap().success());
 }
@@ -179,6 +190,11 @@ pub(super) fn run_if_asked() {
     {
         let connection = Connection::open(Path::new(socket), &tenant("acme"), PATIENCE).unwrap();
         std::io::stdout().write_all(b"connected\n").unwrap();
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        let outside =
+            fs::File::open(format!("/proc/{}/ns/net", std::os::unix::process::parent_id())).unwrap();
+        nix::sched::setns(outside, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        std::io::stdout().write_all(b"left\n").unwrap();
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
         drop(connection);
         std::process::exit(0);
@@ -222,6 +238,11 @@ fn programs() {
     set_mode(&worker, 0o775);
     attest(&service).assert_only("program worker");
     set_mode(&worker, 0o755);
+    attest(&service).assert_as_declared();
+    // Who may write the directory may put another program there.
+    set_mode(&programs, 0o777);
+    attest(&service).assert_only("mode 0777");
+    set_mode(&programs, 0o755);
     attest(&service).assert_as_declared();
 
     let new = programs.join("new");

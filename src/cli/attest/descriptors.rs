@@ -1,5 +1,6 @@
 //! Open descriptors, number by number, against those the role is declared to have.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
@@ -11,11 +12,14 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, TMPFS_MAGIC, fstatfs};
 
 use super::Expectations;
+use super::family;
 use super::process::Subject;
 use super::report::{Area, Findings, Verdict};
 use super::view::{self, Unseen};
 use crate::sandbox::{Declared, Role};
 
+/// Of one process's descriptors, until none vanishes meanwhile.
+const LOOKS: usize = 20;
 /// `__SO_ACCEPTCON` in `/proc/net/unix`: it listens.
 const LISTENS: u64 = 1 << 16;
 
@@ -39,14 +43,30 @@ pub(super) fn check(subject: &Subject, expected: &Expectations, findings: &mut F
     };
     let log = view::link(expected.supervisor, "fd/2").ok();
     kinds(&open, declared, log.as_deref(), findings);
-    sockets(subject, &open, findings);
+    sockets(subject, &open, &expected.unix_sockets, findings);
     for (number, one) in open.iter().filter(|(_, one)| one.kind.starts_with("memfd:")) {
         let check = format!("{number} ({}) is sealed", one.kind);
         findings.add(Area::Descriptors, check, sealed(&view::place(subject.pid, &format!("fd/{number}"))));
     }
 }
 
+/// A descriptor that was closed since the list was made may be open again under another number: then the whole list is
+/// taken again, and what keeps changing has not been seen.
 fn all(pid: i32, expected: &Expectations) -> Result<BTreeMap<i32, Open>, Unseen> {
+    settled(|| once(pid, expected))
+}
+
+/// What all of which was seen at some look. `None` is one that something vanished from.
+fn settled<T>(mut look: impl FnMut() -> Result<Option<T>, Unseen>) -> Result<T, Unseen> {
+    for _ in 0..LOOKS {
+        if let Some(open) = look()? {
+            return Ok(open);
+        }
+    }
+    Err(Unseen::Hidden(format!("descriptors came and went during each of {LOOKS} looks; look again")))
+}
+
+fn once(pid: i32, expected: &Expectations) -> Result<Option<BTreeMap<i32, Open>>, Unseen> {
     let mut open = BTreeMap::new();
     for number in view::numbers(pid, "fd")? {
         match view::link(pid, &format!("fd/{number}")) {
@@ -54,12 +74,11 @@ fn all(pid: i32, expected: &Expectations) -> Result<BTreeMap<i32, Open>, Unseen>
                 let kind = kind(pid, number, &link, expected.programs().as_deref());
                 open.insert(number, Open { link, kind });
             }
-            // Closed since the list was made.
-            Err(Unseen::Gone) => {}
+            Err(Unseen::Gone) => return Ok(None),
             Err(unseen) => return Err(unseen),
         }
     }
-    Ok(open)
+    Ok(Some(open))
 }
 
 fn kind(pid: i32, number: i32, link: &str, programs: Option<&Path>) -> String {
@@ -141,33 +160,55 @@ fn kinds(open: &BTreeMap<i32, Open>, declared: &Declared, log: Option<&str>, fin
     }
 }
 
-/// Every socket is a Unix one, and nobody listens but those who hold the service's two sockets.
-fn sockets(subject: &Subject, open: &BTreeMap<i32, Open>, findings: &mut Findings) {
+/// Every socket is a Unix one, and nobody listens but those who hold the service's two sockets. The first the kernel says
+/// of each; the second only lists say, one for each network namespace.
+fn sockets(
+    subject: &Subject,
+    open: &BTreeMap<i32, Open>,
+    everywhere: &OnceCell<BTreeMap<u64, bool>>,
+    findings: &mut Findings,
+) {
     let check = "sockets";
-    let mut unix = match view::text(subject.pid, "net/unix") {
+    let unix = match view::text(subject.pid, "net/unix") {
         Ok(text) => unix_sockets(&text),
         Err(unseen) => return findings.add(Area::Descriptors, check, Verdict::unseen(&unseen, "a list")),
     };
     let mut listening = 0_usize;
     let mut count = 0_usize;
+    let mut unlisted = 0_usize;
     for (number, one) in open.iter().filter(|(_, one)| one.kind == "socket") {
         let Some(inode) = inode(&one.link) else { continue };
-        if !unix.contains_key(&inode) {
-            // It may be another namespace's, younger than the list, or closed by now.
-            unix.extend(unix_everywhere());
-            if view::link(subject.pid, &format!("fd/{number}")).ok().as_ref() != Some(&one.link) {
-                continue;
-            }
+        let place = format!("fd/{number}");
+        let family = family::of(&view::place(subject.pid, &place));
+        // It may be another namespace's.
+        let listens =
+            unix.get(&inode).or_else(|| everywhere.get_or_init(unix_everywhere).get(&inode)).copied();
+        if view::link(subject.pid, &place).ok().as_ref() != Some(&one.link) {
+            // Closed by now.
+            continue;
         }
         count += 1;
-        match unix.get(&inode) {
-            Some(true) => listening += 1,
-            Some(false) => {}
-            None => {
+        match family {
+            Ok(family) if family::is_unix(&family) => {}
+            Ok(family) => {
                 let what = format!("{number} is a Unix socket");
-                findings.add(Area::Descriptors, what, Verdict::different("in no list of them", "yes"));
+                findings.add(Area::Descriptors, what, Verdict::different(&family, "UNIX"));
+            }
+            Err(unseen) => {
+                let what = format!("{number} is a Unix socket");
+                findings.add(Area::Descriptors, what, Verdict::unseen(&unseen, "UNIX"));
             }
         }
+        match listens {
+            Some(true) => listening += 1,
+            Some(false) => {}
+            None => unlisted += 1,
+        }
+    }
+    if unlisted > 0 {
+        let why =
+            "whether they listen is in no list: their clients' network namespaces have no process any more";
+        findings.add(Area::Descriptors, format!("{unlisted} sockets"), Verdict::invisible(why));
     }
     let holds_them = matches!(subject.role, Role::Supervisor | Role::Frontend);
     let expected = if holds_them { 2 } else { 0 };
@@ -325,6 +366,21 @@ mod tests {
     }
 
     #[test]
+    fn what_vanishes_while_it_is_looked_at_is_looked_at_again_and_finally_hidden() {
+        let mut looks = 0;
+        let vanishing = |times: usize, looks: &mut usize| {
+            settled(|| {
+                *looks += 1;
+                Ok((*looks > times).then_some("all"))
+            })
+        };
+        assert_eq!((vanishing(1, &mut looks), looks), (Ok("all"), 2));
+        looks = 0;
+        assert!(matches!(vanishing(usize::MAX, &mut looks), Err(Unseen::Hidden(_))));
+        assert_eq!(looks, LOOKS);
+    }
+
+    #[test]
     fn lists_of_sockets_that_make_no_sense_have_no_sockets_in_them() {
         let head = "Num       RefCount Protocol Flags    Type St Inode Path\n";
         let lines = "0000000000000000: 00000002 00000000 00010000 0001 01 4022387 /run/x y\n\
@@ -356,7 +412,12 @@ mod tests {
             let link = view::link(pid, &format!("fd/{number}")).unwrap();
             let kind = kind(pid, number, &link, None);
             let mut findings = Findings::of_service();
-            sockets(&subject, &BTreeMap::from([(number, Open { link, kind })]), &mut findings);
+            sockets(
+                &subject,
+                &BTreeMap::from([(number, Open { link, kind })]),
+                &OnceCell::new(),
+                &mut findings,
+            );
             let different = findings.list.into_iter().filter_map(|finding| match finding.verdict {
                 Verdict::Different { found, .. } => Some(format!("{}: {found}", finding.check)),
                 _ => None,
@@ -369,7 +430,7 @@ mod tests {
         let listening = UnixListener::bind_addr(&name).unwrap();
         assert_eq!(differences(&listening), ["listening sockets: 1"]);
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let said = format!("{} is a Unix socket: in no list of them", udp.as_raw_fd());
+        let said = format!("{} is a Unix socket: UDP", udp.as_raw_fd());
         assert_eq!(differences(&udp), [said]);
     }
 

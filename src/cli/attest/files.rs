@@ -13,6 +13,7 @@ use crate::supervisor::config::Config;
 
 /// Bits that let somebody other than the owner change a file.
 const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
 /// See `listen.rs` of the supervisor: who gets an answer is decided by UID.
 const OPERATOR_SOCKET_MODE: u32 = 0o666;
 
@@ -23,6 +24,7 @@ pub(super) fn check(expected: &Expectations, findings: &mut Findings) {
             let path = directory.join(format!("portcullis-{role}"));
             only_trusted_write(&format!("program {role}"), &path, expected, findings);
         }
+        above(&directory, expected, findings);
     } else {
         findings.add(
             Area::Files,
@@ -65,6 +67,33 @@ fn only_trusted_write(what: &str, path: &Path, expected: &Expectations, findings
         Err(unseen) => Verdict::unseen(&unseen, &wanted),
     };
     findings.add(Area::Files, format!("{what} {}", shown(path)), verdict);
+}
+
+/// Who may write a directory above a program may put another there, for the next start.
+fn above(directory: &Path, expected: &Expectations, findings: &mut Findings) {
+    let wanted = "others may not write";
+    let any = directory.join("any");
+    let verdict = match any.ancestors().skip(1).find_map(|above| replaceable(above, expected)) {
+        None => Verdict::ok(wanted),
+        Some(Ok(found)) => Verdict::different(&found, &format!("uid {}, {wanted}", owners(expected))),
+        Some(Err(unseen)) => Verdict::unseen(&unseen, wanted),
+    };
+    findings.add(Area::Files, format!("programs' directory {} and above", shown(directory)), verdict);
+}
+
+/// Why others may replace what is in this directory: as the configuration's check of what is above a file, which takes
+/// a directory's sticky bit for enough, since what is there is root's or the supervisor's own.
+fn replaceable(directory: &Path, expected: &Expectations) -> Option<Result<String, Unseen>> {
+    match look(directory) {
+        Ok(file) if !is_trusted(&file, expected) => {
+            Some(Ok(format!("{}: {}", shown(directory), said(&file))))
+        }
+        Ok(file) if file.mode() & OTHERS_WRITE != 0 && file.mode() & STICKY == 0 => {
+            Some(Ok(format!("{}: {}", shown(directory), said(&file))))
+        }
+        Ok(_) => None,
+        Err(unseen) => Some(Err(unseen)),
+    }
 }
 
 fn socket(what: &str, path: &Path, mode: u32, expected: &Expectations, findings: &mut Findings) {

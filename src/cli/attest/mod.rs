@@ -13,6 +13,7 @@
 //! [`surroundings`] -> [`files`] -> [`report`]. How the kernel is read, and what it may refuse, is in [`view`].
 
 mod descriptors;
+mod family;
 mod files;
 mod limits;
 mod memory;
@@ -23,6 +24,8 @@ mod surroundings;
 mod threads;
 mod view;
 
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -189,6 +192,8 @@ struct Expectations {
     supervisor_uid: u32,
     /// The supervisor as the kernel has it; its own findings say why, where it cannot be seen.
     measure: Option<ThreadStatus>,
+    /// Those of all network namespaces, and whether each listens; asked for once at most, and only if it has to be.
+    unix_sockets: OnceCell<BTreeMap<u64, bool>>,
     /// Directory of the programs.
     programs: Option<PathBuf>,
     declared: Vec<(Role, Declared)>,
@@ -220,6 +225,7 @@ impl Expectations {
             supervisor,
             supervisor_uid,
             measure,
+            unix_sockets: OnceCell::new(),
             programs: program.and_then(|program| program.parent().map(Path::to_owned)),
             declared: declared.collect::<Result<_, DeclaredError>>()?,
             configuration_path: configuration.to_owned(),

@@ -52,10 +52,24 @@ fn program(subject: &Subject, expected: &Expectations, findings: &mut Findings) 
             &format!("{found}: replaced or removed since; restart after an upgrade"),
             &name,
         ),
-        (Ok(found), Some(wanted)) => Verdict::compare(found, wanted.display()),
+        (Ok(found), Some(wanted)) if Path::new(&found) == wanted => same_file(subject.pid, &wanted),
+        (Ok(found), Some(wanted)) => Verdict::different(&found, &view::shown(&wanted)),
         (Ok(found), None) => Verdict::different(&found, &format!("{name} beside the supervisor")),
     };
     findings.add(Area::Surroundings, "program", verdict);
+}
+
+/// Names are the mount namespace's and may be mounted over: the files must be the same.
+fn same_file(pid: i32, wanted: &Path) -> Verdict {
+    let look = |path: &Path| path.metadata().map_err(|error| Unseen::of(path, &error));
+    let expected = format!("the file {}", view::shown(wanted));
+    match (look(&view::place(pid, "exe")), look(wanted)) {
+        (Ok(runs), Ok(there)) if (runs.dev(), runs.ino()) == (there.dev(), there.ino()) => {
+            Verdict::ok(&view::shown(wanted))
+        }
+        (Ok(_), Ok(_)) => Verdict::different("another file that had this name", &expected),
+        (Err(unseen), _) | (_, Err(unseen)) => Verdict::unseen(&unseen, &expected),
+    }
 }
 
 fn declared(subject: &Subject, expected: &Expectations, findings: &mut Findings) {
@@ -174,6 +188,17 @@ fn is_within(found: &str, measure: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_is_its_file_and_not_its_name() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let program = std::env::current_exe().unwrap();
+        assert!(matches!(same_file(own, &program), Verdict::AsDeclared { .. }));
+        let directory = tempfile::tempdir().unwrap();
+        let other = directory.path().join(program.file_name().unwrap());
+        std::fs::write(&other, "").unwrap();
+        assert!(matches!(same_file(own, &other), Verdict::Different { .. }));
+    }
 
     #[test]
     fn a_limited_class_has_its_own_control_group_beside_the_supervisors() {
