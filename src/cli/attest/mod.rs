@@ -15,6 +15,7 @@
 mod descriptors;
 mod family;
 mod files;
+mod group;
 mod limits;
 mod memory;
 mod process;

@@ -5,12 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::group;
 use super::report::{Area, Findings, Verdict};
 use super::view::{self, Unseen};
 use crate::cli::terminal::printable;
 use crate::sandbox::Role;
 use crate::wire::control::{Isolation, ProcessState, Ready};
 use crate::wire::operator::Status;
+
+/// Why nobody was seen.
+const HIDDEN: &str = "/proc hides processes from this user (hidepid)";
 
 /// One process of the service.
 #[derive(Debug, Clone)]
@@ -83,9 +87,17 @@ pub(super) fn take(status: &Status, configured: &Configured) -> Census {
         );
     }
     let subjects = match everybody() {
+        // Who may not see these would not see strangers either: then nobody is missing, nor is anybody said not to be there.
+        Ok(known) if hides(status.supervisor_pid) => {
+            compare(status, &listed, &configured.uids, &known, true, &mut findings);
+            let why = "which processes serve: /proc hides processes from this user (hidepid)";
+            findings.add(Area::Processes, "processes that serve", Verdict::hidden(why));
+            listed.retain(|subject| is_ours(subject.pid, status.supervisor_pid, &known));
+            return Census { subjects: listed, findings };
+        }
         Ok(known) => {
             only_plausible(status.supervisor_pid, &mut listed, &known, &mut findings);
-            compare(status, &listed, &configured.uids, &known, &mut findings);
+            compare(status, &listed, &configured.uids, &known, false, &mut findings);
             if is_supervisor(status.supervisor_pid, &mut findings) {
                 listed.retain(|subject| is_ours(subject.pid, status.supervisor_pid, &known));
                 listed
@@ -152,6 +164,11 @@ fn only_plausible(
         Verdict::different(&rows.to_string(), &format!("the supervisor and its {children} children"))
     };
     findings.add(Area::Processes, "processes listed", verdict);
+}
+
+/// Whether `/proc` shows this user only some processes: the first is always there.
+fn hides(supervisor: i32) -> bool {
+    view::status(1, 0).is_err() || matches!(view::status(supervisor, 0), Err(Unseen::Hidden(_)))
 }
 
 /// The supervisor, or a child of it by the kernel's word.
@@ -222,12 +239,14 @@ fn compare(
     subjects: &[Subject],
     configured: &[u32],
     known: &BTreeMap<i32, Known>,
+    hides: bool,
     findings: &mut Findings,
 ) {
     let supervisor = status.supervisor_pid;
     for subject in subjects {
         let expected = if subject.pid == supervisor { "a process" } else { "a child of the supervisor" };
         let verdict = match known.get(&subject.pid) {
+            None if hides => Verdict::hidden(HIDDEN),
             None => Verdict::different("not there", expected),
             Some(process) if process.ended => Verdict::different("has ended", expected),
             Some(_) if subject.pid == supervisor => Verdict::ok(expected),
@@ -239,39 +258,57 @@ fn compare(
     let listed: BTreeSet<i32> = subjects.iter().map(|subject| subject.pid).collect();
     let below = descendants(supervisor, known);
     let unlisted: Vec<i32> = below.difference(&listed).copied().collect();
-    none(&unlisted, "processes below the supervisor that it does not list", findings);
+    none(&unlisted, "processes below the supervisor that it does not list", hides, findings);
+    // Who was made below and then left to init is not below any more, but still in there.
+    if let Some(found) = known.get(&supervisor).and_then(|process| group::members(supervisor, process.parent))
+    {
+        let what = "processes in the service's control group that it does not list";
+        match found {
+            Ok(members) => {
+                let strangers: Vec<i32> =
+                    members.into_iter().filter(|pid| !listed.contains(pid) && !is_self(*pid)).collect();
+                none(&strangers, what, hides, findings);
+            }
+            Err(why) => findings.add(Area::Processes, what, Verdict::hidden(why)),
+        }
+    }
 
     if status.processes.isolation == Isolation::SharedUid {
         // Everything its user runs has that UID.
         return;
     }
-    let roles = subjects.iter().filter(|subject| subject.role != Role::Supervisor && subject.uid != 0);
-    let uids: BTreeSet<u32> = roles
-        .filter(|subject| !is_supervisors(subject.uid, subjects))
+    // Root's is everybody's. Where the supervisor has another, that is the service's own.
+    let supervisors = known.get(&supervisor).map(|process| process.uids).into_iter().flatten();
+    let uids: BTreeSet<u32> = subjects
+        .iter()
         .map(|subject| subject.uid)
         .chain(configured.iter().copied())
+        .chain(supervisors)
+        .filter(|uid| *uid != 0)
         .collect();
     let strangers: Vec<i32> = known
         .iter()
         .filter(|(pid, process)| {
             !process.ended
+                && !is_self(**pid)
                 && !listed.contains(pid)
                 && !below.contains(pid)
                 && process.uids.iter().any(|uid| uids.contains(uid))
         })
         .map(|(pid, _)| *pid)
         .collect();
-    none(&strangers, "strangers with the UID of a role", findings);
+    none(&strangers, "strangers with the UID of a role", hides, findings);
 }
 
-/// The spawner runs as the supervisor does: under systemd that is a UID of the service's own, otherwise it may be
-/// anybody's.
-fn is_supervisors(uid: u32, subjects: &[Subject]) -> bool {
-    subjects.iter().any(|subject| subject.role == Role::Supervisor && subject.uid == uid)
+/// This one may be run by the service's own user.
+fn is_self(pid: i32) -> bool {
+    i32::try_from(std::process::id()) == Ok(pid)
 }
 
-fn none(pids: &[i32], what: &str, findings: &mut Findings) {
-    if pids.is_empty() {
+fn none(pids: &[i32], what: &str, hides: bool, findings: &mut Findings) {
+    if pids.is_empty() && hides {
+        findings.add(Area::Processes, what, Verdict::hidden(HIDDEN));
+    } else if pids.is_empty() {
         findings.add(Area::Processes, what, Verdict::compare("none", "none"));
     }
     for pid in pids {
@@ -350,15 +387,47 @@ mod tests {
     }
 
     fn differences(machine: &BTreeMap<i32, Known>) -> Vec<String> {
-        let status = status();
-        let (subjects, _) = subjects(&status);
-        let mut findings = Findings::of_service();
-        compare(&status, &subjects, &[602], machine, &mut findings);
+        let findings = compared(machine, false);
         let different = findings.list.iter().filter_map(|finding| match &finding.verdict {
             Verdict::Different { found, .. } => Some(format!("{}: {found}", finding.check)),
             _ => None,
         });
         different.collect()
+    }
+
+    fn compared(machine: &BTreeMap<i32, Known>, hides: bool) -> Findings {
+        let status = status();
+        let (subjects, _) = subjects(&status);
+        let mut findings = Findings::of_service();
+        compare(&status, &subjects, &[602], machine, hides, &mut findings);
+        findings
+    }
+
+    #[test]
+    fn where_processes_are_hidden_nobody_is_said_to_be_missing_or_to_be_all() {
+        let findings = compared(&BTreeMap::new(), true);
+        let hidden =
+            |finding: &&Finding| matches!(finding.verdict, Verdict::NotVisible { to_anybody: false, .. });
+        assert_eq!(findings.list.iter().filter(hidden).count(), findings.list.len(), "{findings:?}");
+        // The control: who sees everything is told that all of them are missing.
+        assert_eq!(differences(&BTreeMap::new()).len(), 4);
+    }
+
+    #[test]
+    fn a_stranger_with_the_supervisors_uid_is_noticed_unless_that_is_roots() {
+        let mut one = machine();
+        for pid in [10, 11] {
+            one.get_mut(&pid).unwrap().uids = [1000; 4];
+        }
+        let found = differences(&one);
+        assert!(
+            found.len() == 1 && found[0].contains("strangers") && found[0].contains("pid 50"),
+            "{found:?}"
+        );
+        // Who looks may do so as the service's user.
+        let own = one.remove(&50).unwrap();
+        one.insert(i32::try_from(std::process::id()).unwrap(), own);
+        assert_eq!(differences(&one), [""; 0]);
     }
 
     #[test]
