@@ -11,7 +11,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getegid, geteuid, getgid, getpid};
+use nix::unistd::{ForkResult, Pid, fork, geteuid, getgid, getpid};
 use portcullis::sandbox::privileges::{ConfiguredLimits, endow, keep, settle, surrender};
 use portcullis::sandbox::{Confined, Enclosed, Given, Places, Role, Sealed, enclose, install_panic_hook};
 use portcullis::wire::control::Isolation;
@@ -28,7 +28,7 @@ pub(crate) fn identity() -> (u32, u32, Isolation) {
     if geteuid().is_root() {
         (CLASS, CLASS, Isolation::DistinctUids)
     } else {
-        (geteuid().as_raw(), getegid().as_raw(), Isolation::SharedUid)
+        (geteuid().as_raw(), getgid().as_raw(), Isolation::SharedUid)
     }
 }
 
