@@ -151,8 +151,9 @@ impl Status {
         Ok(())
     }
 
-    /// What a process was born with, until it seals itself: none but those of `held`, perhaps fewer. As for
+    /// For attest. What a process was born with, until it seals itself: none but those of `held`, perhaps fewer. As for
     /// [`Self::expect_capabilities`], the bounding set counts only where it can be emptied.
+    #[cfg(feature = "compiler")]
     pub(crate) fn expect_capabilities_within(&self, held: u64, isolation: Isolation) -> Result<(), Mismatch> {
         let (held, bounding) = match isolation {
             Isolation::DistinctUids => (held, self.bounding),
@@ -170,7 +171,8 @@ impl Status {
         Ok(())
     }
 
-    /// At least the filters it was born under.
+    /// For attest. At least the filters it was born under.
+    #[cfg(feature = "compiler")]
     pub(crate) fn expect_filtered(&self, filters: u32) -> Result<(), Mismatch> {
         self.expect_sealed(self.seccomp_filters.max(filters))
     }
