@@ -226,7 +226,8 @@ fn supervisor(directory: &Path) -> std::process::Child {
     let program = directory.join("portcullis-supervisor");
     std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
     let mut child = Command::new(program)
-        .args(["-c", "trap 'exit 7' HUP; echo ready; read nothing"])
+        // A shell looks at its traps between two commands, so there is one behind the wait.
+        .args(["-c", "trap 'exit 7' HUP; echo ready; read nothing; exit 1"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
