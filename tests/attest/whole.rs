@@ -124,7 +124,8 @@ fn what_is_hidden_is_never_called_right() {
     let service = two_classes();
     // Where others may run it from.
     let copy = service.site.path("portcullis");
-    fs::copy(program(), &copy).unwrap();
+    // By another process: a child that another test forks meanwhile would hold the copy open for writing.
+    assert!(std::process::Command::new("cp").arg(program()).arg(&copy).status().unwrap().success());
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     let as_stranger = |more: &[&str]| {
         let mut command = attest_command(&copy, &service);
