@@ -24,7 +24,7 @@
 //! What a role keeps, and what its sandbox lets by, is in `sandbox/`: system calls in `<arch>/<role>.json`, everything
 //! else in `<role>.json` ([`Declared`]).
 //!
-//! The spawner takes a child's power away between fork and exec ([`privileges::surrender`]). The supervisor reduces its
+//! The spawner takes a child's power away between clone and exec ([`privileges::surrender`]). The supervisor reduces its
 //! own before it starts the spawner ([`privileges::settle`]) and once more after ([`privileges::keep`]), and looks at
 //! every thread of a child from outside before any traffic reaches it ([`witness::look`]).
 

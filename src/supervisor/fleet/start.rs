@@ -14,7 +14,7 @@ use crate::wire::control::Isolation;
 use crate::wire::handover::{FromWorker, HANDOVER_MAX, ToWorker};
 use crate::wire::spawner::Part;
 
-/// From the fork to Ready: verifying and loading ten thousand policies takes seconds.
+/// From the order to Ready: verifying and loading ten thousand policies takes seconds.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
 impl Fleet {
