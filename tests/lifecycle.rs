@@ -81,6 +81,13 @@ fn wait_until_gone(pid: i32) {
     }
 }
 
+/// Reloads, and waits for what a reload does not: the generation before has given its connections back and is gone.
+fn reload_and_carry_over(service: &Service) {
+    let before = serving(service, "worker");
+    assert_eq!(service.reload(), None);
+    wait_until_gone(before.pid);
+}
+
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -285,13 +292,13 @@ fn a_reload_takes_new_tenants_grants_and_policies_and_reaches_open_connections()
     let uid = nix::unistd::geteuid();
     let more = format!("[tenant.globex]\nclass = \"one\"\npolicies = [\"gate\"]\nuids = [{uid}]\n");
     fs::write(&path, format!("{config}\n{more}")).unwrap();
-    assert_eq!(service.reload(), None);
+    reload_and_carry_over(&service);
     assert_eq!(ask(&mut connection, "globex"), Outcome::Allow, "the open connection has the new grant");
 
     // Taken away again: globex is there, but not for this peer.
     fs::write(&path, format!("{config}\n{}", more.replace(&format!("uids = [{uid}]"), "uids = [4242]")))
         .unwrap();
-    assert_eq!(service.reload(), None);
+    reload_and_carry_over(&service);
     assert_eq!(ask(&mut connection, "globex"), Outcome::Refused(Refusal::NotPermitted));
     assert_eq!(ask(&mut connection, "acme"), Outcome::Allow);
 }
