@@ -23,18 +23,21 @@
 //! [`wire::client`].
 
 pub mod artifact;
-#[cfg(feature = "compiler")]
-pub mod builder;
+pub mod bundle;
 #[cfg(feature = "compiler")]
 pub mod cli;
 pub mod client;
+#[cfg(feature = "compiler")]
+pub mod compile;
 pub mod decision;
 pub mod engine;
 pub mod frontend;
 pub mod journal;
 pub mod sandbox;
+pub mod signature;
 pub mod spawner;
 pub mod supervisor;
+pub mod trust;
 pub mod wire;
 pub mod worker;
 

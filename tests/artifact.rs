@@ -14,7 +14,7 @@ use portcullis::artifact::{
     ARTIFACT_MAX, Architecture, Artifact, Digest, Expected, Limits, PublicKey, SIGNED_STATEMENT_MAX,
     SealedBytes, SigningKey, Statement, VerifyError, sign, store, verify,
 };
-use portcullis::builder::{Built, build};
+use portcullis::compile::{Built, build};
 use portcullis::decision::{PolicyName, Tenant};
 use portcullis::engine::{WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
 

@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use portcullis::artifact::{Expected, Limits, SealedBytes, SigningKey, sign, verify};
-use portcullis::builder;
+use portcullis::compile;
 use portcullis::decision::{Decision, Input, Metadatum, Outcome, Refusal, TrapKind};
 use portcullis::engine::{Call, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns, serving_engine};
 use portcullis::wire::frame;
@@ -87,7 +87,7 @@ fn tables_are_limited_all_together() {
             (call $grown (table.grow $a (ref.null func) (i32.const 600)))
             (call $grown (table.grow $b (ref.null func) (i32.const 600)))
             (i32.const 512)))"#;
-    let built = builder::build(guest.as_bytes()).unwrap();
+    let built = compile::build(guest.as_bytes()).unwrap();
     let outcome = |table_elements| {
         ask(&loaded(&built, Limits { table_elements, ..Limits::default() }), b"", 0, [0; 32]).outcome
     };

@@ -366,7 +366,7 @@ fn a_policy_that_verifies_but_cannot_be_loaded_does_not_take_the_place_of_the_la
         (memory (export "memory") 32)
         (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
         (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
-    let built = portcullis::builder::build(large.as_bytes()).unwrap();
+    let built = portcullis::compile::build(large.as_bytes()).unwrap();
     let statement = support::statement(&built, &tenant("acme"), &policy("gate"), 2);
     let signed = portcullis::artifact::sign(&statement, &service.site.key).unwrap();
     service.site.put("acme", "gate", &built.cwasm, &signed);

@@ -9,5 +9,7 @@ pub mod client;
 pub mod control;
 pub mod frame;
 pub mod handover;
+pub mod job;
 pub mod operator;
 pub mod spawner;
+pub mod supply;

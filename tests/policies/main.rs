@@ -73,7 +73,7 @@ fn the_text_guests_are_what_their_text_says() {
         .collect();
     assert!(texts.len() > 10, "guests are missing: {texts:?}");
     for text in texts {
-        let built = portcullis::builder::componentize(&std::fs::read(&text).unwrap()).unwrap();
+        let built = portcullis::compile::componentize(&std::fs::read(&text).unwrap()).unwrap();
         assert!(
             built == std::fs::read(text.with_extension("wasm")).unwrap(),
             "{text:?}: run policies/build.sh"
@@ -105,7 +105,7 @@ fn a_policy_imports_only_what_it_uses() {
 #[test]
 fn every_guest_builds_but_the_one_that_wants_too_much() {
     for name in committed() {
-        let built = portcullis::builder::build(&std::fs::read(folder().join(&name)).unwrap());
+        let built = portcullis::compile::build(&std::fs::read(folder().join(&name)).unwrap());
         match (name.as_str(), built) {
             ("hostile/import-wasi.wasm", Err(error)) => {
                 assert!(error.to_string().contains("wasi:cli/environment@0.2.0"), "{error}");

@@ -25,9 +25,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis::artifact::{self, Architecture, Digest, Limits, SigningKey, Statement};
-use portcullis::builder::{self, Built};
 use portcullis::client::blocking::{Client, Connection};
 use portcullis::client::{ClientError, Deadline, Question};
+use portcullis::compile::{self, Built};
 use portcullis::decision::{Decision, PolicyName, Tenant};
 use portcullis::engine::{WASMTIME_VERSION, WORLD, settings_digest};
 use portcullis::wire::frame;
@@ -74,7 +74,7 @@ pub fn built(name: &str) -> Built {
         let (imports, memory, table_elements) = serde_json::from_slice(&facts).unwrap();
         return Built { cwasm, source: Digest::of(&source), imports, memory, table_elements };
     }
-    let built = builder::build(&source).unwrap_or_else(|error| panic!("build {name}: {error}"));
+    let built = compile::build(&source).unwrap_or_else(|error| panic!("build {name}: {error}"));
     let facts = serde_json::to_vec(&(&built.imports, built.memory, built.table_elements)).unwrap();
     artifact::store::replace(&kept.with_extension("cwasm"), &built.cwasm, 0o644).unwrap();
     artifact::store::replace(&kept, &facts, 0o644).unwrap();

@@ -17,7 +17,7 @@ use super::event::{Event, Signed, micros};
 use crate::artifact::{
     self, Architecture, Digest, KeyError, Limits, SignError, SigningKey, Statement, store,
 };
-use crate::builder::{self, BuildError, Built};
+use crate::compile::{self, BuildError, Built};
 use crate::decision::{InvalidName, PolicyName, Tenant};
 use crate::engine::{WASMTIME_VERSION, WORLD, settings_digest};
 use crate::sandbox::privileges::SERVICE_NEEDS;
@@ -116,7 +116,7 @@ pub(super) struct Scene {
 impl Source {
     pub(super) fn build(&self) -> Result<(Built, Instant), SceneError> {
         let start = Instant::now();
-        let built = builder::build(self.component)
+        let built = compile::build(self.component)
             .map_err(|cause| SceneError::Build { policy: self.policy, cause })?;
         Ok((built, start))
     }

@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::json;
 
 use crate::artifact::{Architecture, Digest};
-use crate::builder::{self, SOURCE_MAX};
 use crate::cli::{CommandResult, output, units};
+use crate::compile::{self, SOURCE_MAX};
 use crate::engine::{WASMTIME_VERSION, settings_digest};
 
 /// Check a policy and compile it for this kind of machine
@@ -29,7 +29,7 @@ pub(in crate::cli) struct Build {
 
 impl Build {
     pub(super) fn run(self) -> CommandResult {
-        let built = builder::build(&super::read(&self.component, SOURCE_MAX)?)?;
+        let built = compile::build(&super::read(&self.component, SOURCE_MAX)?)?;
         super::write(&self.out, &built.cwasm)?;
         let digest = Digest::of(&built.cwasm);
         if self.json {

@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::json;
 
 use crate::artifact::Digest;
-use crate::builder::{self, SOURCE_MAX};
 use crate::cli::{CommandResult, output};
+use crate::compile::{self, SOURCE_MAX};
 
 /// Turn a core WebAssembly module into a component
 ///
@@ -27,7 +27,7 @@ pub(in crate::cli) struct Componentize {
 
 impl Componentize {
     pub(super) fn run(self) -> CommandResult {
-        let component = builder::componentize(&super::read(&self.module, SOURCE_MAX)?)?;
+        let component = compile::componentize(&super::read(&self.module, SOURCE_MAX)?)?;
         super::write(&self.out, &component)?;
         let digest = Digest::of(&component);
         if self.json {

@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::json;
 
 use crate::artifact::{self, Architecture, Digest, Limits, Statement};
-use crate::builder::{self, Built, SOURCE_MAX};
 use crate::cli::{CommandResult, output, units};
+use crate::compile::{self, Built, SOURCE_MAX};
 use crate::decision::{PolicyName, Tenant};
 use crate::engine::{WASMTIME_VERSION, WORLD, settings_digest};
 
@@ -75,7 +75,7 @@ impl Sign {
         };
         let key = super::read_signing_key(&self.key)?;
         let cwasm = super::read_sealed(&self.cwasm)?;
-        let built = builder::build(&super::read(&self.source, SOURCE_MAX)?)?;
+        let built = compile::build(&super::read(&self.source, SOURCE_MAX)?)?;
         let limits = self.limits();
         self.check(cwasm.digest(), &built, &limits)?;
 

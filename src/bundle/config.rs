@@ -1,0 +1,44 @@
+//! What a policy is and what it asks for: the config blob of a bundle, covered by its digest and so by each signature.
+
+use serde::{Deserialize, Serialize};
+
+use super::Platform;
+use crate::artifact::{Digest, Limits};
+use crate::decision::{PolicyName, Tenant};
+
+/// Largest config blob, bytes.
+pub const CONFIG_MAX: usize = 64 << 10;
+
+/// The capability manifest, version 1. Its one form is compact JSON with the fields in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyConfig {
+    pub policy: PolicyName,
+    pub tenant: Tenant,
+    /// Grows with every release of a policy; a lower one never replaces a higher one.
+    pub version: u64,
+    /// The WIT world, "portcullis:policy@0.1.0".
+    pub world: String,
+    /// Host interfaces it imports, sorted: "clock", "log", "random".
+    pub imports: Vec<String>,
+    /// Functions of the policy that the host calls, sorted: "decide".
+    pub exports: Vec<String>,
+    pub limits: Limits,
+    /// Of the component it was compiled from, as its author built it.
+    pub source: Digest,
+    /// One for each platform, sorted by it; may be empty: then every host compiles the source itself.
+    pub compiled: Vec<CompiledFor>,
+}
+
+/// Machine code in the bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompiledFor {
+    pub platform: Platform,
+    /// Of the exact `.cwasm` bytes.
+    pub cwasm: Digest,
+    /// In full, "48.0.8": wasmtime itself compares only the major version.
+    pub wasmtime: String,
+    /// [`crate::engine::settings_digest`] of the engine it was compiled for.
+    pub engine: Digest,
+}
