@@ -23,7 +23,7 @@ use portcullis::engine::{Call, Policy, PoolLimits, Slice, evaluate, load, monoto
 use portcullis::wire::frame;
 use support::{policy, tenant};
 
-fn loaded(built: &builder::Built, limits: Limits) -> Arc<Policy> {
+fn loaded(built: &compile::Built, limits: Limits) -> Arc<Policy> {
     let pool = PoolLimits { instances: 4, memory: limits.memory, stack_zeroing: true };
     let engine = serving_engine(&pool).unwrap().engine;
     let key = SigningKey::generate_ed25519().unwrap();
