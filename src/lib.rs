@@ -23,6 +23,8 @@
 //! [`wire::client`].
 
 pub mod artifact;
+#[cfg(feature = "compiler")]
+pub mod builder;
 pub mod bundle;
 #[cfg(feature = "compiler")]
 pub mod cli;
@@ -33,6 +35,7 @@ pub mod decision;
 pub mod engine;
 pub mod frontend;
 pub mod journal;
+pub mod registry;
 pub mod sandbox;
 pub mod signature;
 pub mod spawner;

@@ -262,6 +262,9 @@ impl Frontend {
             (ToChild::Route { .. } | ToChild::Reassign, None) => {
                 warn!("the supervisor's message came without its descriptor");
             }
+            (ToChild::Supply { .. } | ToChild::Builder { .. } | ToChild::NoBuilder { .. }, _) => {
+                warn!("the supervisor's message is not one for a frontend");
+            }
         }
         Ok(())
     }

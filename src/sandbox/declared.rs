@@ -134,6 +134,9 @@ pub struct DeclaredLimit {
 #[serde(rename_all = "lowercase")]
 pub enum LimitName {
     Core,
+    Cpu,
+    Data,
+    Fsize,
     Memlock,
     Msgqueue,
     Nice,
@@ -148,6 +151,9 @@ impl LimitName {
     pub const fn resource(self) -> (&'static str, Resource) {
         match self {
             Self::Core => ("RLIMIT_CORE", Resource::RLIMIT_CORE),
+            Self::Cpu => ("RLIMIT_CPU", Resource::RLIMIT_CPU),
+            Self::Data => ("RLIMIT_DATA", Resource::RLIMIT_DATA),
+            Self::Fsize => ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE),
             Self::Memlock => ("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK),
             Self::Msgqueue => ("RLIMIT_MSGQUEUE", Resource::RLIMIT_MSGQUEUE),
             Self::Nice => ("RLIMIT_NICE", Resource::RLIMIT_NICE),
@@ -174,6 +180,12 @@ pub enum ConfiguredLimit {
     OpenFiles,
     /// Threads of all generations that may live at one time; not set where the UID is shared.
     Processes,
+    /// Of a builder, seconds of processor time. The hard limit is a second more, so that the kernel says which one it was.
+    BuildCpu,
+    /// Of a builder, bytes of its own.
+    BuildMemory,
+    /// Of a builder, bytes of one file.
+    BuildOutput,
 }
 
 /// Which descriptors a role has.
@@ -219,6 +231,8 @@ impl Declared {
             Role::Spawner => include_str!("../../sandbox/spawner.json"),
             Role::Frontend => include_str!("../../sandbox/frontend.json"),
             Role::Worker => include_str!("../../sandbox/worker.json"),
+            Role::Registry => include_str!("../../sandbox/registry.json"),
+            Role::Builder => include_str!("../../sandbox/builder.json"),
         }
     }
 
@@ -293,6 +307,8 @@ mod tests {
         let mask = |role| Declared::of(role).expect("file").capability_mask();
         assert_eq!(mask(Role::Frontend), 0);
         assert_eq!(mask(Role::Worker), 0);
+        assert_eq!(mask(Role::Registry), 0);
+        assert_eq!(mask(Role::Builder), 0);
         assert_eq!(mask(Role::Supervisor), 1 << 5, "CAP_KILL");
         assert_eq!(mask(Role::Spawner), 1 << 6 | 1 << 7 | 1 << 8, "CAP_SETGID, CAP_SETUID, CAP_SETPCAP");
     }
@@ -328,6 +344,8 @@ mod tests {
             declared.descriptors.inherited.iter().map(|one| one.number).collect::<Vec<_>>()
         };
         assert_eq!(numbers(Role::Worker), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST]);
+        assert_eq!(numbers(Role::Registry), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
+        assert_eq!(numbers(Role::Builder), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST]);
         assert_eq!(numbers(Role::Frontend), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);
         assert_eq!(numbers(Role::Spawner), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
         assert_eq!(numbers(Role::Supervisor), [0, 1, 2]);

@@ -86,7 +86,7 @@ pub(super) fn is_shared(role: Role, domain: &DeclaredDomain) -> bool {
     role == Role::Supervisor && domain.handles.contains(&Handled::Signals)
 }
 
-/// Proves on the calling thread, which may be any, that Landlock lets a frontend or worker open nothing: an `open`
+/// Proves on the calling thread, which may be any, that Landlock is in force there, for any of the spawner's children: an `open`
 /// that worked in [`Given::check`](super::Given::check) fails now.
 ///
 /// # Errors
@@ -95,12 +95,12 @@ pub fn prove_landlock() -> Result<(), SealError> {
     prove(Role::Worker)
 }
 
-/// What to open. Frontend and worker live under the spawner's Landlock as well as their own, so their probe must be
+/// What to open. The spawner's children live under the spawner's Landlock as well as their own, so their probe must be
 /// something that the spawner's allows; supervisor and spawner are allowed /proc, so their probe is the root directory.
 pub(super) const fn probe(role: Role) -> &'static str {
     match role {
         Role::Supervisor | Role::Spawner => "/",
-        Role::Frontend | Role::Worker => "/proc/self/status",
+        Role::Frontend | Role::Worker | Role::Registry | Role::Builder => "/proc/self/status",
     }
 }
 

@@ -64,11 +64,14 @@ pub enum Role {
     Spawner,
     Frontend,
     Worker,
+    Registry,
+    Builder,
 }
 
 impl Role {
     /// Every role there is.
-    pub const ALL: [Self; 4] = [Self::Supervisor, Self::Spawner, Self::Frontend, Self::Worker];
+    pub const ALL: [Self; 6] =
+        [Self::Supervisor, Self::Spawner, Self::Registry, Self::Builder, Self::Frontend, Self::Worker];
 
     /// As in the binary's name, the folder's and the profile's.
     #[must_use]
@@ -78,6 +81,8 @@ impl Role {
             Self::Spawner => "spawner",
             Self::Frontend => "frontend",
             Self::Worker => "worker",
+            Self::Registry => "registry",
+            Self::Builder => "builder",
         }
     }
 
@@ -99,7 +104,9 @@ impl Role {
         match self {
             Self::Supervisor | Self::Spawner => self.filters(),
             // Born under the spawner's.
-            Self::Frontend | Self::Worker => Self::Spawner.filters() + self.filters(),
+            Self::Frontend | Self::Worker | Self::Registry | Self::Builder => {
+                Self::Spawner.filters() + self.filters()
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use nix::unistd::{Gid, Pid, Uid, chdir, getppid, setgroups, setresgid, setresuid
 use super::Role;
 use super::declared::{ConfiguredLimit, Declared, DeclaredError, LimitValue};
 use super::status::{Mismatch, Status, StatusError};
-use crate::wire::control::Isolation;
+use crate::wire::control::{BuildLimits, Isolation};
 
 /// All that the service works with, between supervisor and spawner: give children UIDs, empty their bounding sets,
 /// signal them.
@@ -33,6 +33,8 @@ pub struct ConfiguredLimits {
     /// Threads of all processes of the child's UID together, so only where the UID is the class's own; count every
     /// generation that may live at the same time. `None`: as it is.
     pub processes: Option<u64>,
+    /// Of a builder.
+    pub build: Option<BuildLimits>,
 }
 
 /// Why power could not be taken away. Whoever gets it must exit.
@@ -226,11 +228,15 @@ fn look_again(uid: u32, gid: u32, isolation: Isolation) -> Result<(), SurrenderE
 }
 
 fn set_limits(declared: &Declared, configured: Option<&ConfiguredLimits>) -> Result<(), SurrenderError> {
+    let build = configured.and_then(|configured| configured.build);
     for limit in &declared.limits {
         let value = match limit.value {
             LimitValue::Number(number) => Some(number),
             LimitValue::FromConfiguration(ConfiguredLimit::OpenFiles) => configured.map(|c| c.open_files),
             LimitValue::FromConfiguration(ConfiguredLimit::Processes) => configured.and_then(|c| c.processes),
+            LimitValue::FromConfiguration(ConfiguredLimit::BuildCpu) => build.map(|build| build.cpu.into()),
+            LimitValue::FromConfiguration(ConfiguredLimit::BuildMemory) => build.map(|build| build.memory),
+            LimitValue::FromConfiguration(ConfiguredLimit::BuildOutput) => build.map(|build| build.output),
         };
         if let Some(value) = value {
             let (name, resource) = limit.limit.resource();
@@ -246,7 +252,9 @@ fn set_limit(name: &'static str, resource: Resource, wanted: u64) -> Result<(), 
     if wanted > hard {
         return Err(SurrenderError::Limit { limit: name, wanted, hard });
     }
-    setrlimit(resource, wanted, wanted).map_err(call("set a resource limit"))
+    // At the hard one the kernel sends SIGKILL, which tells nobody why; at the soft one SIGXCPU.
+    let above = if resource == Resource::RLIMIT_CPU { wanted.saturating_add(1).min(hard) } else { wanted };
+    setrlimit(resource, wanted, above).map_err(call("set a resource limit"))
 }
 
 fn mask(set: &CapsHashSet) -> u64 {
@@ -275,7 +283,7 @@ mod tests {
 
     #[test]
     fn uid_0_is_refused_before_anything_is_done() {
-        let limits = ConfiguredLimits { open_files: 64, processes: None };
+        let limits = ConfiguredLimits { open_files: 64, processes: None, build: None };
         let pid = Pid::this().as_raw();
         let refused = surrender(Role::Worker, (0, 0), Isolation::DistinctUids, &limits, pid);
         assert!(matches!(refused, Err(SurrenderError::Root)));

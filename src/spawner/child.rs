@@ -18,6 +18,10 @@ use crate::wire::spawner::{Member, Order, Part};
 /// The programs it runs, beside its own.
 pub(super) const FRONTEND: &str = "portcullis-frontend";
 pub(super) const WORKER: &str = "portcullis-worker";
+pub(super) const REGISTRY: &str = "portcullis-registry";
+pub(super) const BUILDER: &str = "portcullis-builder";
+/// All of them.
+pub(super) const PROGRAMS: [&str; 4] = [FRONTEND, WORKER, REGISTRY, BUILDER];
 /// For what a child does between its birth and exec. Bytes.
 const STACK: usize = 256 << 10;
 
@@ -26,7 +30,7 @@ const STACK: usize = 256 << 10;
 pub(super) enum StartError {
     #[error("{0} is not one of those this spawner was told of")]
     Stranger(Part),
-    #[error("expected control channel, assignment and one or two more descriptors, got {0}")]
+    #[error("expected control channel, assignment and up to two more descriptors, got {0}")]
     Descriptors(usize),
     #[error("make a process: {0}")]
     Clone(#[source] Errno),
@@ -36,6 +40,8 @@ pub(super) enum StartError {
 pub(super) struct Nursery {
     frontend: OwnedFd,
     worker: OwnedFd,
+    registry: OwnedFd,
+    builder: OwnedFd,
     null: OwnedFd,
     stderr: io::Stderr,
     members: Vec<Member>,
@@ -53,6 +59,8 @@ impl Nursery {
         Ok(Self {
             frontend: launch::open_program(FRONTEND, isolation)?,
             worker: launch::open_program(WORKER, isolation)?,
+            registry: launch::open_program(REGISTRY, isolation)?,
+            builder: launch::open_program(BUILDER, isolation)?,
             null: launch::null()?,
             stderr: io::stderr(),
             members,
@@ -69,10 +77,13 @@ impl Nursery {
             [numbered @ .., group] if order.grouped => (Some(group), numbered),
             numbered => (None, numbered),
         };
-        let [control, assignment, first, second @ ..] = numbered else {
+        let [control, assignment, more @ ..] = numbered else {
             return Err(StartError::Descriptors(descriptors.len()));
         };
-        let wanted = Wanted { control, assignment, first, second: second.first() };
+        if more.len() > 2 {
+            return Err(StartError::Descriptors(descriptors.len()));
+        }
+        let wanted = Wanted { control, assignment, more };
         let body = || -> isize {
             // Out of the way of the numbers that are about to be given to others.
             let spare = launch::duplicate(control.as_fd());
@@ -95,12 +106,15 @@ impl Nursery {
         let (program, title) = match &member.part {
             Part::Frontend => (&self.frontend, FRONTEND.to_owned()),
             Part::Worker(class) => (&self.worker, format!("{WORKER}: {class}")),
+            Part::Registry => (&self.registry, REGISTRY.to_owned()),
+            Part::Builder(class) => (&self.builder, format!("{BUILDER}: {class}")),
         };
         let program = match launch::place(&wanted.numbered(self), program.as_fd()) {
             Ok(program) => program,
             Err(why) => return format!("place descriptors: {why}"),
         };
-        let limits = ConfiguredLimits { open_files: order.open_files, processes: order.processes };
+        let Order { open_files, processes, build, .. } = *order;
+        let limits = ConfiguredLimits { open_files, processes, build };
         let (role, identity) = (member.part.role(), (member.uid, member.gid));
         if let Err(why) = surrender(role, identity, self.isolation, &limits, self.supervisor.as_raw()) {
             return why.to_string();
@@ -119,8 +133,8 @@ fn enter(group: &OwnedFd) -> Result<(), Errno> {
 struct Wanted<'a> {
     control: &'a OwnedFd,
     assignment: &'a OwnedFd,
-    first: &'a OwnedFd,
-    second: Option<&'a OwnedFd>,
+    /// None to two.
+    more: &'a [OwnedFd],
 }
 
 impl Wanted<'_> {
@@ -132,9 +146,8 @@ impl Wanted<'_> {
             (nursery.stderr.as_fd(), 2),
             (self.control.as_fd(), fd::CONTROL),
             (self.assignment.as_fd(), fd::ASSIGNMENT),
-            (self.first.as_fd(), fd::FIRST),
         ];
-        numbered.extend(self.second.map(|second| (second.as_fd(), fd::SECOND)));
+        numbered.extend(self.more.iter().map(AsFd::as_fd).zip([fd::FIRST, fd::SECOND]));
         numbered
     }
 }

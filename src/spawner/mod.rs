@@ -5,7 +5,7 @@
 //! one other process, decodes an assignment and then orders of a few bytes, and keeps no state: so the supervisor, which reads the configuration
 //! and what children say, needs neither.
 //!
-//! What it may start is fixed when it starts: two programs, opened once, and a table of UIDs. Its children are
+//! What it may start is fixed when it starts: four programs, opened once, and a table of UIDs. Its children are
 //! children of the supervisor (CLONE_PARENT), which waits for them, watches them and ends them; the spawner never
 //! hears of them again.
 
@@ -30,7 +30,7 @@ use crate::wire::control::{ASSIGNMENT_MAX, fd};
 use crate::wire::frame::{self, DecodeError};
 use crate::wire::spawner::{FromSpawner, Order, SPAWNER_MAX, SpawnerAssignment};
 
-use child::{FRONTEND, Nursery, WORKER};
+use child::{Nursery, PROGRAMS};
 
 type Orders = Channel<FromSpawner, Order>;
 
@@ -120,10 +120,10 @@ fn wait(orders: &Orders) -> Result<(), SpawnerError> {
 
 fn places(assignment: &SpawnerAssignment) -> Result<Places, SpawnerError> {
     let (directory, _) = launch::own_directory()?;
-    let programs = [FRONTEND, WORKER]
+    let programs = PROGRAMS
         .into_iter()
         .fold(Places::default(), |places, name| places.with("programs", directory.join(name)));
-    let places = programs.with("store", &assignment.store);
+    let places = programs.with("store", &assignment.store).with("state", &assignment.state);
     Ok(assignment.caches.iter().fold(places, |places, cache| places.with("caches", cache)))
 }
 

@@ -150,6 +150,9 @@ impl Child {
             (FromChild::Failed { .. }, _) => Err(Misbehaviour::Unpermitted("Failed")),
             (FromChild::Pong { .. }, _) => Err(Misbehaviour::Unpermitted("Pong")),
             (FromChild::Renew, _) => Err(Misbehaviour::Unpermitted("Renew")),
+            (FromChild::Surveyed { .. }, _) => Err(Misbehaviour::Unpermitted("Surveyed")),
+            (FromChild::Build { .. }, _) => Err(Misbehaviour::Unpermitted("Build")),
+            (FromChild::Changed, _) => Err(Misbehaviour::Unpermitted("Changed")),
         }
     }
 
@@ -173,18 +176,14 @@ impl Child {
 
     /// For `status`.
     pub(super) fn row(&self, restarts: u32) -> Process {
-        let (role, class) = match &self.part {
-            Part::Frontend => ("frontend", None),
-            Part::Worker(class) => ("worker", Some(class.clone())),
-        };
         let state = match self.stage {
             Stage::Starting { .. } | Stage::Witnessed => ProcessState::Starting,
             Stage::Serving { .. } => ProcessState::Serving,
             Stage::Draining { .. } | Stage::Condemned => ProcessState::Draining,
         };
         Process {
-            role: role.to_owned(),
-            class,
+            role: self.part.role().name().to_owned(),
+            class: self.part.class().cloned(),
             generation: self.generation,
             pid: self.pid.as_raw(),
             uid: self.identity.uid,

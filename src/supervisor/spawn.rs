@@ -95,7 +95,7 @@ pub(super) struct Launch<'a> {
     pub(super) limits: ConfiguredLimits,
     pub(super) assignment: BorrowedFd<'a>,
     /// See [`fd::FIRST`] and [`fd::SECOND`].
-    pub(super) first: BorrowedFd<'a>,
+    pub(super) first: Option<BorrowedFd<'a>>,
     pub(super) second: Option<BorrowedFd<'a>>,
     /// See [`super::control_groups`].
     pub(super) group: Option<BorrowedFd<'a>>,
@@ -160,12 +160,13 @@ impl Spawner {
     /// See [`SpawnError::is_the_spawners_end`].
     pub(super) fn launch(&self, launch: &Launch<'_>, known: &[Pid]) -> Result<Launched, SpawnError> {
         let (channel, theirs) = Channel::pair(CONTROL_MAX).map_err(SpawnError::Channel)?;
-        let ConfiguredLimits { open_files, processes } = launch.limits;
+        let ConfiguredLimits { open_files, processes, build } = launch.limits;
         let serial = self.serial.get().saturating_add(1);
         self.serial.set(serial);
         let grouped = launch.group.is_some();
-        let order = Order { serial, part: launch.part.clone(), open_files, processes, grouped };
-        let mut descriptors = vec![theirs.as_fd(), launch.assignment, launch.first];
+        let order = Order { serial, part: launch.part.clone(), open_files, processes, build, grouped };
+        let mut descriptors = vec![theirs.as_fd(), launch.assignment];
+        descriptors.extend(launch.first);
         descriptors.extend(launch.second);
         descriptors.extend(launch.group);
         self.channel.send_with(&order, &descriptors)?;
@@ -236,6 +237,7 @@ fn spawner_assignment(config: &Config, surroundings: &Surroundings) -> SpawnerAs
         isolation: surroundings.isolation,
         members: members.map(|(part, who)| Member { part, uid: who.uid, gid: who.gid }).collect(),
         store: config.service.store.display().to_string(),
+        state: config.service.store.display().to_string(),
         caches: config.classes.iter().map(|class| class.cache.display().to_string()).collect(),
     }
 }

@@ -15,9 +15,10 @@ pub mod fd {
     pub const CONTROL: i32 = 3;
     /// Sealed memfd with the postcard of the role's assignment.
     pub const ASSIGNMENT: i32 = 4;
-    /// Frontend: the socket clients connect to. Worker: SOCK_SEQPACKET to the frontend.
+    /// Frontend: the socket clients connect to. Worker: SOCK_SEQPACKET to the frontend. Builder: SOCK_SEQPACKET to the
+    /// registry (see [`super::super::job`]). Registry: nothing.
     pub const FIRST: i32 = 5;
-    /// Frontend: the socket operators connect to.
+    /// Frontend: the socket operators connect to. Worker: SOCK_SEQPACKET from the registry (see [`super::super::supply`]).
     pub const SECOND: i32 = 6;
 }
 
@@ -35,8 +36,18 @@ pub enum ToChild {
     Route { class: TrustClass, generation: u64 },
     /// Frontend only: the process table and the configuration's state as `status` shows them.
     Processes(ProcessTable),
-    /// Frontend only: who may ask for whom, after a reload. Descriptor: a sealed memfd with a [`FrontendAssignment`].
+    /// After a reload. Frontend: who may ask for whom; descriptor: a sealed memfd with a [`FrontendAssignment`].
+    /// Registry: survey again; descriptor: a sealed memfd with a [`RegistryAssignment`]. It answers with
+    /// [`FromChild::Surveyed`], and if that refuses, it stays with the assignment it had.
     Reassign,
+    /// Registry only, with the descriptor of its end of a worker's supply channel ([`super::supply`]): what is active for
+    /// this class goes there now, also while a survey is under way, and what is withdrawn later.
+    Supply { class: TrustClass, generation: u64 },
+    /// Registry only, with the descriptor of its end of the job channel ([`super::job`]): the builder that it asked for.
+    Builder { serial: u64 },
+    /// Registry only: there is no builder for this serial, or it did not end well (then the job channel's end may be seen
+    /// before this), and why.
+    NoBuilder { serial: u64, why: String },
 }
 
 /// What a child tells the supervisor.
@@ -53,6 +64,23 @@ pub enum FromChild {
     Failed {
         why: String,
     },
+    /// Registry: done with looking at everything, once after [`ToChild::Serve`] and once after each
+    /// [`ToChild::Reassign`]. What is wrong with one policy is no refusal; a trust policy or a state that is wrong is.
+    Surveyed {
+        /// What workers check statements with: the host's public key, PEM.
+        host_key: String,
+        /// Nothing changed, and why.
+        refused: Option<String>,
+    },
+    /// Registry: wants a builder of this class. Each `serial` is larger than all before; answered with
+    /// [`ToChild::Builder`] or [`ToChild::NoBuilder`], maybe after others have ended.
+    Build {
+        serial: u64,
+        class: TrustClass,
+    },
+    /// Registry: something was revoked or has expired, so that a survey would say something else now. The supervisor
+    /// sends [`ToChild::Reassign`] of its own accord.
+    Changed,
 }
 
 /// What a sealed child says of itself. How many threads it has is also looked at from outside; Landlock cannot be.
@@ -116,6 +144,74 @@ pub struct WorkerAssignment {
     pub trusted_keys: Vec<String>,
     pub tenants: Vec<TenantAssignment>,
     pub limits: ClassLimits,
+}
+
+/// What the registry needs to know; a reload makes a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryAssignment {
+    pub uid: u32,
+    pub gid: u32,
+    pub isolation: Isolation,
+    /// Where bundles are dropped: `<tenant>/<policy>/` or `<tenant>/<policy>.tar`. Not to be trusted.
+    pub store: String,
+    /// The registry's own directory, mode 0700.
+    pub state: String,
+    pub trust: TrustText,
+    /// Sorted by name.
+    pub tenants: Vec<RegistryTenant>,
+    pub classes: Vec<RegistryClass>,
+    /// Versions before the active one that are kept of each policy.
+    pub keep_previous: u32,
+}
+
+/// The trust policy as its file had it when the configuration was read. Only the registry parses it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustText {
+    /// For messages.
+    pub path: String,
+    pub text: String,
+}
+
+/// One tenant, with what is to decide for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryTenant {
+    pub tenant: Tenant,
+    pub class: TrustClass,
+    pub policies: Vec<PolicyName>,
+}
+
+/// What a class grants a policy at most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryClass {
+    pub class: TrustClass,
+    /// Largest linear memory of one instance, bytes.
+    pub memory: u32,
+}
+
+/// What a builder needs to know: it does one job and ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuilderAssignment {
+    pub class: TrustClass,
+    pub uid: u32,
+    pub gid: u32,
+    pub isolation: Isolation,
+    /// The class's own directory, mode 0700, which builders alone read and write.
+    pub cache: String,
+    /// Largest linear memory of one instance of this class, bytes.
+    pub memory: u32,
+    /// What it was started with, for its messages: the kernel holds it to that.
+    pub limits: BuildLimits,
+}
+
+/// What one builder may use. It is killed for more, and harms nobody by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildLimits {
+    /// Processor time, seconds: RLIMIT_CPU.
+    pub cpu: u32,
+    /// Memory of its own, bytes: RLIMIT_DATA.
+    pub memory: u64,
+    /// Of one file or memfd, bytes: RLIMIT_FSIZE.
+    pub output: u64,
 }
 
 /// One tenant of a worker's class.

@@ -4,18 +4,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::TrustClass;
 use crate::sandbox::Role;
-use crate::wire::control::Isolation;
+use crate::wire::control::{BuildLimits, Isolation};
 
 /// Largest message, bytes: names and numbers.
 pub const SPAWNER_MAX: usize = 4096;
 /// Descriptors that come with one order.
-pub const ORDER_DESCRIPTORS_MAX: usize = 4;
+pub const ORDER_DESCRIPTORS_MAX: usize = 5;
 
 /// What a child is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Part {
     Frontend,
     Worker(TrustClass),
+    Registry,
+    Builder(TrustClass),
 }
 
 impl Part {
@@ -24,6 +26,17 @@ impl Part {
         match self {
             Self::Frontend => Role::Frontend,
             Self::Worker(_) => Role::Worker,
+            Self::Registry => Role::Registry,
+            Self::Builder(_) => Role::Builder,
+        }
+    }
+
+    /// Whose workers or builders.
+    #[must_use]
+    pub const fn class(&self) -> Option<&TrustClass> {
+        match self {
+            Self::Frontend | Self::Registry => None,
+            Self::Worker(class) | Self::Builder(class) => Some(class),
         }
     }
 }
@@ -33,6 +46,8 @@ impl std::fmt::Display for Part {
         match self {
             Self::Frontend => f.write_str("frontend"),
             Self::Worker(class) => write!(f, "worker {class}"),
+            Self::Registry => f.write_str("registry"),
+            Self::Builder(class) => write!(f, "builder {class}"),
         }
     }
 }
@@ -46,8 +61,10 @@ pub struct SpawnerAssignment {
     pub gid: u32,
     pub isolation: Isolation,
     pub members: Vec<Member>,
-    /// Where policies are.
+    /// Where bundles are dropped: the registry reads there.
     pub store: String,
+    /// The registry's own directory.
+    pub state: String,
     /// The classes' directories.
     pub caches: Vec<String>,
 }
@@ -60,7 +77,7 @@ pub struct Member {
     pub gid: u32,
 }
 
-/// Start one child. With it come its descriptors, in this order: control channel, assignment, one or two more (see
+/// Start one child. With it come its descriptors, in this order: control channel, assignment, up to two more (see
 /// [`super::control::fd`]), and where there is one, that of its control group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
@@ -70,6 +87,8 @@ pub struct Order {
     /// See [`crate::sandbox::privileges::ConfiguredLimits`].
     pub open_files: u64,
     pub processes: Option<u64>,
+    /// Of a builder.
+    pub build: Option<BuildLimits>,
     /// The last descriptor is `cgroup.procs` of the control group that the child enters before anything else.
     pub grouped: bool,
 }

@@ -169,7 +169,15 @@ impl Steward {
                     }
                 }
                 // For a frontend; nothing to do here.
-                Received::Message(ToChild::Route { .. } | ToChild::Processes(_) | ToChild::Reassign, _) => {}
+                Received::Message(
+                    ToChild::Route { .. }
+                    | ToChild::Processes(_)
+                    | ToChild::Reassign
+                    | ToChild::Supply { .. }
+                    | ToChild::Builder { .. }
+                    | ToChild::NoBuilder { .. },
+                    _,
+                ) => {}
             }
         }
     }

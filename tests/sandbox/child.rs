@@ -21,7 +21,8 @@ pub(crate) const CLASS: u32 = 61_001;
 /// An ordinary user the supervisor may run as.
 pub(crate) const SERVICE: u32 = 61_000;
 
-pub(crate) const LIMITS: ConfiguredLimits = ConfiguredLimits { open_files: 256, processes: None };
+pub(crate) const LIMITS: ConfiguredLimits =
+    ConfiguredLimits { open_files: 256, processes: None, build: None };
 
 /// Whom a child becomes: another UID where the tests have the privilege to give it one.
 pub(crate) fn identity() -> (u32, u32, Isolation) {
@@ -80,7 +81,7 @@ pub(crate) fn strip(role: Role, supervisor: Pid) {
             endow(isolation, supervisor.as_raw()).expect("endow");
             keep(role, isolation).expect("keep");
         }
-        Role::Frontend | Role::Worker => {
+        Role::Frontend | Role::Worker | Role::Registry | Role::Builder => {
             surrender(role, (uid, gid), isolation, &LIMITS, supervisor.as_raw()).expect("surrender");
         }
     }

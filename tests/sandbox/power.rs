@@ -196,7 +196,7 @@ pub(crate) fn limit_refused() {
         setrlimit(Resource::RLIMIT_NOFILE, 64, 64).expect("limit");
         // Root may raise it again; a child that has changed its UID may not.
         let (uid, gid, isolation) = identity();
-        let limits = ConfiguredLimits { open_files: 65, processes: None };
+        let limits = ConfiguredLimits { open_files: 65, processes: None, build: None };
         let error =
             surrender(Role::Worker, (uid, gid), isolation, &limits, supervisor.as_raw()).expect_err("told");
         assert!(error.to_string().starts_with("set RLIMIT_NOFILE to 65: the hard limit is 64; "), "{error}");

@@ -53,6 +53,9 @@ fn said((soft, hard): (String, String)) -> String {
 fn name(limit: LimitName) -> &'static str {
     match limit {
         LimitName::Core => "Max core file size",
+        LimitName::Cpu => "Max cpu time",
+        LimitName::Data => "Max data size",
+        LimitName::Fsize => "Max file size",
         LimitName::Memlock => "Max locked memory",
         LimitName::Msgqueue => "Max msgqueue size",
         LimitName::Nice => "Max nice priority",
@@ -124,8 +127,8 @@ Max realtime priority     0
     fn the_kernel_has_a_limit_of_every_name() {
         let own = i32::try_from(std::process::id()).unwrap();
         let text = view::text(own, "limits").unwrap();
-        use LimitName::{Core, Memlock, Msgqueue, Nice, Nofile, Nproc, Rtprio};
-        for limit in [Core, Memlock, Msgqueue, Nice, Nofile, Nproc, Rtprio] {
+        use LimitName::{Core, Cpu, Data, Fsize, Memlock, Msgqueue, Nice, Nofile, Nproc, Rtprio};
+        for limit in [Core, Cpu, Data, Fsize, Memlock, Msgqueue, Nice, Nofile, Nproc, Rtprio] {
             assert!(pair(&text, name(limit)).is_some(), "{limit:?}");
         }
     }

@@ -261,7 +261,8 @@ impl Expectations {
         match (self.isolation, subject.role) {
             (Isolation::SharedUid, _) | (_, Role::Supervisor | Role::Spawner) => Some(Identity { uid, gid }),
             (_, Role::Frontend) => Some(config?.frontend.identity),
-            (_, Role::Worker) => {
+            (_, Role::Registry) => None,
+            (_, Role::Worker | Role::Builder) => {
                 let class = subject.class.as_deref();
                 let of_it = |one: &&Class| Some(one.name.as_str()) == class;
                 config?.classes.iter().find(of_it).map(|one| one.identity)

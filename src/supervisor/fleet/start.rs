@@ -66,6 +66,7 @@ impl Fleet {
                 let assignment = spawn::assignment(&config.frontend_assignment(self.isolation))?;
                 ("portcullis-frontend".to_owned(), config.frontend.identity, assignment, (open, 64), None)
             }
+            Part::Registry | Part::Builder(_) => return Err(SpawnError::NoClass),
             Part::Worker(name) => {
                 let Some(class) = config.class(name) else { return Err(SpawnError::NoClass) };
                 let assignment = config.worker_assignment(class, generation, self.isolation);
@@ -88,6 +89,7 @@ impl Fleet {
                 Isolation::DistinctUids => Some(u64::from(threads).saturating_mul(32)),
                 Isolation::SharedUid => None,
             },
+            build: None,
         };
         let (ours, theirs) = match handover {
             None => (None, None),
@@ -98,11 +100,11 @@ impl Fleet {
             None => (self.sockets.clients(), Some(self.sockets.operators())),
         };
         let group = match part {
-            Part::Frontend => None,
+            Part::Frontend | Part::Registry | Part::Builder(_) => None,
             Part::Worker(class) => self.groups.entrance(class),
         };
         let assignment = assignment.as_fd();
-        let launch = Launch { part: part.clone(), limits, assignment, first, second, group };
+        let launch = Launch { part: part.clone(), limits, assignment, first: Some(first), second, group };
         let known: Vec<_> = self.children.iter().map(|child| child.pid).collect();
         let launched = self.spawner.launch(&launch, &known)?;
         let until = now + START_WITHIN;
