@@ -32,6 +32,7 @@ pub mod client;
 #[cfg(feature = "compiler")]
 pub mod compile;
 pub mod decision;
+pub mod document;
 pub mod engine;
 pub mod frontend;
 pub mod journal;

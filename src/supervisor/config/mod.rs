@@ -1,10 +1,9 @@
 //! The one TOML file, parsed into types that cannot be wrong; everything that is wrong with it is said at once.
 //!
-//! [`load`] reads the text, [`document`] finds each key's place in it, [`values`] says what a single value may look
+//! [`load`] reads the text, [`crate::document`] finds each key's place in it, [`values`] says what a single value may look
 //! like, [`read`] what they mean together, and [`places`] looks at the files and directories they name. Children never
 //! see the file: each gets the part it needs as an assignment.
 
-mod document;
 mod places;
 mod read;
 mod values;
@@ -13,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use document::ConfigErrors;
+pub use crate::document::DocumentErrors as ConfigErrors;
 
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::wire::control::{

@@ -4,18 +4,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use toml::de::DeTable;
-
-use super::document::{Complaints, ConfigErrors, Found, Section};
 use super::places::{self, Owners};
-use super::values::{
-    boolean, duration, grantable_id, key_path, mode, name, number, path as path_value, role_id, size,
-    socket_path,
-};
+use super::values::{grantable_id, key_path, mode, path as path_value, role_id, socket_path};
 use super::{
-    Class, Config, Frontend, GroupLimits, Identity, Service, Surroundings, TenantConfig, TrustedKey,
+    Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Service, Surroundings, TenantConfig,
+    TrustedKey,
 };
 use crate::decision::TrustClass;
+use crate::document::values::{boolean, duration, name, number, size};
+use crate::document::{self, Complaints, Found, Section};
 use crate::wire::control::{ClassLimits, Isolation};
 
 const MICROSECOND: Duration = Duration::from_micros(1);
@@ -46,40 +43,19 @@ pub(super) fn look(
     text: &str,
     around: &Surroundings,
 ) -> Result<(Config, Result<(), ConfigErrors>), ConfigErrors> {
-    let complaints = Complaints::default();
-    let (table, broken) = DeTable::parse_recoverable(text);
-    for error in &broken {
-        let span = error.span().unwrap_or_default();
-        let message = match text.get(span.clone()) {
-            Some(key) if error.message() == "duplicate key" => {
-                format!("duplicate key \"{}\"", key.escape_debug())
-            }
-            _ => error.message().to_owned(),
-        };
-        complaints.add(span.start, message);
-    }
-    let mut document = Section::document(&table, &complaints, !broken.is_empty());
-    let owners = Owners { uid: around.uid };
-    let reader = Reader { complaints: &complaints, around, owners };
-    let config = reader.config(&mut document);
-    document.finish();
-    match (config, complaints.settle(path, text)) {
-        (Some(config), said) => Ok((config, said)),
-        (None, said) => {
-            said?;
-            Err(ConfigErrors::whole_file(path, "makes no sense".to_owned()))
-        }
-    }
+    document::read(path, text, |document, complaints| {
+        Reader { complaints, around, owners: Owners { uid: around.uid } }.config(document)
+    })
 }
 
 /// Complains about everything that is wrong, and gives back what is whole.
-struct Reader<'d> {
+struct Reader<'r, 'd> {
     complaints: &'d Complaints,
-    around: &'d Surroundings,
+    around: &'r Surroundings,
     owners: Owners,
 }
 
-impl<'d> Reader<'d> {
+impl<'d> Reader<'_, 'd> {
     fn config(&self, document: &mut Section<'d>) -> Option<Config> {
         let with_tenants = !document.sections("tenant").is_empty();
         let service =

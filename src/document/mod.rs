@@ -1,4 +1,10 @@
-//! The file as text and as a tree whose every key knows where it stands; and the list of everything wrong with it.
+//! TOML files that people write: text as a tree whose every key knows where it stands, and the list of everything that is
+//! wrong with it, said at once.
+//!
+//! [`read`] parses the text and hands the tree to whoever knows what it means; [`values`] says what single values may
+//! look like.
+
+pub mod values;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -8,15 +14,15 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Everything that is wrong with a configuration, in the order of the file.
+/// Everything that is wrong with a file, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigErrors {
+pub struct DocumentErrors {
     path: PathBuf,
     /// Line, column (both from 1) and what is wrong there.
     found: Vec<(usize, usize, String)>,
 }
 
-impl fmt::Display for ConfigErrors {
+impl fmt::Display for DocumentErrors {
     /// One line for each: `path:line:col: message`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (line, column, message)) in self.found.iter().enumerate() {
@@ -29,28 +35,64 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-impl std::error::Error for ConfigErrors {}
+impl std::error::Error for DocumentErrors {}
 
-impl ConfigErrors {
+impl DocumentErrors {
     /// For a file of which nothing could be read.
-    pub(super) fn whole_file(path: &Path, message: String) -> Self {
+    #[must_use]
+    pub fn whole_file(path: &Path, message: String) -> Self {
         Self { path: path.to_owned(), found: vec![(1, 1, message)] }
+    }
+}
+
+/// What `meaning` makes of a text, and what is wrong with it. A text that is not TOML in some places is read as far as it
+/// goes, so that everything is said at once.
+///
+/// # Errors
+/// When nothing can be made of it.
+pub fn read<T>(
+    path: &Path,
+    text: &str,
+    meaning: impl for<'d> FnOnce(&mut Section<'d>, &'d Complaints) -> Option<T>,
+) -> Result<(T, Result<(), DocumentErrors>), DocumentErrors> {
+    let complaints = Complaints::default();
+    let (table, broken) = DeTable::parse_recoverable(text);
+    for error in &broken {
+        let span = error.span().unwrap_or_default();
+        let message = match text.get(span.clone()) {
+            Some(key) if error.message() == "duplicate key" => {
+                format!("duplicate key \"{}\"", key.escape_debug())
+            }
+            _ => error.message().to_owned(),
+        };
+        complaints.add(span.start, message);
+    }
+    let mut document = Section::document(&table, &complaints, !broken.is_empty());
+    let meant = meaning(&mut document, &complaints);
+    document.finish();
+    match (meant, complaints.settle(path, text)) {
+        (Some(meant), said) => Ok((meant, said)),
+        (None, said) => {
+            said?;
+            Err(DocumentErrors::whole_file(path, "makes no sense".to_owned()))
+        }
     }
 }
 
 /// Collects errors by their place in the text.
 #[derive(Debug, Default)]
-pub(super) struct Complaints {
+pub struct Complaints {
     found: RefCell<BTreeSet<(usize, String)>>,
 }
 
 impl Complaints {
-    pub(super) fn add(&self, at: usize, message: impl Into<String>) {
+    /// Something is wrong at this byte of the text.
+    pub fn add(&self, at: usize, message: impl Into<String>) {
         self.found.borrow_mut().insert((at, message.into()));
     }
 
     /// Ok if nobody complained.
-    pub(super) fn settle(self, path: &Path, text: &str) -> Result<(), ConfigErrors> {
+    fn settle(self, path: &Path, text: &str) -> Result<(), DocumentErrors> {
         let found = self.found.into_inner();
         if found.is_empty() {
             return Ok(());
@@ -59,7 +101,7 @@ impl Complaints {
             let (line, column) = place(text, at);
             (line, column, message)
         });
-        Err(ConfigErrors { path: path.to_owned(), found: found.collect() })
+        Err(DocumentErrors { path: path.to_owned(), found: found.collect() })
     }
 }
 
@@ -73,15 +115,16 @@ fn place(text: &str, at: usize) -> (usize, usize) {
 
 /// A value and where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Found<T> {
-    pub(super) value: T,
-    pub(super) at: usize,
+pub struct Found<T> {
+    pub value: T,
+    /// Bytes from the beginning of the text.
+    pub at: usize,
 }
 
 /// One table of the file. Every key that is asked for is known; [`Section::finish`] complains about the others.
-pub(super) struct Section<'d> {
-    /// As written in the file, "[class.shared]".
-    title: String,
+pub struct Section<'d> {
+    /// Without its brackets, "class.shared"; empty for the whole file.
+    name: String,
     at: usize,
     table: &'d DeTable<'d>,
     known: BTreeSet<&'static str>,
@@ -91,44 +134,88 @@ pub(super) struct Section<'d> {
 }
 
 impl<'d> Section<'d> {
-    pub(super) fn document(
+    fn document(
         table: &'d Spanned<DeTable<'d>>,
         complaints: &'d Complaints,
         broken: bool,
     ) -> Self {
-        let title = "file".to_owned();
-        Self { title, at: 0, table: table.get_ref(), known: BTreeSet::new(), complaints, broken }
+        let name = String::new();
+        Self { name, at: 0, table: table.get_ref(), known: BTreeSet::new(), complaints, broken }
     }
 
-    fn child(&self, title: String, at: usize, value: &'d DeValue<'d>) -> Option<Self> {
+    fn child(&self, key: &str, at: usize, value: &'d DeValue<'d>) -> Option<Self> {
+        let name = if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) };
         let Some(table) = value.as_table() else {
-            self.complain(at, format!("{title}: expected a table, found {}", value.type_str()));
+            self.complain(at, format!("[{name}]: expected a table, found {}", value.type_str()));
             return None;
         };
         let known = BTreeSet::new();
-        Some(Self { title, at, table, known, complaints: self.complaints, broken: self.broken })
+        Some(Self { name, at, table, known, complaints: self.complaints, broken: self.broken })
+    }
+
+    /// As it is written in the file, "[class.shared]".
+    #[must_use]
+    pub fn title(&self) -> String {
+        if self.name.is_empty() { "file".to_owned() } else { format!("[{}]", self.name) }
+    }
+
+    /// Where it begins.
+    #[must_use]
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Whether nothing stands in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
     }
 
     /// The table `[name]`, if it is there.
-    pub(super) fn section(&mut self, name: &'static str) -> Option<Section<'d>> {
+    pub fn section(&mut self, name: &'static str) -> Option<Section<'d>> {
         self.known.insert(name);
         let (key, value) = self.table.get_key_value(name)?;
-        self.child(format!("[{name}]"), key.span().start, value.get_ref())
+        self.child(name, key.span().start, value.get_ref())
+    }
+
+    /// The tables `[[name]]`, or a list of tables in braces.
+    pub fn tables(&mut self, name: &'static str) -> Vec<Section<'d>> {
+        self.known.insert(name);
+        let Some(value) = self.table.get(name) else { return Vec::new() };
+        let Some(array) = value.get_ref().as_array() else {
+            let message = format!("{name}: expected a list of tables, found {}", value.get_ref().type_str());
+            self.complain(value.span().start, message);
+            return Vec::new();
+        };
+        array.iter().filter_map(|entry| self.child(name, entry.span().start, entry.get_ref())).collect()
+    }
+
+    /// Every key of a table whose keys are names that the file chooses.
+    pub fn entries<T>(
+        self,
+        convert: impl Fn(&'d DeValue<'d>) -> Result<T, String>,
+    ) -> Vec<(Found<&'d str>, Found<T>)> {
+        let entries = self.table.iter().filter_map(|(key, value)| {
+            let name = key.get_ref().as_ref();
+            let found = self.convert(name, value, &convert)?;
+            Some((Found { value: name, at: key.span().start }, found))
+        });
+        entries.collect()
     }
 
     /// The tables `[kind.<name>]`.
-    pub(super) fn sections(&mut self, kind: &'static str) -> Vec<(Found<&'d str>, Section<'d>)> {
+    pub fn sections(&mut self, kind: &'static str) -> Vec<(Found<&'d str>, Section<'d>)> {
         let Some(parent) = self.section(kind) else { return Vec::new() };
         let tables = parent.table.iter().filter_map(|(key, value)| {
             let (at, name) = (key.span().start, key.get_ref().as_ref());
-            let section = parent.child(format!("[{kind}.{name}]"), at, value.get_ref())?;
+            let section = parent.child(name, at, value.get_ref())?;
             Some((Found { value: name, at }, section))
         });
         tables.collect()
     }
 
     /// The value of `key` as `convert` understands it; `None` if it is not there or not understood.
-    pub(super) fn optional<T>(
+    pub fn optional<T>(
         &mut self,
         key: &'static str,
         convert: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
@@ -139,7 +226,7 @@ impl<'d> Section<'d> {
     }
 
     /// Like [`Section::optional`], but not being there is an error.
-    pub(super) fn required<T>(
+    pub fn required<T>(
         &mut self,
         key: &'static str,
         convert: impl FnOnce(&'d DeValue<'d>) -> Result<T, String>,
@@ -151,7 +238,7 @@ impl<'d> Section<'d> {
     }
 
     /// Like [`Section::optional`], with what holds if it is not there.
-    pub(super) fn defaulted<T>(
+    pub fn defaulted<T>(
         &mut self,
         key: &'static str,
         default: T,
@@ -166,7 +253,7 @@ impl<'d> Section<'d> {
     }
 
     /// A list, each entry at most once. An entry that is not understood is left out, with a complaint.
-    pub(super) fn list<T: PartialEq>(
+    pub fn list<T: PartialEq>(
         &mut self,
         key: &'static str,
         convert: impl Fn(&'d DeValue<'d>) -> Result<T, String>,
@@ -190,19 +277,20 @@ impl<'d> Section<'d> {
         Some(list)
     }
 
-    pub(super) fn missing(&self, key: &str) {
+    /// Complains that `key` should be there.
+    pub fn missing(&self, key: &str) {
         if !self.broken {
-            self.complain(self.at, format!("{}: \"{key}\" is missing", self.title));
+            self.complain(self.at, format!("{}: \"{key}\" is missing", self.title()));
         }
     }
 
     /// Complains about every key nobody asked for.
-    pub(super) fn finish(self) {
+    pub fn finish(self) {
         for key in self.table.keys().filter(|key| !self.known.contains(key.get_ref().as_ref())) {
             let known: Vec<&str> = self.known.iter().copied().collect();
             let message = format!(
                 "{}: unknown key \"{}\"; known are: {}",
-                self.title,
+                self.title(),
                 key.get_ref().escape_debug(),
                 known.join(", ")
             );
@@ -230,7 +318,8 @@ impl<'d> Section<'d> {
         }
     }
 
-    fn complain(&self, at: usize, message: String) {
+    /// Something is wrong at this byte of the text.
+    pub fn complain(&self, at: usize, message: String) {
         self.complaints.add(at, message);
     }
 }
