@@ -8,12 +8,23 @@
 use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Serialize};
 
-use super::SIGNED_STATEMENT_MAX;
+use super::{KeyId, PublicKey, SIGNED_STATEMENT_MAX};
 
 /// What the payload is: a statement of this version.
 pub const PAYLOAD_TYPE: &str = "application/vnd.portcullis.statement.v0+json";
 /// Most signatures on one statement, so that checking them stays cheap.
 pub const SIGNATURES_MAX: usize = 8;
+
+/// What of an envelope is fixed by what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    pub payload_type: &'static str,
+    /// Most bytes that are read.
+    pub longest: usize,
+}
+
+/// A host's statement.
+pub const STATEMENT: Kind = Kind { payload_type: PAYLOAD_TYPE, longest: SIGNED_STATEMENT_MAX };
 
 /// A payload and who signed it, unchecked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,17 +43,17 @@ pub struct Signature {
 /// An envelope that is not one.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
-    #[error("is {0} bytes long, at most {SIGNED_STATEMENT_MAX} are read")]
-    TooLong(usize),
+    #[error("is {found} bytes long, at most {longest} are read")]
+    TooLong { found: usize, longest: usize },
     #[error("is not a DSSE envelope: {0}")]
     Malformed(#[source] serde_json::Error),
-    #[error("has payload type {0:?}, expected {PAYLOAD_TYPE:?}")]
-    PayloadType(String),
+    #[error("has payload type {found:?}, expected {expected:?}")]
+    PayloadType { found: String, expected: &'static str },
     #[error("has {0} signatures, at most {SIGNATURES_MAX} are looked at")]
     TooManySignatures(usize),
     #[error("field {0:?} is not base64")]
     Base64(&'static str),
-    #[error("is not in the exact form that `portcullis policy sign` writes; sign again")]
+    #[error("is not in the exact form that `portcullis` writes; sign again")]
     NotCanonical,
 }
 
@@ -62,17 +73,34 @@ struct SignatureJson {
 }
 
 impl Envelope {
-    /// Takes an envelope apart. Says nothing about whether its signatures are good.
+    /// Takes the envelope of a statement apart. Says nothing about whether its signatures are good.
     ///
     /// # Errors
     /// When it has any other form than the one [`Self::to_bytes`] writes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, EnvelopeError> {
-        if bytes.len() > SIGNED_STATEMENT_MAX {
-            return Err(EnvelopeError::TooLong(bytes.len()));
+        Self::read(STATEMENT, bytes)
+    }
+
+    /// The one form that the envelope of a statement has.
+    ///
+    /// # Errors
+    /// When writing JSON fails, which it does not for strings.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, EnvelopeError> {
+        self.write(STATEMENT)
+    }
+
+    /// Takes an envelope apart. Says nothing about whether its signatures are good.
+    ///
+    /// # Errors
+    /// When it has any other form than the one [`Self::write`] gives it, or another payload type.
+    pub fn read(kind: Kind, bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        if bytes.len() > kind.longest {
+            return Err(EnvelopeError::TooLong { found: bytes.len(), longest: kind.longest });
         }
         let json: EnvelopeJson = serde_json::from_slice(bytes).map_err(EnvelopeError::Malformed)?;
-        if json.payload_type != PAYLOAD_TYPE {
-            return Err(EnvelopeError::PayloadType(json.payload_type.chars().take(80).collect()));
+        if json.payload_type != kind.payload_type {
+            let found = json.payload_type.chars().take(80).collect();
+            return Err(EnvelopeError::PayloadType { found, expected: kind.payload_type });
         }
         if json.signatures.len() > SIGNATURES_MAX {
             return Err(EnvelopeError::TooManySignatures(json.signatures.len()));
@@ -87,7 +115,7 @@ impl Envelope {
             })
             .collect::<Result<_, EnvelopeError>>()?;
         let envelope = Self { payload, signatures };
-        if envelope.to_bytes()? != bytes {
+        if envelope.write(kind)? != bytes {
             return Err(EnvelopeError::NotCanonical);
         }
         Ok(envelope)
@@ -97,9 +125,9 @@ impl Envelope {
     ///
     /// # Errors
     /// When writing JSON fails, which it does not for strings.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, EnvelopeError> {
+    pub fn write(&self, kind: Kind) -> Result<Vec<u8>, EnvelopeError> {
         let json = EnvelopeJson {
-            payload_type: PAYLOAD_TYPE.into(),
+            payload_type: kind.payload_type.into(),
             payload: Base64::encode_string(&self.payload),
             signatures: self
                 .signatures
@@ -114,12 +142,35 @@ impl Envelope {
         bytes.push(b'\n');
         Ok(bytes)
     }
+
+    /// Whose signatures are good, of these keys: each once, in the order of the signatures.
+    #[must_use]
+    pub fn signed_by(&self, kind: Kind, keys: &[PublicKey]) -> Vec<KeyId> {
+        let message = pre_authentication_of(kind.payload_type, &self.payload);
+        let mut good = Vec::new();
+        for signature in &self.signatures {
+            let key = keys.iter().find(|key| key.id().as_str() == signature.key);
+            if let Some(key) = key
+                && !good.contains(&key.id())
+                && key.verify(&message, &signature.bytes).is_ok()
+            {
+                good.push(key.id());
+            }
+        }
+        good
+    }
+}
+
+/// What is signed for a statement.
+#[must_use]
+pub fn pre_authentication(payload: &[u8]) -> Vec<u8> {
+    pre_authentication_of(PAYLOAD_TYPE, payload)
 }
 
 /// What is signed for `payload`: DSSE's pre-authentication encoding, which binds the type and both lengths.
 #[must_use]
-pub fn pre_authentication(payload: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("DSSEv1 {} {PAYLOAD_TYPE} {} ", PAYLOAD_TYPE.len(), payload.len()).into_bytes();
+pub fn pre_authentication_of(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
     bytes.extend_from_slice(payload);
     bytes
 }
@@ -171,7 +222,7 @@ mod tests {
     #[test]
     fn limits_come_before_parsing() {
         let long = vec![b' '; SIGNED_STATEMENT_MAX + 1];
-        assert!(matches!(Envelope::from_bytes(&long), Err(EnvelopeError::TooLong(_))));
+        assert!(matches!(Envelope::from_bytes(&long), Err(EnvelopeError::TooLong { .. })));
         let mut many = envelope();
         many.signatures = vec![many.signatures[0].clone(); SIGNATURES_MAX + 1];
         let bytes = many.to_bytes().unwrap();

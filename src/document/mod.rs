@@ -134,11 +134,7 @@ pub struct Section<'d> {
 }
 
 impl<'d> Section<'d> {
-    fn document(
-        table: &'d Spanned<DeTable<'d>>,
-        complaints: &'d Complaints,
-        broken: bool,
-    ) -> Self {
+    fn document(table: &'d Spanned<DeTable<'d>>, complaints: &'d Complaints, broken: bool) -> Self {
         let name = String::new();
         Self { name, at: 0, table: table.get_ref(), known: BTreeSet::new(), complaints, broken }
     }
