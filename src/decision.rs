@@ -258,6 +258,9 @@ pub enum Refusal {
     BadRequest(String),
     #[error("cancelled by the client")]
     Cancelled,
+    /// Its policy was withdrawn: revoked or expired.
+    #[error("policy was withdrawn")]
+    Revoked,
 }
 
 /// Where a request was when its deadline passed.

@@ -42,6 +42,7 @@ fn statement() -> Statement {
         version: 7,
         cwasm: Digest::of(&built.cwasm),
         source: built.source,
+        bundle: built.source,
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
         engine: settings_digest(),

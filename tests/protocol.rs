@@ -129,6 +129,7 @@ fn number(refusal: &Refusal) -> usize {
         Refusal::Unavailable => 8,
         Refusal::BadRequest(_) => 9,
         Refusal::Cancelled => 10,
+        Refusal::Revoked => 11,
     }
 }
 
@@ -169,6 +170,7 @@ fn refusals() -> Vec<Refusal> {
         Refusal::Unavailable,
         Refusal::BadRequest("tenant".to_owned()),
         Refusal::Cancelled,
+        Refusal::Revoked,
     ]);
     refusals
 }

@@ -205,6 +205,7 @@ REFUSAL = choice(
     Unavailable=None,
     BadRequest=STRING,
     Cancelled=None,
+    Revoked=None,
 )
 OUTCOME = choice(Allow=None, Deny=record(reason=STRING), Refused=REFUSAL)
 OBLIGATIONS = record(

@@ -20,6 +20,8 @@ pub struct Statement {
     pub cwasm: Digest,
     /// Of the component it was compiled from, as its author built it.
     pub source: Digest,
+    /// Of the bundle that it came in, or that the source it was compiled from came in.
+    pub bundle: Digest,
     pub architecture: Architecture,
     /// In full, "48.0.8": wasmtime itself compares only the major version.
     pub wasmtime: String,

@@ -138,9 +138,11 @@ fn worker(worker: &WorkerStatus) -> String {
     let rows: Vec<_> = worker.policies.iter().map(policy).collect();
     text += &table(2, ["TENANT", "POLICY", "VERSION", "DIGEST", "STATE"], &rows);
     for policy in &worker.policies {
-        if let Some(why) = &policy.refused {
-            let first = format!("  {}/{} refused:", policy.tenant, policy.policy);
-            text += &paragraph(&first, &printable(why));
+        for (what, why) in [("refused", &policy.refused), ("held back", &policy.held_back)] {
+            if let Some(why) = why {
+                let first = format!("  {}/{} {what}:", policy.tenant, policy.policy);
+                text += &paragraph(&first, &printable(why));
+            }
         }
     }
     text
@@ -149,8 +151,8 @@ fn worker(worker: &WorkerStatus) -> String {
 fn policy(policy: &PolicyStatus) -> [String; 5] {
     let (version, digest, state) = match &policy.serving {
         Some(serving) => {
-            let from = if serving.from_cache { "last good" } else { "serving" };
-            (serving.version.to_string(), serving.digest.short(), from)
+            let state = if policy.held_back.is_some() { "last good" } else { "serving" };
+            (serving.version.to_string(), serving.digest.short(), state)
         }
         None => ("-".to_owned(), "-".to_owned(), "NOT SERVING"),
     };
@@ -196,13 +198,15 @@ mod tests {
         let policy = PolicyStatus {
             tenant: Tenant::new(&long).unwrap(),
             policy: PolicyName::new(&long).unwrap(),
-            serving: Some(Serving { digest: Digest::of(b"x"), version: u64::MAX, from_cache: true }),
-            refused: Some("signature of \"jwt-gate.statement.json\": by an unknown key ".repeat(4)),
+            serving: Some(Serving { digest: Digest::of(b"x"), version: u64::MAX, bundle: Digest::of(b"y") }),
+            refused: None,
+            held_back: Some("signature of \"jwt-gate.statement.json\": by an unknown key ".repeat(4)),
         };
         let unserved = PolicyStatus {
             tenant: Tenant::new("acme").unwrap(),
             policy: PolicyName::new("gate").unwrap(),
             serving: None,
+            held_back: None,
             refused: Some("no such file".to_owned()),
         };
         let status = Status {
@@ -236,6 +240,8 @@ mod tests {
             "NOT SERVING",
             "64 threads are sealed, Landlock ABI 7",
             "acme/gate refused: no",
+            "held back: signature of",
+            "last good",
         ] {
             assert!(words.contains(part), "no {part:?} in\n{text}");
         }

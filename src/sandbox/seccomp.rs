@@ -92,7 +92,7 @@ mod tests {
     /// Distinct system calls, the limits of the project: a worker and a frontend hold what a client or a policy wrote.
     /// The spawner's includes all that its children need, since a filter is inherited (`sandbox/README.md`).
     const AT_MOST: [(Role, usize); 6] = [
-        (Role::Worker, 25),
+        (Role::Worker, 24),
         (Role::Frontend, 19),
         (Role::Supervisor, 29),
         (Role::Spawner, 78),

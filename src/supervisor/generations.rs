@@ -167,7 +167,9 @@ impl Backoff {
 pub(super) mod tests {
     use super::*;
     use crate::decision::TrustClass;
-    use crate::supervisor::config::{Class, Frontend, Identity, Inode, Service};
+    use crate::supervisor::config::{
+        Builder, Class, Frontend, Identity, Inode, Registry, Service, TrustFile,
+    };
     use crate::wire::control::ClassLimits;
 
     pub(in crate::supervisor) fn config(classes: &[&str]) -> Config {
@@ -199,7 +201,10 @@ pub(super) mod tests {
                 operators: vec![],
                 store: "/store".into(),
                 store_inode: Inode::default(),
-                trusted_keys: vec![],
+                state: "/state".into(),
+                state_inode: Inode::default(),
+                trust: TrustFile { path: "/trust.toml".into(), text: String::new() },
+                keep_previous: 3,
                 require_distinct_uids: false,
                 drain: Duration::from_secs(5),
                 answer_within: Duration::from_millis(100),
@@ -210,6 +215,8 @@ pub(super) mod tests {
                 max_connections: 16,
                 max_connections_per_uid: 4,
             },
+            registry: Registry { identity },
+            builder: Builder::default(),
             classes: classes.iter().map(class).collect(),
             tenants: vec![],
         }

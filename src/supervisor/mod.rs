@@ -167,11 +167,11 @@ fn divide_and_lock_in(
     keep(Role::Supervisor, surroundings.isolation)?;
     let given = Given::check(Role::Supervisor, surroundings.uid, surroundings.gid, surroundings.isolation)?;
     // Editors replace files, so a reload finds a new file in the same directory.
-    let keys = config.service.trusted_keys.iter().filter_map(|key| key.path.parent());
+    let trust = config.service.trust.path.parent();
     let places = path
         .parent()
         .into_iter()
-        .chain(keys)
+        .chain(trust)
         .fold(Places::default(), |places, directory| places.with("configuration", directory));
     let places =
         sockets.directories().into_iter().fold(places, |places, directory| places.with("sockets", directory));

@@ -230,14 +230,16 @@ fn fork_and(body: impl FnOnce()) -> Result<Pid, SpawnError> {
 fn spawner_assignment(config: &Config, surroundings: &Surroundings) -> SpawnerAssignment {
     let frontend = (Part::Frontend, config.frontend.identity);
     let workers = config.classes.iter().map(|class| (Part::Worker(class.name.clone()), class.identity));
-    let members = std::iter::once(frontend).chain(workers);
+    let registry = (Part::Registry, config.registry.identity);
+    let builders = config.classes.iter().map(|class| (Part::Builder(class.name.clone()), class.identity));
+    let members = [frontend, registry].into_iter().chain(workers).chain(builders);
     SpawnerAssignment {
         uid: surroundings.uid,
         gid: surroundings.gid,
         isolation: surroundings.isolation,
         members: members.map(|(part, who)| Member { part, uid: who.uid, gid: who.gid }).collect(),
         store: config.service.store.display().to_string(),
-        state: config.service.store.display().to_string(),
+        state: config.service.state.display().to_string(),
         caches: config.classes.iter().map(|class| class.cache.display().to_string()).collect(),
     }
 }

@@ -136,12 +136,8 @@ pub struct WorkerAssignment {
     pub uid: u32,
     pub gid: u32,
     pub isolation: Isolation,
-    /// Directory with `<tenant>/<policy>.cwasm` and `<tenant>/<policy>.statement.json`.
-    pub store: String,
-    /// The class's own directory, mode 0700.
-    pub cache: String,
-    /// PEM (SubjectPublicKeyInfo) of each trusted signer.
-    pub trusted_keys: Vec<String>,
+    /// The host's public key, PEM (SubjectPublicKeyInfo): what the registry signs statements with.
+    pub host_key: String,
     pub tenants: Vec<TenantAssignment>,
     pub limits: ClassLimits,
 }

@@ -80,15 +80,18 @@ pub struct PolicyStatus {
     pub policy: PolicyName,
     /// What serves; `None` if nothing does.
     pub serving: Option<Serving>,
-    /// Why the one in the store was refused, if it was.
+    /// Why what is newer in the store does not serve instead, if something is.
+    pub held_back: Option<String>,
+    /// Why nothing serves, if nothing does.
     pub refused: Option<String>,
 }
 
 /// The artifact that serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {
+    /// Of the machine code.
     pub digest: Digest,
     pub version: u64,
-    /// Not in the store any more, or broken there: the last good one, from the class's cache.
-    pub from_cache: bool,
+    /// Of the bundle that it came in or was compiled from.
+    pub bundle: Digest,
 }

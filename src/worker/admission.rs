@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::policies::PolicySet;
+use super::policies::{PolicySet, Served};
 use crate::decision::{Quota, Refusal, Stage};
-use crate::engine::Policy;
 use crate::wire::client::Deadline;
 
 /// Room that is left, in questions.
@@ -24,12 +23,12 @@ pub(super) struct Room<'a> {
 pub(super) struct Admitted {
     /// The tenant's index.
     pub(super) flow: usize,
-    pub(super) policy: Arc<Policy>,
+    pub(super) policy: Arc<Served>,
     /// CLOCK_MONOTONIC, nanoseconds.
     pub(super) deadline_ns: u64,
 }
 
-/// Checks grant, names, deadline and room for `questions` of one request, in that order.
+/// Checks grant, names, that the policy still may decide, deadline and room for `questions` of one request, in that order.
 ///
 /// Who is not granted a tenant learns nothing about it: not even whether it exists here.
 pub(super) fn admit(
@@ -46,7 +45,10 @@ pub(super) fn admit(
         return Err(Refusal::NotPermitted);
     }
     let policy = tenant.policy(policy).ok_or(Refusal::UnknownPolicy)?;
-    let deadline_ns = deadline_ns(deadline, received_ns, tenant.deadlines(policy));
+    if policy.is_withdrawn() {
+        return Err(Refusal::Revoked);
+    }
+    let deadline_ns = deadline_ns(deadline, received_ns, tenant.deadlines(policy.policy()));
     if deadline_ns <= received_ns {
         return Err(Refusal::Deadline(Stage::Receipt));
     }

@@ -52,7 +52,8 @@ impl Counters {
                 | Refusal::NotPermitted
                 | Refusal::Unavailable
                 | Refusal::BadRequest(_)
-                | Refusal::Cancelled => &self.other,
+                | Refusal::Cancelled
+                | Refusal::Revoked => &self.other,
             },
         };
         counter.add(1);

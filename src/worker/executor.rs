@@ -57,6 +57,8 @@ pub(super) enum ToExecutor {
     Adopt(Adopted),
     /// The watchdog wrote to it and the socket was full.
     Blocked(Arc<Outbound>),
+    /// A policy was withdrawn: what was asked of it is refused, whether it waits or has begun.
+    Withdrawn,
     /// Give connections back (`true`) or close them (`false`) as soon as what is in progress is answered.
     Drain {
         give_back: bool,
@@ -270,9 +272,13 @@ impl Executor {
             self.tasks.remove(pick.task);
             return now;
         }
-        if task.deadline_ns <= now {
-            let stage = task.stage();
-            self.finish(pick.task, Err(Refusal::Deadline(stage)));
+        let refusal = if task.policy.is_withdrawn() {
+            Some(Refusal::Revoked)
+        } else {
+            (task.deadline_ns <= now).then(|| Refusal::Deadline(task.stage()))
+        };
+        if let Some(refusal) = refusal {
+            self.finish(pick.task, Err(refusal));
             self.schedule.settle(pick, 0, false);
             self.tasks.try_remove(pick.task);
             return now;
@@ -300,10 +306,14 @@ impl Executor {
             }
             Poll::Ready(Evaluated { mut decision, malformed, residue }) => {
                 decision.timing.queue_ns = queue_ns;
-                if after > task.deadline_ns {
+                let too_late = if task.policy.is_withdrawn() {
+                    Some(Refusal::Revoked)
+                } else {
+                    (after > task.deadline_ns).then_some(Refusal::Deadline(Stage::Reply))
+                };
+                if let Some(refusal) = too_late {
                     let Decision { digest, timing, .. } = decision;
-                    decision =
-                        Decision { digest, timing, ..Decision::refused(Refusal::Deadline(Stage::Reply)) };
+                    decision = Decision { digest, timing, ..Decision::refused(refusal) };
                 }
                 let connection = task.connection;
                 self.finish(pick.task, Ok(decision));
@@ -327,7 +337,7 @@ impl Executor {
             *asked = asked.saturating_sub(1);
         }
         let (ticket, index, connection, flow) = (task.ticket, task.index, task.connection, task.flow);
-        let digest = Some(task.digest);
+        let digest = Some(task.policy.digest());
         let decision = result.unwrap_or_else(|refusal| Decision { digest, ..Decision::refused(refusal) });
         self.shared.counters.count(&decision.outcome);
         let reply = self.shared.tickets.answer(ticket, index, decision);

@@ -1,22 +1,33 @@
-//! The policies of this process: read, verified, loaded, and kept for the next start. Before sealing, and never again.
+//! The policies of this process: taken from the registry, verified once more, loaded. Before sealing, and never again.
 //!
-//! For each policy there are two places: the store, which others write, and the class's own cache, which keeps the
-//! last good one. What is newer and good serves; what is bad is named and left, and the last good one goes on.
+//! They come as sealed memory, so this process opens no file: not the store's, which others write, nor a cache. The
+//! registry says which policy each is; the host's signature says so too, and that is what counts.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use wasmtime::Engine;
 
-use super::cache::{Cache, CacheError};
-use super::policies::PolicySet;
-use super::store::{Store, StoreError};
-use crate::artifact::{Artifact, Expected, KeyError, PublicKey, SealedBytes, VerifyError, verify};
+use super::policies::{PolicySet, Served};
+use crate::artifact::{
+    ARTIFACT_MAX, Artifact, Expected, KeyError, PublicKey, SealError, SealedBytes, VerifyError, verify,
+};
 use crate::decision::{PolicyName, Tenant};
 use crate::engine::{self, Policy};
+use crate::wire::channel::{Channel, ReceiveError, Received};
 use crate::wire::control::WorkerAssignment;
 use crate::wire::operator::{PolicyStatus, Serving};
+use crate::wire::supply::{FromRegistry, ToRegistry};
+
+/// Where policies come from.
+pub(super) type Supply = Channel<ToRegistry, FromRegistry>;
+
+/// Longest silence of the registry. The supervisor does not wait forever either; this way the log says for whom.
+const SILENCE_MAX: Duration = Duration::from_secs(50);
 
 /// What there is to serve, and what became of every policy that was assigned.
 #[derive(Debug)]
@@ -28,162 +39,198 @@ pub(super) struct Loaded {
 /// Why nothing can be loaded at all.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
-    #[error("trusted key {number}: {source}")]
-    Key { number: usize, source: KeyError },
-    #[error(transparent)]
-    Cache(#[from] CacheError),
+    #[error("read key of this host: {0}")]
+    Key(#[from] KeyError),
+    #[error("take policies from the registry: {0}")]
+    Receive(#[from] ReceiveError),
+    #[error("take policies from the registry: it is gone before all were named")]
+    Gone,
+    #[error("take policies from the registry: it was silent for {} s", SILENCE_MAX.as_secs())]
+    Silent,
+    #[error("take policies from the registry: {0}")]
+    Wait(#[source] Errno),
+    #[error("take policies from the registry: it named policy \"{policy}\" of tenant \"{tenant}\" twice")]
+    Twice { tenant: Tenant, policy: PolicyName },
+    #[error(
+        "take policies from the registry: policy \"{policy}\" of tenant \"{tenant}\" came without its code"
+    )]
+    NoCode { tenant: Tenant, policy: PolicyName },
+    #[error("take policies from the registry: it withdrew a policy before all were named")]
+    TooEarly,
 }
 
-/// Why one place has no good artifact.
+/// Why one policy is not loaded.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Seal(#[from] SealError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error(transparent)]
     Load(#[from] engine::LoadError),
 }
 
-/// Loads every policy of the assignment. A policy that cannot be loaded is reported, not an error.
-pub(super) fn load(engine: &Engine, assignment: &WorkerAssignment) -> Result<Loaded, LoadError> {
-    let keys = assignment
-        .trusted_keys
-        .iter()
-        .enumerate()
-        .map(|(index, pem)| {
-            PublicKey::from_pem(pem).map_err(|source| LoadError::Key { number: index + 1, source })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let cache = Cache::open(Path::new(&assignment.cache))?;
-    let loader = Loader {
-        engine,
-        keys: &keys,
-        store: Store::new(Path::new(&assignment.store)),
-        cache,
-        memory: assignment.limits.memory,
-    };
-
-    let mut set = PolicySet::default();
-    let mut statuses = Vec::new();
-    for tenant in &assignment.tenants {
-        let mut policies = HashMap::new();
-        for name in &tenant.policies {
-            let (policy, status) = loader.load_one(&tenant.tenant, name);
-            if let Some(policy) = policy {
-                policies.insert(name.clone(), Arc::new(policy));
+/// Takes and loads every policy of the assignment. A policy that cannot be loaded is reported, not an error.
+pub(super) fn load(
+    engine: &Engine,
+    assignment: &WorkerAssignment,
+    supply: &Supply,
+) -> Result<Loaded, LoadError> {
+    let keys = [PublicKey::from_pem(&assignment.host_key)?];
+    let mut loading =
+        Loading { engine, keys: &keys, memory: assignment.limits.memory, named: assigned(assignment) };
+    let mut buffer = Vec::new();
+    loop {
+        let (message, code) = next(supply, &mut buffer)?;
+        match (message, code) {
+            (FromRegistry::Policy { tenant, policy, signed, held_back }, Some(code)) => {
+                loading.take(tenant, policy, &signed, code, held_back)?;
             }
-            statuses.push(status);
+            (FromRegistry::Policy { tenant, policy, .. }, None) => {
+                return Err(LoadError::NoCode { tenant, policy });
+            }
+            (FromRegistry::Refused { tenant, policy, why }, _) => loading.refuse(tenant, policy, why)?,
+            (FromRegistry::Complete, _) => return Ok(loading.complete(assignment)),
+            (FromRegistry::Withdraw { .. }, _) => return Err(LoadError::TooEarly),
         }
-        set.insert(tenant, policies);
     }
-    Ok(Loaded { set, statuses })
 }
 
-struct Loader<'a> {
+/// Whom a policy is of, and its name.
+type Key = (Tenant, PolicyName);
+
+fn assigned(assignment: &WorkerAssignment) -> BTreeMap<Key, Option<Named>> {
+    let of = |tenant: &Tenant, policy: &PolicyName| ((tenant.clone(), policy.clone()), None);
+    let tenants = assignment.tenants.iter();
+    tenants.flat_map(|one| one.policies.iter().map(|policy| of(&one.tenant, policy))).collect()
+}
+
+/// The next message, waited for.
+fn next(supply: &Supply, buffer: &mut Vec<u8>) -> Result<(FromRegistry, Option<OwnedFd>), LoadError> {
+    let until = Instant::now() + SILENCE_MAX;
+    loop {
+        match supply.receive(buffer)? {
+            Received::Message(message, descriptor) => return Ok((message, descriptor)),
+            Received::End => return Err(LoadError::Gone),
+            Received::Nothing => {}
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(LoadError::Silent);
+        }
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(supply.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(LoadError::Wait(errno)),
+        }
+    }
+}
+
+/// What the registry said of a policy, and what became of it here.
+struct Named {
+    policy: Option<Policy>,
+    status: PolicyStatus,
+}
+
+struct Loading<'a> {
     engine: &'a Engine,
     keys: &'a [PublicKey],
-    store: Store,
-    cache: Cache,
     memory: u32,
+    /// All that are assigned; `None` while the registry has not named them.
+    named: BTreeMap<Key, Option<Named>>,
 }
 
-impl Loader<'_> {
-    fn load_one(&self, tenant: &Tenant, name: &PolicyName) -> (Option<Policy>, PolicyStatus) {
-        let (cached, cached_statement) = self.cached(tenant, name).unzip();
-        let minimum_version = cached.as_ref().map_or(0, |artifact| artifact.statement().version);
-        let mut refused = None;
-        match self.stored(tenant, name, minimum_version) {
-            Ok((artifact, signed)) => {
-                // The statement too: a new one over the same code may have raised the version or lowered a limit.
-                let known = cached_statement.as_deref() == Some(signed.as_slice());
-                let serving = serving(&artifact, false);
-                let bytes = artifact.bytes().try_clone();
-                match engine::load(self.engine, artifact, self.memory) {
-                    Ok(policy) => {
-                        // Only what can serve takes the place of the last good one.
-                        let kept = match bytes {
-                            _ if known => Ok(()),
-                            Ok(bytes) => self.cache.keep(tenant, name, &bytes, &signed),
-                            Err(error) => Err(error.into()),
-                        };
-                        if let Err(error) = kept {
-                            // It serves all the same; only the next start without a store would miss it.
-                            tracing::warn!(%tenant, policy = %name, %error, "keep policy");
-                        }
-                        return (Some(policy), status(tenant, name, Some(serving), None));
-                    }
-                    Err(error) => refused = Some(Refused::from(error)),
+impl Loading<'_> {
+    fn take(
+        &mut self,
+        tenant: Tenant,
+        name: PolicyName,
+        signed: &[u8],
+        code: OwnedFd,
+        held_back: Option<String>,
+    ) -> Result<(), LoadError> {
+        let Some(key) = self.expected(tenant, name)? else { return Ok(()) };
+        let (tenant, name) = key.clone();
+        let named = match self.load_one(&tenant, &name, signed, code) {
+            Ok((policy, serving)) => {
+                if let Some(why) = &held_back {
+                    tracing::warn!(%tenant, policy = %name, why, "a newer policy is held back; this one serves");
                 }
+                let status =
+                    PolicyStatus { tenant, policy: name, serving: Some(serving), held_back, refused: None };
+                Named { policy: Some(policy), status }
             }
-            Err(error) => refused = refused.or(Some(error)),
+            Err(why) => refused(tenant, name, why.to_string()),
+        };
+        self.named.insert(key, Some(named));
+        Ok(())
+    }
+
+    fn refuse(&mut self, tenant: Tenant, policy: PolicyName, why: String) -> Result<(), LoadError> {
+        if let Some(key) = self.expected(tenant, policy)? {
+            let (tenant, policy) = key.clone();
+            self.named.insert(key, Some(refused(tenant, policy, why)));
         }
-        let why = refused.map(|error| error.to_string());
-        let fallback = cached.and_then(|artifact| {
-            let serving = serving(&artifact, true);
-            match engine::load(self.engine, artifact, self.memory) {
-                Ok(policy) => Some((policy, serving)),
-                Err(error) => {
-                    tracing::error!(%tenant, policy = %name, %error, "load last good policy");
-                    None
-                }
-            }
-        });
-        let why_text = why.as_deref().unwrap_or_default();
-        match fallback {
-            Some((policy, serving)) => {
-                tracing::warn!(%tenant, policy = %name, why = why_text, "policy refused; the last good one serves");
-                (Some(policy), status(tenant, name, Some(serving), why))
-            }
+        Ok(())
+    }
+
+    /// `None` for a policy that is not assigned: where a reload did not start here, the registry is ahead of this
+    /// process, and its new policies are none of ours.
+    fn expected(&self, tenant: Tenant, policy: PolicyName) -> Result<Option<Key>, LoadError> {
+        let key = (tenant, policy);
+        match self.named.get(&key) {
+            Some(None) => Ok(Some(key)),
+            Some(Some(_)) => Err(LoadError::Twice { tenant: key.0, policy: key.1 }),
             None => {
-                tracing::error!(%tenant, policy = %name, why = why_text, "policy refused; nothing serves");
-                (None, status(tenant, name, None, why))
+                tracing::warn!(tenant = %key.0, policy = %key.1, "a policy that is not assigned is left alone");
+                Ok(None)
             }
         }
     }
 
-    fn stored(
+    fn load_one(
         &self,
         tenant: &Tenant,
         policy: &PolicyName,
-        minimum_version: u64,
-    ) -> Result<(Artifact, Vec<u8>), Refused> {
-        let (cwasm, signed) = self.store.read(tenant, policy)?;
-        let expected = Expected { tenant, policy, minimum_version };
-        Ok((verify(cwasm, &signed, self.keys, &expected)?, signed))
+        signed: &[u8],
+        code: OwnedFd,
+    ) -> Result<(Policy, Serving), Refused> {
+        let code = SealedBytes::from_fd(code, ARTIFACT_MAX)?;
+        // Which version may serve is for the registry to say; that it said so is in the signature.
+        let artifact = verify(code, signed, self.keys, &Expected { tenant, policy, minimum_version: 0 })?;
+        let serving = serving(&artifact);
+        Ok((engine::load(self.engine, artifact, self.memory)?, serving))
     }
 
-    /// A cache entry is verified like anything else; one that does not hold is removed, so that it is not met again.
-    fn cached(&self, tenant: &Tenant, policy: &PolicyName) -> Option<(Artifact, Vec<u8>)> {
-        let entry: Option<(SealedBytes, Vec<u8>)> = match self.cache.read(tenant, policy) {
-            Ok(entry) => entry,
-            Err(error) => {
-                // Not removed: the disk or the kernel may do better next time.
-                tracing::warn!(%tenant, %policy, %error, "read kept policy");
-                return None;
+    fn complete(mut self, assignment: &WorkerAssignment) -> Loaded {
+        let (mut set, mut statuses) = (PolicySet::default(), Vec::new());
+        for tenant in &assignment.tenants {
+            let mut policies = HashMap::new();
+            for name in &tenant.policies {
+                let key = (tenant.tenant.clone(), name.clone());
+                let Named { policy, status } = self.named.remove(&key).flatten().unwrap_or_else(|| {
+                    let why =
+                        "the registry does not know it: the configuration it has is another one".to_owned();
+                    refused(key.0, key.1, why)
+                });
+                if let Some(policy) = policy {
+                    policies.insert(name.clone(), Arc::new(Served::new(Arc::new(policy))));
+                }
+                statuses.push(status);
             }
-        };
-        let (cwasm, signed) = entry?;
-        match verify(cwasm, &signed, self.keys, &Expected { tenant, policy, minimum_version: 0 }) {
-            Ok(artifact) => Some((artifact, signed)),
-            Err(error) => {
-                tracing::warn!(%tenant, %policy, %error, "kept policy does not hold");
-                self.cache.forget(tenant, policy);
-                None
-            }
+            set.insert(tenant, policies);
         }
+        Loaded { set, statuses }
     }
 }
 
-fn serving(artifact: &Artifact, from_cache: bool) -> Serving {
-    Serving { digest: artifact.digest(), version: artifact.statement().version, from_cache }
+fn serving(artifact: &Artifact) -> Serving {
+    let statement = artifact.statement();
+    Serving { digest: artifact.digest(), version: statement.version, bundle: statement.bundle }
 }
 
-fn status(
-    tenant: &Tenant,
-    policy: &PolicyName,
-    serving: Option<Serving>,
-    refused: Option<String>,
-) -> PolicyStatus {
-    PolicyStatus { tenant: tenant.clone(), policy: policy.clone(), serving, refused }
+fn refused(tenant: Tenant, policy: PolicyName, why: String) -> Named {
+    tracing::error!(%tenant, %policy, why, "policy refused; nothing serves");
+    let status = PolicyStatus { tenant, policy, serving: None, held_back: None, refused: Some(why) };
+    Named { policy: None, status }
 }

@@ -1,11 +1,10 @@
 //! One trust class's decisions: load, seal, serve. Consider it hostile from the first guest it runs.
 //!
-//! A worker's policies never change: another set means another process. Before it is sealed it reads, verifies and
-//! loads; from then on it can open, connect, execute and map code no more, and all it has is the connections it is
-//! handed.
+//! A worker's policies never change, but that one may be withdrawn: another set means another process. Before it is
+//! sealed it takes them from the registry as sealed memory, verifies and loads; from then on it can open, connect,
+//! execute and map code no more, and all it has is the connections it is handed.
 
 mod admission;
-mod cache;
 mod connection;
 mod counters;
 mod executor;
@@ -15,7 +14,6 @@ mod outbound;
 mod policies;
 mod schedule;
 mod steward;
-mod store;
 mod tasks;
 mod threads;
 mod ticker;
@@ -36,6 +34,7 @@ use crate::wire::control::{
 use crate::wire::frame::{self, DecodeError};
 use crate::wire::handover::HANDOVER_MAX;
 use crate::wire::operator::{WorkerCounters, WorkerStatus};
+use crate::wire::supply::SUPPLY_MAX;
 
 use executor::Capacity;
 use mailbox::Mailbox;
@@ -96,6 +95,8 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     sandbox::check_inherited(Role::Worker)?;
     let assignment = read_assignment()?;
     let handover = take_inherited(fd::FIRST).map_err(WorkerError::Inherited)?;
+    let supply = take_inherited(fd::SECOND).map_err(WorkerError::Inherited)?;
+    let supply = load::Supply::new(supply, SUPPLY_MAX);
     let given = Given::check(Role::Worker, assignment.uid, assignment.gid, assignment.isolation)?;
 
     let limits = &assignment.limits;
@@ -106,7 +107,7 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     };
     // While /proc/self/pagemap can still be opened.
     let serving = engine::serving_engine(&pool).map_err(|error| WorkerError::Engine(format!("{error:#}")))?;
-    let loaded = load::load(&serving.engine, &assignment)?;
+    let loaded = load::load(&serving.engine, &assignment, &supply)?;
     let set = Arc::new(loaded.set);
 
     let confined = given.confine(&Places::default())?;
@@ -129,6 +130,7 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
         generation: assignment.generation,
         control: Arc::clone(control),
         handover: Channel::new(handover, HANDOVER_MAX),
+        supply,
         mailbox: steward_mailbox,
         executors: threads.executors,
         release: Some(threads.release),

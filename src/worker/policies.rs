@@ -1,8 +1,11 @@
-//! The policies of this process, fixed before it was sealed: by tenant, then by name.
+//! The policies of this process, fixed before it was sealed: by tenant, then by name. All that can happen to one later is
+//! that it is withdrawn.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::artifact::Digest;
 use crate::decision::{PolicyName, Tenant};
 use crate::engine::Policy;
 use crate::wire::control::TenantAssignment;
@@ -23,11 +26,41 @@ pub(super) struct TenantPolicies {
     pub(super) weight: u32,
     max_deadline_ns: u64,
     default_deadline_ns: u64,
-    policies: HashMap<PolicyName, Arc<Policy>>,
+    policies: HashMap<PolicyName, Arc<Served>>,
+}
+
+/// A policy, and whether it still may decide.
+#[derive(Debug)]
+pub(super) struct Served {
+    policy: Arc<Policy>,
+    withdrawn: AtomicBool,
+}
+
+impl Served {
+    pub(super) fn new(policy: Arc<Policy>) -> Self {
+        Self { policy, withdrawn: AtomicBool::new(false) }
+    }
+
+    pub(super) fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        self.policy.digest()
+    }
+
+    /// From now on nothing that it says counts. There is no way back: another generation would serve it again.
+    fn withdraw(&self) {
+        self.withdrawn.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Ordering::SeqCst)
+    }
 }
 
 impl PolicySet {
-    pub(super) fn insert(&mut self, tenant: &TenantAssignment, policies: HashMap<PolicyName, Arc<Policy>>) {
+    pub(super) fn insert(&mut self, tenant: &TenantAssignment, policies: HashMap<PolicyName, Arc<Served>>) {
         self.index.insert(tenant.tenant.clone(), self.tenants.len());
         self.tenants.push(TenantPolicies {
             weight: tenant.weight,
@@ -40,6 +73,16 @@ impl PolicySet {
     pub(super) fn tenant(&self, name: &str) -> Option<(usize, &TenantPolicies)> {
         let index = *self.index.get(name)?;
         self.tenants.get(index).map(|tenant| (index, tenant))
+    }
+
+    /// Takes the right to decide from a policy, if it is this code that serves. True: it had it until now.
+    pub(super) fn withdraw(&self, tenant: &Tenant, policy: &PolicyName, cwasm: Digest) -> bool {
+        let served = self.tenant(tenant.as_str()).and_then(|(_, of)| of.policy(policy.as_str()));
+        let Some(served) = served.filter(|served| served.digest() == cwasm && !served.is_withdrawn()) else {
+            return false;
+        };
+        served.withdraw();
+        true
     }
 
     pub(super) fn weights(&self) -> impl Iterator<Item = u32> {
@@ -59,7 +102,7 @@ impl PolicySet {
 }
 
 impl TenantPolicies {
-    pub(super) fn policy(&self, name: &str) -> Option<&Arc<Policy>> {
+    pub(super) fn policy(&self, name: &str) -> Option<&Arc<Served>> {
         self.policies.get(name)
     }
 

@@ -10,11 +10,13 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::executor::{Adopted, FromExecutor, Shared, ToExecutor};
+use super::load::Supply;
 use super::mailbox::Mailbox;
 use super::outbound::Outbound;
 use super::policies::PolicySet;
 use super::threads::Release;
-use crate::decision::{Tenant, TrustClass};
+use crate::artifact::Digest;
+use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::engine::monotonic_ns;
 use crate::sandbox::Sealed;
 use crate::wire::channel::{Channel, ReceiveError, Received, SendError};
@@ -22,6 +24,7 @@ use crate::wire::client::{CLIENT_FRAME_MAX, PROTOCOL_VERSION, ServerFrame};
 use crate::wire::control::{FromChild, ToChild};
 use crate::wire::handover::{Cookie, FromWorker, ToWorker, UNREAD_CHUNK};
 use crate::wire::operator::{PolicyStatus, WorkerCounters, WorkerStatus};
+use crate::wire::supply::FromRegistry;
 
 /// Most unread bytes that come with a connection: a frame that is not whole yet, and one read.
 const UNREAD_MAX: usize = CLIENT_FRAME_MAX + (128 << 10);
@@ -34,6 +37,7 @@ const UNRESPONSIVE_NS: u64 = 50_000_000;
 const CONTROL: u64 = 0;
 const HANDOVER: u64 = 1;
 const MAILBOX: u64 = 2;
+const SUPPLY: u64 = 3;
 
 /// What the steward looks after.
 pub(super) struct Parts {
@@ -41,6 +45,7 @@ pub(super) struct Parts {
     pub(super) generation: u64,
     pub(super) control: Arc<Channel<FromChild, ToChild>>,
     pub(super) handover: Channel<FromWorker, ToWorker>,
+    pub(super) supply: Supply,
     pub(super) mailbox: Arc<Mailbox<FromExecutor>>,
     pub(super) executors: Vec<Arc<Shared>>,
     /// Holds the executors back until the witness is satisfied.
@@ -86,6 +91,10 @@ struct Retiring {
 pub(super) enum StewardError {
     #[error("frontend misbehaved: {0}")]
     FrontendMisbehaved(&'static str),
+    #[error("registry misbehaved: {0}")]
+    RegistryMisbehaved(&'static str),
+    #[error("supply channel: {0}")]
+    Supply(#[source] ReceiveError),
     #[error("handover channel: {0}")]
     Handover(#[source] ReceiveError),
     #[error("control channel: {0}")]
@@ -102,6 +111,7 @@ impl Steward {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(parts.control.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, CONTROL))?;
         epoll.add(parts.handover.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, HANDOVER))?;
+        epoll.add(parts.supply.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, SUPPLY))?;
         epoll.add(parts.mailbox.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX))?;
         Ok(Self {
             parts,
@@ -119,7 +129,7 @@ impl Steward {
     /// Serves until the process is to end. Takes the proof that the sandbox is in force.
     pub(super) fn serve(mut self, _sealed: Sealed) -> Result<(), StewardError> {
         let outcome = self.look_after();
-        // The process ends now. A sealed worker may not close its two channels: their numbers are what the profile knows
+        // The process ends now. A sealed worker may not close its three channels: their numbers are what the profile knows
         // them by, and nothing else may ever have those.
         std::mem::forget(self);
         outcome
@@ -142,6 +152,7 @@ impl Steward {
                         }
                     }
                     HANDOVER => self.on_handover()?,
+                    SUPPLY => self.on_supply()?,
                     _ => self.on_mail(),
                 }
             }
@@ -168,7 +179,7 @@ impl Steward {
                         release.release();
                     }
                 }
-                // For a frontend; nothing to do here.
+                // For others; nothing to do here.
                 Received::Message(
                     ToChild::Route { .. }
                     | ToChild::Processes(_)
@@ -205,6 +216,41 @@ impl Steward {
             self.asked_for_renewal = true;
         }
         Ok(())
+    }
+
+    fn on_supply(&mut self) -> Result<(), StewardError> {
+        loop {
+            match self.parts.supply.receive(&mut self.buffer).map_err(StewardError::Supply)? {
+                Received::Nothing => return Ok(()),
+                Received::End => {
+                    // What serves was good when the registry went; its successor will see to a successor of this process.
+                    let _ = self.epoll.delete(self.parts.supply.as_fd());
+                    return Ok(());
+                }
+                Received::Message(FromRegistry::Withdraw { tenant, policy, cwasm }, None) => {
+                    self.withdraw(&tenant, &policy, cwasm);
+                }
+                Received::Message(..) => {
+                    return Err(StewardError::RegistryMisbehaved("it supplies more after all there was"));
+                }
+            }
+        }
+    }
+
+    /// No decision of that policy leaves this process any more.
+    fn withdraw(&mut self, tenant: &Tenant, policy: &PolicyName, cwasm: Digest) {
+        if !self.parts.set.withdraw(tenant, policy, cwasm) {
+            return;
+        }
+        tracing::warn!(%tenant, %policy, %cwasm, "policy withdrawn");
+        for executor in &self.parts.executors {
+            executor.mailbox.put(ToExecutor::Withdrawn);
+        }
+        let of_it = |status: &&mut PolicyStatus| status.tenant == *tenant && status.policy == *policy;
+        if let Some(status) = self.parts.policies.iter_mut().find(of_it) {
+            status.serving = None;
+            status.refused = Some("withdrawn by the registry: revoked or expired".to_owned());
+        }
     }
 
     fn on_handover(&mut self) -> Result<(), StewardError> {

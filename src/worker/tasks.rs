@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use super::policies::Served;
 use super::tickets::TicketKey;
-use crate::artifact::Digest;
 use crate::decision::Stage;
-use crate::engine::{Call, Evaluated, Policy, Slice, evaluate};
+use crate::engine::{Call, Evaluated, Slice, evaluate};
 
 pub(super) type Tasks = Slab<Task>;
 
@@ -23,8 +23,8 @@ pub(super) struct Task {
     pub(super) flow: usize,
     pub(super) received_ns: u64,
     pub(super) deadline_ns: u64,
-    /// Of the policy that is asked.
-    pub(super) digest: Digest,
+    /// The policy that is asked.
+    pub(super) policy: Arc<Served>,
     pub(super) state: State,
 }
 
@@ -37,7 +37,6 @@ pub(super) struct ConnectionKey {
 
 pub(super) enum State {
     Waiting {
-        policy: Arc<Policy>,
         call: Call,
     },
     Running {
@@ -50,7 +49,8 @@ pub(super) enum State {
 
 impl Task {
     pub(super) fn start(&mut self, now: u64, slice: &Arc<Slice>) {
-        if let State::Waiting { policy, call } = std::mem::replace(&mut self.state, State::Done) {
+        if let State::Waiting { call } = std::mem::replace(&mut self.state, State::Done) {
+            let policy = Arc::clone(self.policy.policy());
             let evaluation = Box::pin(evaluate(policy, call, Arc::clone(slice)));
             self.state = State::Running { started_ns: now, evaluation };
         }

@@ -88,6 +88,7 @@ pub fn statement(built: &Built, tenant: &Tenant, policy: &PolicyName, version: u
         version,
         cwasm: Digest::of(&built.cwasm),
         source: built.source,
+        bundle: built.source,
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
         engine: settings_digest(),

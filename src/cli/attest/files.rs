@@ -1,4 +1,5 @@
-//! Files the service stands on: its sockets, caches, configuration, keys, store and programs.
+//! Files the service stands on: its sockets, caches, state, configuration, trust policy and programs. What is in the store is
+//! nobody's to trust, so whose that is does not matter.
 
 use std::fs::Metadata;
 use std::io;
@@ -38,7 +39,7 @@ pub(super) fn check(expected: &Expectations, findings: &mut Findings) {
             findings.add(Area::Files, "configuration", verdict.clone());
             findings.add(
                 Area::Files,
-                "sockets, caches, keys, store",
+                "sockets, caches, state, trust policy",
                 Verdict::hidden(expected.why_no_configuration()),
             );
             return;
@@ -47,13 +48,10 @@ pub(super) fn check(expected: &Expectations, findings: &mut Findings) {
     only_trusted_write("configuration", &expected.configuration_path, expected, findings);
     findings.add(Area::Files, "what a reload would say", configuration.complaints.clone());
     let config = &configuration.config;
-    only_trusted_write("store", &config.service.store, expected, findings);
-    for key in &config.service.trusted_keys {
-        only_trusted_write("trusted key", &key.path, expected, findings);
-    }
+    only_trusted_write("trust policy", &config.service.trust.path, expected, findings);
     socket("client socket", &config.service.socket, config.service.socket_mode, expected, findings);
     socket("operator socket", &config.service.operator_socket, OPERATOR_SOCKET_MODE, expected, findings);
-    caches(config, findings);
+    own_directories(config, findings);
 }
 
 /// The supervisor's own or root's, and nobody else may write it.
@@ -112,18 +110,19 @@ fn socket(what: &str, path: &Path, mode: u32, expected: &Expectations, findings:
 }
 
 /// Owned by who runs the class's workers, and nobody else so much as looks into it.
-fn caches(config: &Config, findings: &mut Findings) {
-    for class in &config.classes {
-        let uid = class.identity.uid;
+fn own_directories(config: &Config, findings: &mut Findings) {
+    let caches = config.classes.iter().map(|class| ("cache", &class.cache, class.identity.uid));
+    let state = ("state", &config.service.state, config.registry.identity.uid);
+    for (what, path, uid) in caches.chain([state]) {
         let wanted = format!("a directory of uid {uid}, mode 0700");
-        let verdict = match look(&class.cache) {
+        let verdict = match look(path) {
             Ok(file) if !file.is_dir() || file.uid() != uid || file.mode() & 0o7777 != 0o700 => {
                 Verdict::different(&said(&file), &wanted)
             }
             Ok(file) => Verdict::ok(&said(&file)),
             Err(unseen) => Verdict::unseen(&unseen, &wanted),
         };
-        findings.add(Area::Files, format!("cache {}", shown(&class.cache)), verdict);
+        findings.add(Area::Files, format!("{what} {}", shown(path)), verdict);
     }
 }
 

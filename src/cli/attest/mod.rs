@@ -261,7 +261,7 @@ impl Expectations {
         match (self.isolation, subject.role) {
             (Isolation::SharedUid, _) | (_, Role::Supervisor | Role::Spawner) => Some(Identity { uid, gid }),
             (_, Role::Frontend) => Some(config?.frontend.identity),
-            (_, Role::Registry) => None,
+            (_, Role::Registry) => Some(config?.registry.identity),
             (_, Role::Worker | Role::Builder) => {
                 let class = subject.class.as_deref();
                 let of_it = |one: &&Class| Some(one.name.as_str()) == class;
@@ -279,7 +279,7 @@ impl Expectations {
             Isolation::SharedUid => Vec::new(),
             Isolation::DistinctUids => {
                 let classes = config.classes.iter().map(|class| class.identity.uid);
-                classes.chain([config.frontend.identity.uid]).collect()
+                classes.chain([config.frontend.identity.uid, config.registry.identity.uid]).collect()
             }
         };
         let classes = config.classes.iter().map(|class| class.name.to_string()).collect();

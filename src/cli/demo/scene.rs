@@ -295,6 +295,7 @@ fn statement(built: &Built, tenant: Tenant, policy: PolicyName) -> Statement {
         version: VERSION,
         cwasm: Digest::of(&built.cwasm),
         source: built.source,
+        bundle: built.source,
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
         engine: settings_digest(),

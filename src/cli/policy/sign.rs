@@ -85,6 +85,7 @@ impl Sign {
             version: self.version,
             cwasm: cwasm.digest(),
             source: built.source,
+            bundle: built.source,
             architecture: Architecture::host(),
             wasmtime: WASMTIME_VERSION.into(),
             engine: settings_digest(),

@@ -16,7 +16,9 @@ pub use crate::document::DocumentErrors as ConfigErrors;
 
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::wire::control::{
-    ClassLimits, ClassSeats, FrontendAssignment, Isolation, TenantAssignment, TenantGrant, WorkerAssignment,
+    BuildLimits, BuilderAssignment, ClassLimits, ClassSeats, FrontendAssignment, Isolation,
+    RegistryAssignment, RegistryClass, RegistryTenant, TenantAssignment, TenantGrant, TrustText,
+    WorkerAssignment,
 };
 
 /// Largest configuration, bytes: ten thousand tenants.
@@ -41,6 +43,8 @@ pub struct Surroundings {
 pub struct Config {
     pub service: Service,
     pub frontend: Frontend,
+    pub registry: Registry,
+    pub builder: Builder,
     /// At least one; sorted by name.
     pub classes: Vec<Class>,
     /// Sorted by name; each in one of `classes`.
@@ -55,9 +59,15 @@ pub struct Service {
     pub socket_mode: u32,
     pub operator_socket: PathBuf,
     pub operators: Vec<u32>,
+    /// Where bundles are dropped. Whose it is does not matter: nothing in there is trusted.
     pub store: PathBuf,
     pub store_inode: Inode,
-    pub trusted_keys: Vec<TrustedKey>,
+    /// The registry's own directory.
+    pub state: PathBuf,
+    pub state_inode: Inode,
+    pub trust: TrustFile,
+    /// Versions of each policy that are kept for a way back.
+    pub keep_previous: u32,
     pub require_distinct_uids: bool,
     /// Longest a retiring process may take.
     pub drain: Duration,
@@ -65,11 +75,11 @@ pub struct Service {
     pub answer_within: Duration,
 }
 
-/// A signer's public key, as the file had it when the configuration was read.
+/// The trust policy, as its file had it when the configuration was read. What it says is the registry's to understand.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TrustedKey {
+pub struct TrustFile {
     pub path: PathBuf,
-    pub pem: String,
+    pub text: String,
 }
 
 /// Which directory it is, whatever it is called. Landlock lets processes reach directories, not names.
@@ -99,6 +109,20 @@ pub struct Frontend {
     pub hello_timeout: Duration,
     pub max_connections: u32,
     pub max_connections_per_uid: u32,
+}
+
+/// The registry's part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Registry {
+    pub identity: Identity,
+}
+
+/// What one builder may use, whichever class it works for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Builder {
+    pub limits: BuildLimits,
+    /// By the clock on the wall.
+    pub wall: Duration,
 }
 
 /// One trust class.
@@ -182,13 +206,56 @@ impl Config {
         }
     }
 
-    /// What the next worker of `class` needs of it.
+    /// What the registry needs of it.
+    #[must_use]
+    pub fn registry_assignment(&self, isolation: Isolation) -> RegistryAssignment {
+        let tenants = self.tenants.iter().map(|tenant| RegistryTenant {
+            tenant: tenant.name.clone(),
+            class: tenant.class.clone(),
+            policies: tenant.policies.clone(),
+        });
+        let classes = self.classes.iter();
+        let service = &self.service;
+        RegistryAssignment {
+            uid: self.registry.identity.uid,
+            gid: self.registry.identity.gid,
+            isolation,
+            store: service.store.display().to_string(),
+            state: service.state.display().to_string(),
+            trust: TrustText {
+                path: service.trust.path.display().to_string(),
+                text: service.trust.text.clone(),
+            },
+            tenants: tenants.collect(),
+            classes: classes
+                .map(|class| RegistryClass { class: class.name.clone(), memory: class.limits.memory })
+                .collect(),
+            keep_previous: service.keep_previous,
+        }
+    }
+
+    /// What a builder of `class` needs of it.
+    #[must_use]
+    pub fn builder_assignment(&self, class: &Class, isolation: Isolation) -> BuilderAssignment {
+        BuilderAssignment {
+            class: class.name.clone(),
+            uid: class.identity.uid,
+            gid: class.identity.gid,
+            isolation,
+            cache: class.cache.display().to_string(),
+            memory: class.limits.memory,
+            limits: self.builder.limits,
+        }
+    }
+
+    /// What the next worker of `class` needs of it, and of the registry's key.
     #[must_use]
     pub fn worker_assignment(
         &self,
         class: &Class,
         generation: u64,
         isolation: Isolation,
+        host_key: &str,
     ) -> WorkerAssignment {
         let tenants = self.tenants.iter().filter(|tenant| tenant.class == class.name);
         let tenants = tenants.map(|tenant| TenantAssignment {
@@ -204,9 +271,7 @@ impl Config {
             uid: class.identity.uid,
             gid: class.identity.gid,
             isolation,
-            store: self.service.store.display().to_string(),
-            cache: class.cache.display().to_string(),
-            trusted_keys: self.service.trusted_keys.iter().map(|key| key.pem.clone()).collect(),
+            host_key: host_key.to_owned(),
             tenants: tenants.collect(),
             limits: class.limits.clone(),
         }
@@ -236,7 +301,13 @@ impl Config {
             old.store != new.store || old.store_inode == new.store_inode,
             format!("the directory that is {:?}", old.store),
         );
+        compare(old.state == new.state, "service.state".to_owned());
+        compare(
+            old.state != new.state || old.state_inode == new.state_inode,
+            format!("the directory that is {:?}", old.state),
+        );
         compare(self.frontend.identity == next.frontend.identity, "frontend.uid or gid".to_owned());
+        compare(self.registry.identity == next.registry.identity, "registry.uid or gid".to_owned());
         let names = |config: &Self| config.classes.iter().map(|class| class.name.clone()).collect::<Vec<_>>();
         compare(names(self) == names(next), "the set of classes".to_owned());
         for class in &self.classes {

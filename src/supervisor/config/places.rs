@@ -12,8 +12,8 @@ use nix::fcntl::OFlag;
 
 use super::{Inode, Surroundings};
 
-/// Largest public key file, bytes.
-const KEY_MAX: u64 = 16 << 10;
+/// Largest trust policy, bytes: a thousand tenants with their signers.
+const TRUST_MAX: u64 = 1 << 20;
 /// Bits that let somebody other than the owner change a thing.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
@@ -73,34 +73,30 @@ pub(super) fn read_config(path: &Path, around: &Surroundings, max: u64) -> Resul
     file(path, "configuration", Owners { uid: around.uid }, max)
 }
 
-/// A PEM file with a public key.
-pub(super) fn trusted_key(path: &Path, owners: Owners) -> Result<String, String> {
-    let pem = file(path, "trusted key", owners, KEY_MAX)?;
-    if pem.contains("PRIVATE KEY-----") {
+/// The trust policy. It is text, and no key of anybody's to keep secret; more is not asked here.
+pub(super) fn trust(path: &Path, owners: Owners) -> Result<String, String> {
+    let text = file(path, "trust policy", owners, TRUST_MAX)?;
+    if text.contains("PRIVATE KEY-----") {
         return Err(format!(
-            "open trusted key {path:?}: holds a private key; only its public half belongs on this machine"
+            "open trust policy {path:?}: holds a private key; only public halves belong on this machine"
         ));
     }
-    if !pem.contains("-----BEGIN PUBLIC KEY-----") {
-        return Err(format!("open trusted key {path:?}: no \"-----BEGIN PUBLIC KEY-----\" in it"));
-    }
-    Ok(pem)
+    Ok(text)
 }
 
-/// Where the policies are.
+/// Where bundles are dropped. Whoever delivers them may own it, and a group may write it.
 pub(super) fn store(path: &Path, owners: Owners) -> Result<Inode, String> {
     let metadata = directory(path, "store")?;
-    owners.check(path, "store", &metadata)?;
     owners.check_above(path, "store")?;
     Ok(Inode::of(&metadata))
 }
 
-/// A class's own directory: nobody else so much as looks into it.
-pub(super) fn cache(path: &Path, uid: u32, owners: Owners) -> Result<Inode, String> {
-    let metadata = directory(path, "cache")?;
+/// A role's own directory, a class's cache or the registry's state: nobody else so much as looks into it.
+pub(super) fn own_directory(path: &Path, what: &str, uid: u32, owners: Owners) -> Result<Inode, String> {
+    let metadata = directory(path, what)?;
     if metadata.uid() != uid {
         return Err(format!(
-            "open cache {path:?}: owned by uid {}, expected {uid}; chown {uid} {}",
+            "open {what} {path:?}: owned by uid {}, expected {uid}; chown {uid} {}",
             metadata.uid(),
             path.display()
         ));
@@ -108,11 +104,11 @@ pub(super) fn cache(path: &Path, uid: u32, owners: Owners) -> Result<Inode, Stri
     let mode = metadata.mode() & 0o7777;
     if mode != 0o700 {
         return Err(format!(
-            "open cache {path:?}: mode {mode:04o}, expected 0700; chmod 0700 {}",
+            "open {what} {path:?}: mode {mode:04o}, expected 0700; chmod 0700 {}",
             path.display()
         ));
     }
-    owners.check_above(path, "cache")?;
+    owners.check_above(path, what)?;
     Ok(Inode::of(&metadata))
 }
 
@@ -124,7 +120,7 @@ pub(super) fn socket_directory(socket: &Path, owners: Owners) -> Result<(), Stri
     owners.check_above(path, "socket's directory")
 }
 
-/// O_PATH: a class's directory may be looked at, but not be opened, by a supervisor that is not root.
+/// O_PATH: a role's own directory may be looked at, but not be opened, by a supervisor that is not root.
 fn directory(path: &Path, what: &str) -> Result<Metadata, String> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
     OpenOptions::new()

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::places::{self, Owners};
-use super::values::{grantable_id, key_path, mode, path as path_value, role_id, socket_path};
+use super::values::{grantable_id, mode, path as path_value, role_id, socket_path, trust_path};
 use super::{
-    Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Service, Surroundings, TenantConfig,
-    TrustedKey,
+    Builder, Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Registry, Service, Surroundings,
+    TenantConfig, TrustFile,
 };
 use crate::decision::TrustClass;
 use crate::document::values::{boolean, duration, name, number, size};
 use crate::document::{self, Complaints, Found, Section};
-use crate::wire::control::{ClassLimits, Isolation};
+use crate::wire::control::{BuildLimits, ClassLimits, Isolation};
 
 const MICROSECOND: Duration = Duration::from_micros(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -57,9 +57,20 @@ struct Reader<'r, 'd> {
 
 impl<'d> Reader<'_, 'd> {
     fn config(&self, document: &mut Section<'d>) -> Option<Config> {
-        let with_tenants = !document.sections("tenant").is_empty();
-        let service =
-            required_section(document, "service").map(|section| self.service(section, with_tenants));
+        let registry = match document.section("registry") {
+            Some(mut section) => {
+                let identity = self.identity(&mut section);
+                section.finish();
+                identity
+            }
+            None if self.distinct() => {
+                document.missing("[registry]");
+                None
+            }
+            None => Some(self.own_identity(0)),
+        };
+        let builder = self.builder(document.section("builder"));
+        let service = required_section(document, "service").map(|section| self.service(section, registry));
         let frontend = match document.section("frontend") {
             Some(section) => self.frontend(section),
             None if self.distinct() => {
@@ -72,6 +83,9 @@ impl<'d> Reader<'_, 'd> {
         let mut caches = Vec::new();
         if let Some((identity, _)) = &frontend {
             identities.push(("[frontend]".to_owned(), *identity));
+        }
+        if let Some(identity) = &registry {
+            identities.push(("[registry]".to_owned(), *identity));
         }
         let sections = document.sections("class");
         if sections.is_empty() {
@@ -97,28 +111,35 @@ impl<'d> Reader<'_, 'd> {
             .into_iter()
             .map(|(title, section)| self.tenant(title, section, &class_names, &identities))
             .collect::<Vec<_>>();
-        self.distinct_caches(&mut caches);
+        let service = service?;
+        self.distinct_caches(&mut caches, service.as_ref().map(|service| service.state.as_path()));
         classes.sort_by(|a, b| a.name.cmp(&b.name));
         let mut tenants = tenants.into_iter().collect::<Option<Vec<_>>>()?;
         tenants.sort_by(|a: &TenantConfig, b| a.name.cmp(&b.name));
-        Some(Config { service: service??, frontend: frontend?.1, classes, tenants })
+        let registry = Registry { identity: registry?.value };
+        Some(Config {
+            service: service?,
+            frontend: frontend?.1,
+            registry,
+            builder: builder?,
+            classes,
+            tenants,
+        })
     }
 
-    fn service(&self, mut section: Section<'d>, with_tenants: bool) -> Option<Service> {
+    fn service(&self, mut section: Section<'d>, registry: Option<Found<Identity>>) -> Option<Service> {
         let socket = section.required("socket", socket_path);
         let socket_mode = section.defaulted("socket_mode", 0o666, mode);
         let operator_socket = section.required("operator_socket", socket_path);
         let operators = section.list("operators", grantable_id).unwrap_or_default();
         let store = section.required("store", path_value);
-        let keys = section.list("trusted_keys", key_path(self.around.credentials.as_deref()));
+        let state = section.required("state", path_value);
+        let trust = section.required("trust", trust_path(self.around.credentials.as_deref()));
+        let keep_previous = section.defaulted("keep_previous", 3, number(0..=100));
         let require = section.defaulted("require_distinct_uids", self.around.systemd, boolean);
         let drain = section.defaulted("drain", 5 * SECOND, duration(10 * MILLISECOND..=10 * MINUTE));
         let answer =
             section.defaulted("answer_within", 100 * MILLISECOND, duration(20 * MILLISECOND..=MINUTE));
-        // Without a tenant there is no policy, and nothing for a key to vouch for.
-        if with_tenants && keys.as_ref().is_none_or(Vec::is_empty) {
-            section.missing("trusted_keys");
-        }
         section.finish();
 
         for socket in [&socket, &operator_socket].into_iter().flatten() {
@@ -139,22 +160,50 @@ impl<'d> Reader<'_, 'd> {
             let why = "require_distinct_uids: all processes would share one UID, for want of privilege";
             self.complain(at, format!("{why}; {how}"));
         }
-        let trusted_keys = keys.unwrap_or_default().into_iter().filter_map(|key| {
-            let pem = self.look(key.at, places::trusted_key(&key.value, self.owners))?;
-            Some(TrustedKey { path: key.value, pem })
+        let state_inode = state.as_ref().zip(registry).and_then(|(state, registry)| {
+            let looked = places::own_directory(&state.value, "state", registry.value.uid, self.owners);
+            self.look(state.at, looked)
+        });
+        let trust = trust.and_then(|trust| {
+            let text = self.look(trust.at, places::trust(&trust.value, self.owners)).unwrap_or_default();
+            Some(TrustFile { path: trust.value, text })
         });
         Some(Service {
-            trusted_keys: trusted_keys.collect(),
             socket: socket?.value,
             socket_mode: socket_mode?.value,
             operator_socket: operator_socket?.value,
             operators: plain(operators),
             store: store?.value,
             store_inode: store_inode.unwrap_or_default(),
+            state: state?.value,
+            state_inode: state_inode.unwrap_or_default(),
+            trust: trust?,
+            keep_previous: keep_previous?.value,
             require_distinct_uids: require?.value,
             drain: drain?.value,
             answer_within: answer?.value,
         })
+    }
+
+    fn builder(&self, section: Option<Section<'d>>) -> Option<Builder> {
+        let Some(mut section) = section else { return Some(Builder::default()) };
+        let default = Builder::default();
+        let cpu = section.defaulted("cpu", default.cpu(), duration(SECOND..=60 * MINUTE));
+        let memory = section.defaulted("memory", default.limits.memory, size(64 << 20..=1 << 40));
+        let wall = section.defaulted("wall", default.wall, duration(SECOND..=60 * MINUTE));
+        let output = section.defaulted("output", default.limits.output, size(1 << 20..=1 << 30));
+        section.finish();
+        if let Some(Found { value, at }) = &cpu
+            && value.subsec_nanos() != 0
+        {
+            self.complain(*at, "cpu: the kernel counts whole seconds of processor time".to_owned());
+        }
+        let limits = BuildLimits {
+            cpu: u32::try_from(cpu?.value.as_secs()).unwrap_or(u32::MAX),
+            memory: memory?.value,
+            output: output?.value,
+        };
+        Some(Builder { limits, wall: wall?.value })
     }
 
     fn frontend(&self, mut section: Section<'d>) -> Option<(Found<Identity>, Frontend)> {
@@ -232,9 +281,9 @@ impl<'d> Reader<'_, 'd> {
         caches.extend(cache.clone());
         let identity = identity?;
         let uid = identity.value.uid;
-        let cache_inode = cache
-            .as_ref()
-            .and_then(|cache| self.look(cache.at, places::cache(&cache.value, uid, self.owners)));
+        let cache_inode = cache.as_ref().and_then(|cache| {
+            self.look(cache.at, places::own_directory(&cache.value, "cache", uid, self.owners))
+        });
         let class = || {
             let queue = queue?.value;
             let limits = ClassLimits {
@@ -353,11 +402,14 @@ impl<'d> Reader<'_, 'd> {
         }
     }
 
-    fn distinct_caches(&self, caches: &mut [Found<PathBuf>]) {
+    fn distinct_caches(&self, caches: &mut [Found<PathBuf>], state: Option<&Path>) {
         caches.sort_by_key(|cache| cache.at);
         for (index, cache) in caches.iter().enumerate() {
             if caches.iter().take(index).any(|earlier| earlier.value == cache.value) {
                 self.complain(cache.at, format!("cache: {:?} is another class's cache too", cache.value));
+            }
+            if state == Some(&cache.value) {
+                self.complain(cache.at, format!("cache: {:?} is the registry's state too", cache.value));
             }
         }
     }
@@ -376,6 +428,19 @@ impl<'d> Reader<'_, 'd> {
 
     fn complain(&self, at: usize, message: String) {
         self.complaints.add(at, message);
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        let limits = BuildLimits { cpu: 30, memory: 1 << 30, output: 64 << 20 };
+        Self { limits, wall: MINUTE }
+    }
+}
+
+impl Builder {
+    fn cpu(&self) -> Duration {
+        Duration::from_secs(self.limits.cpu.into())
     }
 }
 

@@ -32,14 +32,14 @@ pub(super) fn path(value: &DeValue<'_>) -> Result<PathBuf, String> {
 const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
 
 /// A path, or one in the directory of the credentials.
-pub(super) fn key_path(credentials: Option<&Path>) -> impl Fn(&DeValue<'_>) -> Result<PathBuf, String> {
+pub(super) fn trust_path(credentials: Option<&Path>) -> impl Fn(&DeValue<'_>) -> Result<PathBuf, String> {
     move |value| {
         let written = text(value)?;
         let Some(rest) = written.strip_prefix(CREDENTIALS) else { return path(value) };
         let Some(credentials) = credentials else {
             return Err(format!(
                 "{written:?}: CREDENTIALS_DIRECTORY is not set; start with LoadCredential= in the unit, or write the \
-                 key's own path"
+                 file's own path"
             ));
         };
         let ordinary = Path::new(rest).components().all(|part| matches!(part, Component::Normal(_)));

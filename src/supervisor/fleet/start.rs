@@ -69,7 +69,7 @@ impl Fleet {
             Part::Registry | Part::Builder(_) => return Err(SpawnError::NoClass),
             Part::Worker(name) => {
                 let Some(class) = config.class(name) else { return Err(SpawnError::NoClass) };
-                let assignment = config.worker_assignment(class, generation, self.isolation);
+                let assignment = config.worker_assignment(class, generation, self.isolation, "");
                 let policies = assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum::<usize>();
                 // A policy is held as its image and, while it is loaded, as its files.
                 let policies = u32::try_from(policies).unwrap_or(u32::MAX).saturating_mul(2);

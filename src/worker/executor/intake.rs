@@ -58,6 +58,7 @@ impl Executor {
                     self.dirty.push(slot);
                 }
             }
+            ToExecutor::Withdrawn => self.refuse_withdrawn(),
             ToExecutor::Drain { give_back } => {
                 self.draining = Some(Draining { give_back, said: false });
                 let phase = if give_back { Phase::Returning } else { Phase::Closing };

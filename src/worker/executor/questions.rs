@@ -106,8 +106,8 @@ impl Executor {
                 flow: admitted.flow,
                 received_ns: receipt.monotonic_ns,
                 deadline_ns: admitted.deadline_ns,
-                digest: admitted.policy.digest(),
-                state: State::Waiting { policy: Arc::clone(&admitted.policy), call },
+                policy: Arc::clone(&admitted.policy),
+                state: State::Waiting { call },
             });
             self.schedule.enqueue(admitted.flow, task);
             if let Some(asked) = self.running.asked.get_mut(admitted.flow) {
@@ -125,11 +125,20 @@ impl Executor {
 
     /// Ends what is left of a request, unasked for.
     pub(super) fn give_up(&mut self, ticket: TicketKey) {
-        let unfinished = |task: &Task| task.ticket == ticket && !matches!(task.state, State::Done);
+        self.refuse_all(|task| task.ticket == ticket, &Refusal::Cancelled);
+    }
+
+    /// Ends whatever was asked of policies that may not decide any more, wherever it is.
+    pub(super) fn refuse_withdrawn(&mut self) {
+        self.refuse_all(|task| task.policy.is_withdrawn(), &Refusal::Revoked);
+    }
+
+    fn refuse_all(&mut self, which: impl Fn(&Task) -> bool, refusal: &Refusal) {
+        let unfinished = |task: &Task| which(task) && !matches!(task.state, State::Done);
         let tasks: Vec<usize> =
             self.tasks.iter().filter(|(_, task)| unfinished(task)).map(|(key, _)| key).collect();
         for task in tasks {
-            self.finish(task, Err(Refusal::Cancelled));
+            self.finish(task, Err(refusal.clone()));
         }
     }
 
