@@ -8,12 +8,18 @@ use nix::unistd::Pid;
 use super::config::Identity;
 use super::generations::Edition;
 use super::spawn::Launched;
+use crate::decision::TrustClass;
 use crate::wire::channel::Channel;
 use crate::wire::control::{FromChild, Process, ProcessState, Ready, ToChild};
 use crate::wire::spawner::Part;
 
-/// Messages a child may send between two pings. It has no reason for more than a handful.
+/// Messages a child may send between two pings. It has no reason for more than a handful; a registry also asks for
+/// builders, see [`Child::messages_allowed`].
 const MESSAGES_PER_PING: u32 = 32;
+/// A registry is off the path of requests, and may hash for seconds before it answers.
+const REGISTRY_ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+/// Longest public key that a registry may name, bytes.
+const HOST_KEY_MAX: usize = 1024;
 /// Our own wake-ups that must have passed before silence is the child's fault and not the machine's.
 const ROUNDS: u32 = 3;
 
@@ -24,10 +30,14 @@ pub(super) enum Stage {
     Starting {
         until: Instant,
     },
-    /// A worker that is sealed and witnessed and not known to the frontend yet.
+    /// Sealed and witnessed; those whom it is for do not know of it yet.
     Witnessed,
     Serving {
         since: Instant,
+    },
+    /// A builder that has a job. It answers nobody meanwhile, and has to be gone by then.
+    Working {
+        until: Instant,
     },
     /// Has to be gone by then.
     Draining {
@@ -47,8 +57,18 @@ pub(super) struct Child {
     pub(super) identity: Identity,
     pub(super) pid: Pid,
     pub(super) channel: Channel<ToChild, FromChild>,
-    /// The frontend's end of the channel to this worker, until the frontend has it.
+    /// The other's end of the channel to this worker (the frontend's) or builder (the registry's), until it is there.
     pub(super) handover: Option<OwnedFd>,
+    /// The registry's end of this worker's supply channel, until it is there.
+    pub(super) supply: Option<OwnedFd>,
+    /// Of a worker: the generation of the registry it was to get its policies from.
+    pub(super) supplier: Option<u64>,
+    /// Of a builder: the registry's number for it.
+    pub(super) job: Option<u64>,
+    /// Of a registry: what it is to survey for and has not answered.
+    pub(super) asked: Option<Edition>,
+    /// Of a registry that has surveyed: what workers check its statements with.
+    pub(super) host_key: Option<String>,
     pub(super) stage: Stage,
     pub(super) answers: Answers,
     pub(super) ready: Option<Ready>,
@@ -68,6 +88,15 @@ pub(super) enum Permitted {
     Failed(String),
     Answered,
     Renew,
+    Surveyed {
+        host_key: String,
+        refused: Option<String>,
+    },
+    Build {
+        serial: u64,
+        class: TrustClass,
+    },
+    Changed,
     /// Said before it knew better.
     Nothing,
 }
@@ -79,8 +108,12 @@ pub(super) enum Misbehaviour {
     Unpermitted(&'static str),
     #[error("answered a ping that was not sent")]
     WrongNonce,
-    #[error("sent more than {MESSAGES_PER_PING} messages between two pings")]
+    #[error("sent more messages between two pings than it has reason for")]
     Flood,
+    #[error("asked for a builder under a serial that is not new")]
+    OldSerial,
+    #[error("named a key of this host that is none")]
+    HostKey,
     #[error("sent a descriptor")]
     Descriptor,
 }
@@ -96,7 +129,7 @@ impl Child {
         until: Instant,
     ) -> Self {
         let answers = Answers::new(edition.config.service.answer_within, until);
-        Self {
+        let mut child = Self {
             part,
             generation,
             edition,
@@ -104,20 +137,40 @@ impl Child {
             pid: launched.pid,
             channel: launched.channel,
             handover,
+            supply: None,
+            supplier: None,
+            job: None,
+            asked: None,
+            host_key: None,
             stage: Stage::Starting { until },
             answers,
             ready: None,
             threads: 0,
             closed: None,
             accepts: false,
-            messages_left: MESSAGES_PER_PING,
-        }
+            messages_left: 0,
+        };
+        child.refill_messages();
+        child
     }
 
     /// From now on it has to answer.
     pub(super) fn begin_serving(&mut self, now: Instant) {
         self.stage = Stage::Serving { since: now };
-        self.answers = Answers::new(self.edition.config.service.answer_within, now);
+        let within = self.edition.config.service.answer_within;
+        let within = if self.part == Part::Registry { within.max(REGISTRY_ANSWERS_WITHIN) } else { within };
+        self.answers = Answers::new(within, now);
+    }
+
+    /// A builder gets its job now.
+    pub(super) fn begin_working(&mut self, now: Instant) {
+        self.stage = Stage::Working { until: now + self.edition.config.builder.wall };
+    }
+
+    /// A registry was told to survey for `edition`.
+    pub(super) fn expect_survey(&mut self, edition: Edition) {
+        self.asked = Some(edition);
+        self.refill_messages();
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -137,6 +190,7 @@ impl Child {
     pub(super) fn judge(&mut self, message: FromChild) -> Result<Permitted, Misbehaviour> {
         self.messages_left = self.messages_left.checked_sub(1).ok_or(Misbehaviour::Flood)?;
         let worker = matches!(self.part, Part::Worker(_));
+        let registry = self.part == Part::Registry;
         match (message, self.stage) {
             (FromChild::Ready(ready), Stage::Starting { .. }) => Ok(Permitted::Ready(ready)),
             (FromChild::Failed { why }, Stage::Starting { .. }) => Ok(Permitted::Failed(why)),
@@ -145,6 +199,20 @@ impl Child {
             }
             (FromChild::Renew, Stage::Serving { .. }) if worker => Ok(Permitted::Renew),
             (FromChild::Renew, Stage::Draining { .. }) if worker => Ok(Permitted::Nothing),
+            (FromChild::Surveyed { host_key, refused }, Stage::Serving { .. }) if self.asked.is_some() => {
+                if refused.is_none() && !is_public_key(&host_key) {
+                    return Err(Misbehaviour::HostKey);
+                }
+                Ok(Permitted::Surveyed { host_key, refused })
+            }
+            (FromChild::Build { serial, class }, Stage::Serving { .. }) if registry => {
+                Ok(Permitted::Build { serial, class })
+            }
+            (FromChild::Changed, Stage::Serving { .. }) if registry => Ok(Permitted::Changed),
+            (
+                FromChild::Surveyed { .. } | FromChild::Build { .. } | FromChild::Changed,
+                Stage::Draining { .. },
+            ) if registry => Ok(Permitted::Nothing),
             (_, Stage::Condemned) => Ok(Permitted::Nothing),
             (FromChild::Ready(_), _) => Err(Misbehaviour::Unpermitted("Ready")),
             (FromChild::Failed { .. }, _) => Err(Misbehaviour::Unpermitted("Failed")),
@@ -157,7 +225,20 @@ impl Child {
     }
 
     pub(super) fn refill_messages(&mut self) {
-        self.messages_left = MESSAGES_PER_PING;
+        self.messages_left = u32::try_from(self.messages_allowed()).unwrap_or(u32::MAX);
+    }
+
+    /// How many messages it has reason for between two pings. A registry may want a builder for each policy, to look at it
+    /// and to compile it, and one for each class's cache.
+    pub(super) fn messages_allowed(&self) -> usize {
+        let config = &self.asked.as_ref().unwrap_or(&self.edition).config;
+        let policies =
+            || config.tenants.iter().map(|tenant| tenant.policies.len()).fold(0, usize::saturating_add);
+        let more = match self.part {
+            Part::Registry => policies().saturating_mul(2).saturating_add(config.classes.len()),
+            Part::Frontend | Part::Worker(_) | Part::Builder(_) => 0,
+        };
+        more.saturating_add(MESSAGES_PER_PING as usize)
     }
 
     pub(super) fn is_serving(&self) -> bool {
@@ -178,7 +259,7 @@ impl Child {
     pub(super) fn row(&self, restarts: u32) -> Process {
         let state = match self.stage {
             Stage::Starting { .. } | Stage::Witnessed => ProcessState::Starting,
-            Stage::Serving { .. } => ProcessState::Serving,
+            Stage::Serving { .. } | Stage::Working { .. } => ProcessState::Serving,
             Stage::Draining { .. } | Stage::Condemned => ProcessState::Draining,
         };
         Process {
@@ -199,6 +280,11 @@ impl std::fmt::Display for Child {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} generation {} (pid {})", self.part, self.generation, self.pid)
     }
+}
+
+/// What it says goes to workers as it is; they parse it.
+fn is_public_key(pem: &str) -> bool {
+    pem.len() <= HOST_KEY_MAX && pem.starts_with("-----BEGIN PUBLIC KEY-----")
 }
 
 /// What the service manager's watchdog hears of: the frontend serves, and whoever serves answers in time. Who does not
@@ -279,7 +365,6 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decision::TrustClass;
     use crate::wire::control::CONTROL_MAX;
 
     fn child(part: Part, stage: Stage) -> Child {

@@ -125,6 +125,11 @@ impl Lineage {
         self.backoff.failed(now);
     }
 
+    /// One that was on its way had to be ended, for no fault of its own.
+    pub(super) fn cut_off(&mut self, now: Instant) {
+        self.backoff.failed(now);
+    }
+
     /// The operator asks for something new: try at once.
     pub(super) fn try_again(&mut self) {
         self.backoff = Backoff::default();

@@ -78,7 +78,7 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::ConfigPath { .. } => EXIT_CONFIG,
+            Self::Config(_) | Self::ConfigPath { .. } | Self::GaveUp(GaveUp::Survey(_)) => EXIT_CONFIG,
             _ => EXIT_UNAVAILABLE,
         }
     }

@@ -46,8 +46,10 @@ pub(super) enum SpawnError {
     Encode(#[from] EncodeError),
     #[error("make control channel: {0}")]
     Channel(#[source] io::Error),
-    #[error("make handover channel: {0}")]
-    Handover(#[source] io::Error),
+    #[error("make a channel to another process: {0}")]
+    Pair(#[source] io::Error),
+    #[error("there is no registry to get policies from")]
+    NoRegistry,
     #[error("the configuration has no class of that name any more")]
     NoClass,
     #[error("fork: {0}")]
@@ -263,11 +265,11 @@ pub(super) fn assignment(message: &impl Serialize) -> Result<OwnedFd, SpawnError
 }
 
 /// As many open files as wanted, or as many as this process may give.
-pub(super) fn open_files(wanted: u64, title: &str) -> u64 {
+pub(super) fn open_files(wanted: u64, part: &Part) -> u64 {
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(wanted, |(_, hard)| hard);
     if wanted > hard {
         say!(
-            "{title}: needs {wanted} open files, may have {hard}; raise the hard limit (LimitNOFILE=, ulimit -Hn)"
+            "{part}: needs {wanted} open files, may have {hard}; raise the hard limit (LimitNOFILE=, ulimit -Hn)"
         );
     }
     wanted.min(hard)

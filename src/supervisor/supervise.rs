@@ -8,14 +8,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
 
 use super::config::{self, Surroundings};
-use super::fleet::Fleet;
+use super::fleet::{DRAINING_MAX, Fleet};
 use super::log::say;
 use super::notify::Notifier;
 use super::signals::Signals;
 use crate::sandbox::Sealed;
 
-/// With this many old generations of one class still draining, a reload waits.
-const DRAINING_MAX: usize = 4;
 /// How long the end of killed children is waited for; the kernel kills them with us in any case.
 const KILLED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -33,6 +31,8 @@ pub(super) struct Supervision {
 pub(super) enum GaveUp {
     #[error("start: {0}")]
     Start(String),
+    #[error("start: the registry refused to survey: {0}")]
+    Survey(String),
     #[error("the spawner {0}; without it nobody can be started")]
     Spawner(String),
     #[error("wait for events: {0}")]
@@ -44,6 +44,8 @@ enum Phase {
     /// Until everything has served once; whatever does not start ends the service.
     Starting,
     Running,
+    /// The registry looks at what a configuration would mean, which is not in force yet.
+    Surveying,
     /// Accepted, and not everything has followed yet.
     Reloading,
     Stopping {
@@ -85,11 +87,14 @@ impl Supervision {
             reload_wanted |= asked.reload;
             phase = match phase {
                 Phase::Starting => self.starting(now),
-                Phase::Running if reload_wanted && self.fleet.draining() < DRAINING_MAX => {
+                Phase::Running if self.fleet.draining() >= DRAINING_MAX => Phase::Running,
+                Phase::Running if reload_wanted => {
                     reload_wanted = false;
                     self.reload()
                 }
+                Phase::Running if self.fleet.wants_survey() => self.survey_again(),
                 Phase::Running => Phase::Running,
+                Phase::Surveying => self.surveying(),
                 Phase::Reloading => self.reloading(),
                 Phase::Stopping { until, why } => {
                     if self.fleet.all_gone() || now >= until + KILLED_WITHIN {
@@ -113,7 +118,9 @@ impl Supervision {
         if !failures.is_empty() {
             self.notifier.stopping();
             self.fleet.kill_all("the service does not start", now);
-            return Phase::Stopping { until: now, why: Some(GaveUp::Start(failures.join("; "))) };
+            let refused = self.fleet.refused_at_start().map(GaveUp::Survey);
+            let why = refused.unwrap_or_else(|| GaveUp::Start(failures.join("; ")));
+            return Phase::Stopping { until: now, why: Some(why) };
         }
         if !self.fleet.all_serve() {
             return Phase::Starting;
@@ -124,7 +131,8 @@ impl Supervision {
         Phase::Running
     }
 
-    /// Reads the configuration again. One that is wrong, or changes what cannot change, changes nothing.
+    /// Reads the configuration again. One that is wrong, or changes what cannot change, changes nothing; neither does one
+    /// that the registry refuses.
     fn reload(&mut self) -> Phase {
         self.notifier.reloading();
         let refused = match config::load(&self.config_path, &self.surroundings) {
@@ -136,13 +144,35 @@ impl Supervision {
                 } else if let Err(why) = self.fleet.set_limits(&config) {
                     why.to_string()
                 } else {
-                    say!("reload: configuration accepted");
-                    self.fleet.adopt(config);
-                    return Phase::Reloading;
+                    self.fleet.survey(Some(config));
+                    return Phase::Surveying;
                 }
             }
         };
         self.reloaded(Some(refused))
+    }
+
+    /// As a reload, but with the configuration that is in force: its file may be half edited, and nobody asked for it.
+    fn survey_again(&mut self) -> Phase {
+        say!("the registry has news");
+        self.notifier.reloading();
+        self.fleet.survey(None);
+        Phase::Surveying
+    }
+
+    fn surveying(&mut self) -> Phase {
+        match self.fleet.surveyed() {
+            None => Phase::Surveying,
+            Some(Ok(())) => {
+                say!("reload: configuration accepted");
+                self.fleet.adopt();
+                Phase::Reloading
+            }
+            Some(Err(why)) => {
+                self.fleet.restore_limits();
+                self.reloaded(Some(why))
+            }
+        }
     }
 
     fn reloading(&mut self) -> Phase {
@@ -187,7 +217,7 @@ impl Supervision {
         let now = Instant::now();
         let well = match phase {
             Phase::Starting => false,
-            Phase::Running | Phase::Reloading => self.fleet.is_well(now),
+            Phase::Running | Phase::Surveying | Phase::Reloading => self.fleet.is_well(now),
             Phase::Stopping { .. } => true,
         };
         if well { self.notifier.all_is_well(now) } else { None }

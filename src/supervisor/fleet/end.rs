@@ -15,7 +15,9 @@ impl Fleet {
         for index in 0..self.children.len() {
             let Some(child) = self.children.get_mut(index) else { return };
             match child.stage {
-                Stage::Starting { .. } | Stage::Witnessed => self.condemn(index, "the service stops", now),
+                Stage::Starting { .. } | Stage::Witnessed | Stage::Working { .. } => {
+                    self.condemn(index, "the service stops", now)
+                }
                 Stage::Serving { .. } => {
                     child.stage = Stage::Draining { until };
                     match child.channel.send(&ToChild::Drain, None) {

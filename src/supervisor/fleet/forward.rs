@@ -80,7 +80,7 @@ impl Fleet {
             return;
         };
         let routable = |child: &Child| {
-            child.part != Part::Frontend && child.stage == Stage::Witnessed && child.closed.is_none()
+            matches!(child.part, Part::Worker(_)) && child.stage == Stage::Witnessed && child.closed.is_none()
         };
         while let Some(index) = self.find(routable) {
             let (Some(front), Some(child)) = (self.children.get(frontend), self.children.get(index)) else {
@@ -144,8 +144,8 @@ impl Fleet {
         let mut rows: Vec<_> = self.children.iter().collect();
         rows.sort_by_key(|child| (child.part != Part::Frontend, child.part.to_string(), child.generation));
         let restarts = |part: &Part| {
-            let lineages = std::iter::once(&self.frontend).chain(&self.classes);
-            lineages.filter(|lineage| lineage.part == *part).map(|lineage| lineage.restarts).sum()
+            let of_it = self.lineages().filter(|lineage| lineage.part == *part);
+            of_it.map(|lineage| lineage.restarts).sum()
         };
         ProcessTable {
             isolation: self.isolation,

@@ -5,26 +5,30 @@
 //! with what is wanted and does the difference.
 //!
 //! When the frontend dies its channels to the workers die with it. The workers that serve own their clients'
-//! connections, so they are let drain, not killed; a new frontend and new workers start at the same time.
+//! connections, so they are let drain, not killed; a new frontend and new workers start at the same time. When the
+//! registry dies nobody else does: see [`survey`].
 
+mod builders;
 mod end;
 mod forward;
+mod reap;
 mod start;
+mod survey;
 
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 
 use super::child::{Child, Misbehaviour, Permitted, Stage, all_well};
 use super::config::Config;
-use super::control_groups::{self, ControlGroupError, ControlGroups};
+use super::control_groups::{ControlGroupError, ControlGroups};
 use super::generations::{Edition, Lineage, Living};
 use super::listen::Sockets;
 use super::log::say;
 use super::spawn::Spawner;
+use builders::Builders;
+use survey::{Gone, Survey};
+
 use crate::sandbox::witness::{self, Expected};
 use crate::wire::channel::{ReceiveError, Received};
 use crate::wire::control::{Isolation, Ready, ToChild};
@@ -40,6 +44,8 @@ const KILLED: &str = "killed by SIGKILL";
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 /// Messages read from one child in one wake-up, so that none keeps us from the others.
 const MESSAGES_A_ROUND: usize = 16;
+/// With this many old generations of one class still draining, nothing makes another.
+pub(super) const DRAINING_MAX: usize = 4;
 /// Of an error in the process table, bytes: it shares a message with the table.
 const ERROR_MAX: usize = 2048;
 
@@ -55,6 +61,8 @@ pub(super) struct Fleet {
     isolation: Isolation,
     current: Edition,
     children: Vec<Child>,
+    survey: Survey,
+    builders: Builders,
     frontend: Lineage,
     classes: Vec<Lineage>,
     /// What did not start since [`Fleet::take_failures`].
@@ -87,6 +95,8 @@ impl Fleet {
             groups,
             sockets,
             isolation,
+            survey: Survey::new(),
+            builders: Builders::default(),
             frontend: Lineage::new(Part::Frontend),
             classes: classes.map(|class| Lineage::new(Part::Worker(class.name.clone()))).collect(),
             current: first,
@@ -138,6 +148,11 @@ impl Fleet {
                         let part = child.part.clone();
                         self.lineage(&part).renew();
                     }
+                    Ok(Permitted::Surveyed { host_key, refused }) => {
+                        self.heard_survey(index, host_key, refused, now);
+                    }
+                    Ok(Permitted::Build { serial, class }) => self.heard_build(index, serial, class, now),
+                    Ok(Permitted::Changed) => self.heard_change(),
                     Ok(Permitted::Answered | Permitted::Nothing) => {}
                     Err(misbehaviour) => self.condemn(index, &format!("misbehaved: {misbehaviour}"), now),
                 },
@@ -169,12 +184,17 @@ impl Fleet {
                 self.condemn(index, &why, now);
             }
             Ok(witnessed) => {
-                say!(
-                    "{child}: sealed: {} threads, {} policies loaded, {} refused",
-                    witnessed.threads,
-                    ready.loaded,
-                    ready.refused
-                );
+                match child.part {
+                    Part::Worker(_) | Part::Frontend => say!(
+                        "{child}: sealed: {} threads, {} policies loaded, {} refused",
+                        witnessed.threads,
+                        ready.loaded,
+                        ready.refused
+                    ),
+                    Part::Registry => say!("{child}: sealed"),
+                    // One for each policy.
+                    Part::Builder(_) => {}
+                }
                 child.threads = witnessed.threads;
                 child.ready = Some(ready);
                 child.stage = Stage::Witnessed;
@@ -184,63 +204,6 @@ impl Fleet {
         }
     }
 
-    /// Collects the children that ended; kills those that were stopped, since nothing stopped answers.
-    pub(super) fn reap(&mut self, now: Instant) {
-        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED;
-        loop {
-            let (pid, how) = match waitpid(None::<Pid>, Some(flags)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exited with {code}")),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("killed by {signal}")),
-                Ok(WaitStatus::Stopped(pid, signal)) if pid == self.spawner.pid => {
-                    self.spawner_lost = Some(format!("was stopped by {signal}"));
-                    continue;
-                }
-                Ok(WaitStatus::Stopped(pid, signal)) => {
-                    if let Some(index) = self.children.iter().position(|child| child.pid == pid) {
-                        self.condemn(index, &format!("stopped by {signal}"), now);
-                    }
-                    continue;
-                }
-                Err(Errno::EINTR) => continue,
-                Ok(WaitStatus::StillAlive) | Err(_) => return,
-                Ok(_) => continue,
-            };
-            if pid == self.spawner.pid {
-                self.spawner_lost.get_or_insert(how);
-                self.spawner_gone = true;
-                continue;
-            }
-            // As process 1 of a container we also inherit strangers.
-            let Some(index) = self.children.iter().position(|child| child.pid == pid) else { continue };
-            // Its last words may say why.
-            self.listen_to(index, now);
-            let child = self.children.remove(index);
-            let how = self.with_reason(&child, how);
-            match child.stage {
-                Stage::Condemned => {}
-                Stage::Draining { .. } if how == LEFT => say!("{child}: drained"),
-                _ => say!("{child}: {how}"),
-            }
-            self.changed = true;
-            match (child.stage, &child.part) {
-                (Stage::Serving { since }, Part::Worker(_)) if how == LEFT => {
-                    self.lineage(&child.part).left(since, now);
-                }
-                _ => self.lost(&child.part, child.stage, child.epoch(), &how, now),
-            }
-        }
-    }
-
-    /// Says of a worker that the kernel killed for want of memory that this is why.
-    fn with_reason(&mut self, child: &Child, how: String) -> String {
-        let Part::Worker(class) = &child.part else { return how };
-        if how != KILLED || !self.groups.ran_out_of_memory(class) {
-            return how;
-        }
-        let limit = self.current.config.class(class).and_then(|class| class.group.memory_max).unwrap_or(0);
-        format!("{how}: out of memory (memory_max = {})", control_groups::size(limit))
-    }
-
     /// Pings, and kills those that are late with anything.
     pub(super) fn watch(&mut self, now: Instant) {
         for index in 0..self.children.len() {
@@ -248,6 +211,7 @@ impl Fleet {
             let late = match child.stage {
                 Stage::Starting { until } if now >= until => Some("was not ready in time"),
                 Stage::Draining { until } if now >= until => Some("did not drain in time"),
+                Stage::Working { until } if now >= until => Some("took longer than builder.wall"),
                 Stage::Serving { .. } if child.answers.too_late(now) => Some("does not answer"),
                 Stage::Draining { .. } => None,
                 // It has no business without us.
@@ -274,7 +238,11 @@ impl Fleet {
     /// Does whatever brings what there is closer to what is wanted.
     pub(super) fn step_forward(&mut self, now: Instant) {
         self.retry = false;
+        self.ask_registry(now);
         self.start_wanted(now);
+        self.supply_workers(now);
+        self.start_builders(now);
+        self.hand_out_builders(now);
         self.serve_frontend(now);
         self.reassign(now);
         self.route_workers(now);
@@ -284,43 +252,55 @@ impl Fleet {
 
     /// Kills a child that must not go on, and thinks of what that means at once: its end may take its time.
     fn condemn(&mut self, index: usize, why: &str, now: Instant) {
-        let Some(child) = self.children.get_mut(index) else { return };
+        if let Some(gone) = self.end(index, why) {
+            self.lost(&gone, why, now);
+        }
+    }
+
+    /// Kills a child. `None` if that was done before.
+    fn end(&mut self, index: usize, why: &str) -> Option<Gone> {
+        let child = self.children.get_mut(index)?;
         let stage = std::mem::replace(&mut child.stage, Stage::Condemned);
         if stage == Stage::Condemned {
-            return;
+            return None;
         }
         say!("{child}: killed: {why}");
-        child.handover = None;
+        (child.handover, child.supply) = (None, None);
         if let Err(errno) = kill(child.pid, Signal::SIGKILL) {
             say!("{child}: kill: {errno}");
         }
-        let (part, epoch) = (child.part.clone(), child.epoch());
         self.changed = true;
-        self.lost(&part, stage, epoch, why, now);
+        Some(Gone::at(stage, child))
     }
 
-    /// A child that was at `stage` is no more.
-    fn lost(&mut self, part: &Part, stage: Stage, epoch: u64, why: &str, now: Instant) {
-        match stage {
-            Stage::Starting { .. } | Stage::Witnessed => {
-                self.lineage(part).did_not_start(epoch, why, now);
+    /// A child is no more.
+    fn lost(&mut self, gone: &Gone, why: &str, now: Instant) {
+        match (&gone.part, gone.stage) {
+            (Part::Registry, _) => self.registry_lost(gone, why, now),
+            (Part::Builder(_), _) => self.builder_lost(gone, why),
+            (part @ Part::Worker(_), Stage::Starting { .. })
+                if gone.supplier.is_some_and(|generation| self.lost_its_registry(generation, now)) =>
+            {
+                self.lineage(part).cut_off(now);
+            }
+            (part, Stage::Starting { .. } | Stage::Witnessed) => {
+                self.lineage(part).did_not_start(gone.epoch, why, now);
                 self.failures.push(format!("{part}: {why}"));
             }
-            Stage::Serving { since } => {
+            (part, Stage::Serving { since }) => {
                 self.lineage(part).died(since, now);
                 if *part == Part::Frontend {
                     self.orphan_workers(now);
                 }
             }
-            Stage::Draining { .. } | Stage::Condemned => {}
+            (_, Stage::Working { .. } | Stage::Draining { .. } | Stage::Condemned) => {}
         }
     }
 
     fn orphan_workers(&mut self, now: Instant) {
         let until = now + self.current.config.service.drain;
-        for child in
-            self.children.iter_mut().filter(|child| child.part != Part::Frontend && child.is_serving())
-        {
+        let orphan = |child: &&mut Child| matches!(child.part, Part::Worker(_)) && child.is_serving();
+        for child in self.children.iter_mut().filter(orphan) {
             child.stage = Stage::Draining { until };
             // They see the end of their channel to the frontend as well.
             let _ = child.channel.send(&ToChild::Drain, None);
@@ -334,11 +314,10 @@ impl Fleet {
         })
     }
 
-    /// A new edition: what is outdated will be replaced.
-    pub(super) fn adopt(&mut self, config: Config) {
-        self.current = Edition { config: config.into(), epoch: self.current.epoch.saturating_add(1) };
-        for lineage in std::iter::once(&mut self.frontend).chain(&mut self.classes) {
-            lineage.try_again();
+    /// Limits of classes as they are in force.
+    pub(super) fn restore_limits(&self) {
+        if let Err(why) = self.groups.set(&self.current.config) {
+            say!("{why}");
         }
     }
 
@@ -358,8 +337,11 @@ impl Fleet {
         self.find(|child| child.part == Part::Frontend && child.is_serving() && child.epoch() >= epoch)?;
         let mut refused = Vec::new();
         for lineage in &self.classes {
-            if let Err(why) = lineage.settled(epoch, self.living(&lineage.part))? {
-                refused.push(format!("{}: {why}", lineage.part));
+            match lineage.settled(epoch, self.living(&lineage.part)) {
+                Some(Ok(())) => {}
+                Some(Err(why)) => refused.push(format!("{}: {why}", lineage.part)),
+                // Nobody can start without one. Once it is back what is outdated is replaced all the same.
+                None => return self.registry_unwell().map(|why| vec![format!("registry: {why}")]),
             }
         }
         Some(refused)
@@ -412,13 +394,14 @@ impl Fleet {
             (Stage::Condemned, _) => None,
             (Stage::Draining { until }, _) => Some(until),
             (_, Some(closed)) => Some(closed + END_WITHIN),
-            (Stage::Starting { until }, _) => Some(until),
+            (Stage::Starting { until } | Stage::Working { until }, _) => Some(until),
             (Stage::Serving { .. }, _) => Some(child.answers.next()),
             (Stage::Witnessed, _) => None,
         });
-        let lineages = std::iter::once(&self.frontend).chain(&self.classes).filter_map(|l| l.next(now));
+        let lineages = self.lineages().filter_map(|lineage| lineage.next(now));
         let retry = self.retry.then(|| now + TRY_AGAIN);
-        children.chain(lineages).chain(retry).min()
+        let surveyed = self.has_surveyed().then_some(now);
+        children.chain(lineages).chain(retry).chain(surveyed).min()
     }
 
     pub(super) fn remove_sockets(&self) {
@@ -437,8 +420,15 @@ impl Fleet {
     }
 
     fn lineage(&mut self, part: &Part) -> &mut Lineage {
-        // Every part has a lineage, made with the fleet; the frontend's stands in where there is none.
+        if *part == Part::Registry {
+            return &mut self.survey.lineage;
+        }
+        // Every part but a builder has a lineage, made with the fleet; the frontend's stands in where there is none.
         self.classes.iter_mut().find(|lineage| lineage.part == *part).unwrap_or(&mut self.frontend)
+    }
+
+    fn lineages(&self) -> impl Iterator<Item = &Lineage> {
+        [&self.survey.lineage, &self.frontend].into_iter().chain(&self.classes)
     }
 
     fn find(&self, what: impl Fn(&Child) -> bool) -> Option<usize> {

@@ -6,28 +6,39 @@ use std::time::{Duration, Instant};
 use super::Fleet;
 use crate::sandbox::privileges::ConfiguredLimits;
 use crate::supervisor::child::Child;
+use crate::supervisor::config::Identity;
 use crate::supervisor::generations::Edition;
 use crate::supervisor::log::say;
 use crate::supervisor::spawn::{self, Launch, SpawnError};
 use crate::wire::channel::Channel;
-use crate::wire::control::Isolation;
+use crate::wire::control::{BuildLimits, Isolation};
 use crate::wire::handover::{FromWorker, HANDOVER_MAX, ToWorker};
+use crate::wire::job::{JOB_MAX, Job, Report};
 use crate::wire::spawner::Part;
+use crate::wire::supply::{FromRegistry, SUPPLY_MAX, ToRegistry};
 
 /// From the order to Ready: verifying and loading ten thousand policies takes seconds.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
 impl Fleet {
     pub(super) fn start_wanted(&mut self, now: Instant) {
-        let parts: Vec<Part> =
-            std::iter::once(&self.frontend).chain(&self.classes).map(|l| l.part.clone()).collect();
+        self.renew_cut_off();
+        let parts: Vec<Part> = self.lineages().map(|lineage| lineage.part.clone()).collect();
         for part in parts {
             let mut living = self.living(&part);
-            if part == Part::Frontend && living.serving.is_some() {
-                // A frontend learns of a new edition while it serves, see `reassign`.
-                living.serving = Some(self.current.epoch);
+            let current = match part {
+                Part::Registry => self.survey.edition(&self.current).clone(),
+                Part::Frontend | Part::Worker(_) | Part::Builder(_) => self.current.clone(),
+            };
+            match part {
+                // They learn of a new edition while they serve, see `reassign` and `ask_registry`.
+                Part::Frontend | Part::Registry => {
+                    living.serving = living.serving.map(|_| current.epoch);
+                }
+                // There would be no policies for it.
+                Part::Worker(_) if self.supplier().is_none() => continue,
+                Part::Worker(_) | Part::Builder(_) => {}
             }
-            let current = self.current.clone();
             let Some(edition) = self.lineage(&part).wanted(&current, living, now) else { continue };
             let generation = self.lineage(&part).start();
             match self.start(&part, generation, &edition, now) {
@@ -42,6 +53,10 @@ impl Fleet {
                     }
                     let why = why.to_string();
                     say!("{part} generation {generation}: did not start: {why}");
+                    if part == Part::Registry {
+                        self.registry_did_not_start(edition.epoch, &why, now);
+                        continue;
+                    }
                     self.lineage(&part).did_not_start(edition.epoch, &why, now);
                     self.failures.push(format!("{part}: {why}"));
                 }
@@ -49,65 +64,135 @@ impl Fleet {
         }
     }
 
-    fn start(
+    pub(super) fn start(
         &self,
         part: &Part,
         generation: u64,
         edition: &Edition,
         now: Instant,
     ) -> Result<Child, SpawnError> {
+        let wanted = self.wanted(part, generation, edition)?;
+        let limits = ConfiguredLimits {
+            open_files: spawn::open_files(u64::from(wanted.open_files).saturating_add(256), part),
+            // Where the UID is the role's own, what it may start is bounded: all generations that live at one time.
+            processes: match self.isolation {
+                Isolation::DistinctUids => Some(u64::from(wanted.threads).saturating_mul(32)),
+                Isolation::SharedUid => None,
+            },
+            build: wanted.build,
+        };
+        let (first, second) = match part {
+            Part::Frontend => (Some(self.sockets.clients()), Some(self.sockets.operators())),
+            Part::Registry | Part::Worker(_) | Part::Builder(_) => {
+                let [first, second] = [&wanted.first, &wanted.second].map(|pair| pair.as_ref());
+                (first.map(|pair| pair.theirs.as_fd()), second.map(|pair| pair.theirs.as_fd()))
+            }
+        };
+        let group = match part {
+            // A builder is not in its class's: see `builders`.
+            Part::Frontend | Part::Registry | Part::Builder(_) => None,
+            Part::Worker(class) => self.groups.entrance(class),
+        };
+        let assignment = wanted.assignment.as_fd();
+        let launch = Launch { part: part.clone(), limits, assignment, first, second, group };
+        let known: Vec<_> = self.children.iter().map(|child| child.pid).collect();
+        let launched = self.spawner.launch(&launch, &known)?;
+        let until = now + START_WITHIN;
+        let handover = wanted.first.map(|pair| pair.others);
+        let mut child = Child::new(
+            (part.clone(), generation),
+            edition.clone(),
+            wanted.identity,
+            launched,
+            handover,
+            until,
+        );
+        child.supply = wanted.second.map(|pair| pair.others);
+        child.supplier = child.supply.is_some().then_some(self.survey.lineage.generation);
+        Ok(child)
+    }
+
+    /// What a part is started with, by the configuration.
+    fn wanted(&self, part: &Part, generation: u64, edition: &Edition) -> Result<Wanted, SpawnError> {
         let config = &edition.config;
-        let (title, identity, assignment, limits, handover) = match part {
+        let class = |name| config.class(name).ok_or(SpawnError::NoClass);
+        let policies = |assigned: usize| u32::try_from(assigned).unwrap_or(u32::MAX).saturating_mul(2);
+        let plain = |identity, assignment, open_files, threads| Wanted {
+            identity,
+            assignment,
+            open_files,
+            threads,
+            build: None,
+            first: None,
+            second: None,
+        };
+        match part {
             Part::Frontend => {
                 let open = config.frontend.max_connections.saturating_add(
                     // Carried over from one worker to the next, they pass through here.
                     config.classes.iter().map(|class| class.limits.connections).fold(0, u32::saturating_add),
                 );
                 let assignment = spawn::assignment(&config.frontend_assignment(self.isolation))?;
-                ("portcullis-frontend".to_owned(), config.frontend.identity, assignment, (open, 64), None)
+                Ok(plain(config.frontend.identity, assignment, open, 64))
             }
-            Part::Registry | Part::Builder(_) => return Err(SpawnError::NoClass),
+            Part::Registry => {
+                let assignment = config.registry_assignment(self.isolation);
+                // A policy on its way to a worker, and what it is made from; each generation that may live has a channel.
+                let open = policies(assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum());
+                let open = open.saturating_add(policies(config.classes.len()).saturating_mul(8));
+                Ok(plain(config.registry.identity, spawn::assignment(&assignment)?, open, 16))
+            }
             Part::Worker(name) => {
-                let Some(class) = config.class(name) else { return Err(SpawnError::NoClass) };
-                let assignment = config.worker_assignment(class, generation, self.isolation, "");
-                let policies = assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum::<usize>();
+                let class = class(name)?;
+                let key = self.supplier().map(|(_, key)| key).ok_or(SpawnError::NoRegistry)?;
+                let assignment = config.worker_assignment(class, generation, self.isolation, key);
                 // A policy is held as its image and, while it is loaded, as its files.
-                let policies = u32::try_from(policies).unwrap_or(u32::MAX).saturating_mul(2);
-                let open = policies.saturating_add(class.limits.connections);
+                let open = policies(assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum());
+                let open = open.saturating_add(class.limits.connections);
                 let threads = class.limits.threads.saturating_add(16);
-                let pair =
-                    Channel::<ToWorker, FromWorker>::pair(HANDOVER_MAX).map_err(SpawnError::Handover)?;
-                let title = format!("portcullis-worker: {name}");
-                (title, class.identity, spawn::assignment(&assignment)?, (open, threads), Some(pair))
+                Ok(Wanted {
+                    first: Some(Pair::of::<ToWorker, FromWorker>(HANDOVER_MAX)?),
+                    second: Some(Pair::of::<FromRegistry, ToRegistry>(SUPPLY_MAX)?),
+                    ..plain(class.identity, spawn::assignment(&assignment)?, open, threads)
+                })
             }
-        };
-        let (open_files, threads) = limits;
-        let limits = ConfiguredLimits {
-            open_files: spawn::open_files(u64::from(open_files).saturating_add(256), &title),
-            // Where the UID is the role's own, what it may start is bounded: all generations that live at one time.
-            processes: match self.isolation {
-                Isolation::DistinctUids => Some(u64::from(threads).saturating_mul(32)),
-                Isolation::SharedUid => None,
-            },
-            build: None,
-        };
-        let (ours, theirs) = match handover {
-            None => (None, None),
-            Some((ours, theirs)) => (Some(OwnedFd::from(ours)), Some(OwnedFd::from(theirs))),
-        };
-        let (first, second) = match &theirs {
-            Some(theirs) => (theirs.as_fd(), None),
-            None => (self.sockets.clients(), Some(self.sockets.operators())),
-        };
-        let group = match part {
-            Part::Frontend | Part::Registry | Part::Builder(_) => None,
-            Part::Worker(class) => self.groups.entrance(class),
-        };
-        let assignment = assignment.as_fd();
-        let launch = Launch { part: part.clone(), limits, assignment, first: Some(first), second, group };
-        let known: Vec<_> = self.children.iter().map(|child| child.pid).collect();
-        let launched = self.spawner.launch(&launch, &known)?;
-        let until = now + START_WITHIN;
-        Ok(Child::new((part.clone(), generation), edition.clone(), identity, launched, ours, until))
+            Part::Builder(name) => {
+                let class = class(name)?;
+                let assignment = spawn::assignment(&config.builder_assignment(class, self.isolation))?;
+                // The workers of its class are of its UID.
+                let threads = class.limits.threads.saturating_add(32);
+                Ok(Wanted {
+                    build: Some(config.builder.limits),
+                    first: Some(Pair::of::<Job, Report>(JOB_MAX)?),
+                    ..plain(class.identity, assignment, 64, threads)
+                })
+            }
+        }
+    }
+}
+
+/// What one child is to be.
+struct Wanted {
+    identity: Identity,
+    assignment: OwnedFd,
+    open_files: u32,
+    threads: u32,
+    build: Option<BuildLimits>,
+    /// Channels to others that it is started with.
+    first: Option<Pair>,
+    second: Option<Pair>,
+}
+
+/// Both ends of a channel between two children.
+struct Pair {
+    /// Of whoever is not started now.
+    others: OwnedFd,
+    theirs: OwnedFd,
+}
+
+impl Pair {
+    fn of<Tx, Rx>(max: usize) -> Result<Self, SpawnError> {
+        let (others, theirs) = Channel::<Tx, Rx>::pair(max).map_err(SpawnError::Pair)?;
+        Ok(Self { others: others.into(), theirs: theirs.into() })
     }
 }
