@@ -273,6 +273,12 @@ impl PublicKey {
 }
 
 impl KeyId {
+    /// Whether it is 64 lower-case hex digits, as every key's is.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.0.len() == 64 && self.0.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'))
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -282,6 +288,20 @@ impl KeyId {
     #[must_use]
     pub fn short(&self) -> String {
         self.0.chars().take(12).collect()
+    }
+}
+
+/// Text that is not the identifier of a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("key {0:?}: expected the 64 hex digits that `portcullis policy keygen` shows")]
+pub struct InvalidKeyId(String);
+
+impl std::str::FromStr for KeyId {
+    type Err = InvalidKeyId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKeyId> {
+        let key = Self(text.to_owned());
+        if key.is_whole() { Ok(key) } else { Err(InvalidKeyId(text.chars().take(80).collect())) }
     }
 }
 

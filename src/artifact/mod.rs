@@ -14,7 +14,7 @@ pub mod store;
 mod verify;
 
 pub use digest::{Digest, InvalidDigest};
-pub use keys::{Algorithm, BadSignature, KeyError, KeyId, PublicKey, SigningKey};
+pub use keys::{Algorithm, BadSignature, InvalidKeyId, KeyError, KeyId, PublicKey, SigningKey};
 pub use sealed::{ARTIFACT_MAX, SealError, SealedBytes};
 pub use statement::{Architecture, Limits, SIGNED_STATEMENT_MAX, Statement, StatementError};
 pub use verify::{Artifact, Expected, SignError, VerifyError, check_signature, peek, sign, verify};

@@ -167,6 +167,12 @@ impl<'d> Section<'d> {
         self.table.is_empty()
     }
 
+    /// Whether `key` is written in it, whatever its value.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// The table `[name]`, if it is there.
     pub fn section(&mut self, name: &'static str) -> Option<Section<'d>> {
         self.known.insert(name);
