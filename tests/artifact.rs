@@ -14,9 +14,10 @@ use portcullis::artifact::{
     ARTIFACT_MAX, Architecture, Artifact, Digest, Expected, Limits, PublicKey, SIGNED_STATEMENT_MAX,
     SealedBytes, SigningKey, Statement, VerifyError, sign, store, verify,
 };
+use portcullis::bundle::Platform;
 use portcullis::compile::{Built, build};
 use portcullis::decision::{PolicyName, Tenant};
-use portcullis::engine::{WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
+use portcullis::engine::{Target, WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
 
 /// About the smallest policy there is: it always answers with the same 68 bytes.
 fn smallest(answer_at: u32) -> Built {
@@ -26,7 +27,11 @@ fn smallest(answer_at: u32) -> Built {
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
             (func (export "decide") (param i32) (result i32) (i32.const {answer_at})))"#
     );
-    build(module.as_bytes()).expect("build")
+    build(module.as_bytes(), &[Platform::host()]).expect("build")
+}
+
+fn code(built: &Built) -> &[u8] {
+    built.code_for(Platform::host()).expect("built for this host")
 }
 
 fn built() -> &'static Built {
@@ -40,7 +45,7 @@ fn statement() -> Statement {
         policy: PolicyName::new("gate").unwrap(),
         tenant: Tenant::new("acme").unwrap(),
         version: 7,
-        cwasm: Digest::of(&built.cwasm),
+        cwasm: Digest::of(code(built)),
         source: built.source,
         bundle: built.source,
         architecture: Architecture::host(),
@@ -60,7 +65,7 @@ fn keys() -> &'static [SigningKey; 2] {
 }
 
 fn sealed() -> SealedBytes {
-    SealedBytes::of(&built().cwasm).unwrap()
+    SealedBytes::of(code(built())).unwrap()
 }
 
 /// Verifies as policy "gate" of tenant "acme", at least version 7.
@@ -85,7 +90,7 @@ fn what_was_signed_is_accepted_with_both_algorithms() {
         let artifact = check(sealed(), &signed, &trusted).expect("good");
         assert_eq!(artifact.statement(), &statement());
         assert_eq!(artifact.signer(), &key.public_key().id());
-        assert_eq!(artifact.bytes().to_vec().unwrap(), built().cwasm);
+        assert_eq!(artifact.bytes().to_vec().unwrap(), code(built()));
         assert_eq!(artifact.digest(), statement().cwasm);
     }
 }
@@ -95,7 +100,7 @@ fn every_changed_byte_of_the_artifact_is_refused() {
     let key = &keys()[0];
     let signed = sign(&statement(), key).unwrap();
     let trusted = [key.public_key()];
-    let mut cwasm = built().cwasm.clone();
+    let mut cwasm = code(built()).to_vec();
     for position in 0..cwasm.len() {
         let flip = 1 << (position % 8);
         cwasm[position] ^= flip;
@@ -128,9 +133,9 @@ fn every_changed_byte_of_the_statement_is_refused() {
 /// The engine itself would have taken it: nothing but the signature stands between a changed file and the processor.
 #[test]
 fn a_changed_artifact_is_one_that_the_engine_would_load() {
-    let (honest, evil) = (&built().cwasm, smallest(600).cwasm);
+    let (honest, evil) = (code(built()), code(&smallest(600)).to_vec());
     assert_eq!(honest.len(), evil.len(), "the two policies differ in one constant");
-    let engine = compiling_engine().unwrap();
+    let engine = compiling_engine(Target::host()).unwrap();
     #[expect(unsafe_code, reason = "the positive control is that the engine accepts it")]
     // SAFETY: the bytes come out of the compiler, and nothing of them is run.
     let loaded = unsafe { wasmtime::component::Component::deserialize(&engine, &evil) };
@@ -146,12 +151,12 @@ fn truncation_and_extension_are_refused() {
     let key = &keys()[0];
     let trusted = [key.public_key()];
     let signed = sign(&statement(), key).unwrap();
-    let cwasm = &built().cwasm;
+    let cwasm = code(built());
     for len in (0..cwasm.len()).step_by(97).chain([cwasm.len() - 1]) {
         let result = check(SealedBytes::of(&cwasm[..len]).unwrap(), &signed, &trusted);
         assert!(matches!(result, Err(VerifyError::Digest { .. })), "{len} bytes");
     }
-    let longer = [cwasm.as_slice(), &[0]].concat();
+    let longer = [cwasm, &[0]].concat();
     let result = check(SealedBytes::of(&longer).unwrap(), &signed, &trusted);
     assert!(matches!(result, Err(VerifyError::Digest { .. })));
 

@@ -48,7 +48,7 @@ fn a_guest_that_does_not_end_is_refused_at_its_deadline() {
     {
         let decision = service.ask_within("acme", policy, b"", Deadline::Budget { us: 5_000 });
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::Deadline(Stage::Run)), "{policy}");
-        assert_eq!(decision.digest, Some(Digest::of(&support::built(component).cwasm)), "{policy}");
+        assert_eq!(decision.digest, Some(Digest::of(support::code(&support::built(component)))), "{policy}");
     }
 }
 

@@ -16,24 +16,33 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use portcullis::artifact::{Expected, Limits, SealedBytes, SigningKey, sign, verify};
+use portcullis::artifact::{Digest, Expected, Limits, SealedBytes, SigningKey, sign, verify};
+use portcullis::bundle::Platform;
 use portcullis::compile;
 use portcullis::decision::{Decision, Input, Metadatum, Outcome, Refusal, TrapKind};
-use portcullis::engine::{Call, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns, serving_engine};
+use portcullis::engine::{
+    Call, LoadError, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns, serving_engine,
+};
 use portcullis::wire::frame;
 use support::{policy, tenant};
 
 fn loaded(built: &compile::Built, limits: Limits) -> Arc<Policy> {
+    Arc::new(load_code(support::code(built), built, limits).unwrap())
+}
+
+/// Signed as what it is not, where the code is not what `built` has for this host.
+fn load_code(code: &[u8], built: &compile::Built, limits: Limits) -> Result<Policy, LoadError> {
     let pool = PoolLimits { instances: 4, memory: limits.memory, stack_zeroing: true };
     let engine = serving_engine(&pool).unwrap().engine;
     let key = SigningKey::generate_ed25519().unwrap();
     let mut statement = support::statement(built, &tenant("acme"), &policy("gate"), 1);
     statement.limits = limits;
+    statement.cwasm = Digest::of(code);
     let signed = sign(&statement, &key).unwrap();
     let expected = Expected { tenant: &tenant("acme"), policy: &policy("gate"), minimum_version: 0 };
-    let sealed = SealedBytes::of(&built.cwasm).unwrap();
+    let sealed = SealedBytes::of(code).unwrap();
     let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
-    Arc::new(load(&engine, artifact, limits.memory).unwrap())
+    load(&engine, artifact, limits.memory)
 }
 
 fn ask(policy: &Arc<Policy>, bytes: &[u8], clock_ns: u64, seed: [u8; 32]) -> Decision {
@@ -87,7 +96,7 @@ fn tables_are_limited_all_together() {
             (call $grown (table.grow $a (ref.null func) (i32.const 600)))
             (call $grown (table.grow $b (ref.null func) (i32.const 600)))
             (i32.const 512)))"#;
-    let built = compile::build(guest.as_bytes()).unwrap();
+    let built = compile::build(guest.as_bytes(), &[portcullis::bundle::Platform::host()]).unwrap();
     let outcome = |table_elements| {
         ask(&loaded(&built, Limits { table_elements, ..Limits::default() }), b"", 0, [0; 32]).outcome
     };
@@ -102,4 +111,21 @@ fn output_beyond_the_limit_is_refused() {
     assert_eq!(ask(&policy, b"size:9000", 0, [0; 32]).outcome, Outcome::Allow);
     let outcome = ask(&policy, b"size:11000", 0, [0; 32]).outcome;
     assert!(matches!(outcome, Outcome::Refused(Refusal::InvalidOutput(_))), "{outcome:?}");
+}
+
+/// A signer may say what it likes: the code itself says what it is for, and that is looked at before wasmtime sees it.
+#[test]
+fn code_for_another_machine_is_refused_by_name_whatever_its_statement_says() {
+    let guest = portcullis::compile::build(&support::component("hash"), &Platform::ALL).unwrap();
+    for (platform, code) in &guest.compiled {
+        let loaded = load_code(code, &guest, Limits::default());
+        if *platform == Platform::host() {
+            loaded.unwrap();
+        } else {
+            let error = loaded.unwrap_err();
+            assert!(matches!(error, LoadError::Unfit(..)));
+            let expected = format!("it is compiled for {platform}, this host is {}", Platform::host());
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
+    }
 }

@@ -366,10 +366,11 @@ fn a_policy_that_verifies_but_cannot_be_loaded_does_not_take_the_place_of_the_la
         (memory (export "memory") 32)
         (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
         (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
-    let built = portcullis::compile::build(large.as_bytes()).unwrap();
+    let built =
+        portcullis::compile::build(large.as_bytes(), &[portcullis::bundle::Platform::host()]).unwrap();
     let statement = support::statement(&built, &tenant("acme"), &policy("gate"), 2);
     let signed = portcullis::artifact::sign(&statement, &service.site.key).unwrap();
-    service.site.put("acme", "gate", &built.cwasm, &signed);
+    service.site.put("acme", "gate", support::code(&built), &signed);
     for _ in 0..3 {
         assert_eq!(service.reload(), None);
         let decision = service.ask("acme", "gate", b"allow");
@@ -400,7 +401,7 @@ fn every_bad_artifact_is_refused_by_name_beside_one_that_serves() {
     for (name, _) in cases {
         site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
         let built = support::built("hostile/selective");
-        let mut cwasm = built.cwasm.clone();
+        let mut cwasm = support::code(&built).to_vec();
         let mut statement = support::statement(&built, &tenant(name), &policy("gate"), 1);
         let mut key = None;
         match name {

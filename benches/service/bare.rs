@@ -12,7 +12,7 @@ use portcullis::decision::Outcome;
 use portcullis::engine::{self, Call, Evaluated, Policy, PoolLimits, Slice};
 
 use crate::subject::{POLICY, TENANT, cores, input};
-use crate::support::{built, policy, statement, tenant};
+use crate::support::{built, code, policy, statement, tenant};
 
 /// Evaluations between two looks at the clock.
 const BURST: u64 = 64;
@@ -34,7 +34,7 @@ impl Bare {
         let built = built("hash");
         let key = SigningKey::generate_ed25519().unwrap();
         let signed = artifact::sign(&statement(&built, &tenant, &name, 1), &key).unwrap();
-        let bytes = SealedBytes::of(&built.cwasm).unwrap();
+        let bytes = SealedBytes::of(code(&built)).unwrap();
         let expected = Expected { tenant: &tenant, policy: &name, minimum_version: 0 };
         let artifact = artifact::verify(bytes, &signed, &[key.public_key()], &expected).unwrap();
         let policy = engine::load(&serving.engine, artifact, limits.memory).unwrap();

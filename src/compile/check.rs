@@ -21,10 +21,13 @@ const TYPES_MAX: usize = 32 << 10;
 /// Components within components: tools wrap exported interfaces in one.
 const NESTING_MAX: usize = 4;
 const PAGE: u64 = 64 << 10;
+/// The one function of the world that a policy has to have.
+const DECIDE: &str = "decide";
 
 /// What the check found out on its way.
 pub(super) struct Found {
     pub(super) imports: Vec<String>,
+    pub(super) exports: Vec<String>,
     pub(super) memory: u64,
     pub(super) table_elements: u64,
 }
@@ -83,7 +86,9 @@ pub(super) fn check(component: &[u8]) -> Result<Found, CheckError> {
     Validator::new_with_features(FEATURES).validate_all(component)?;
     let (imports, needs) = check_structure(component)?;
     check_types(component)?;
-    Ok(Found { imports, memory: needs.memory, table_elements: needs.table_elements })
+    // The world has one, and `check_structure` saw it.
+    let exports = vec![DECIDE.to_owned()];
+    Ok(Found { imports, exports, memory: needs.memory, table_elements: needs.table_elements })
 }
 
 /// What has to be known before a recursive reader may see it. Reads section headers only.
@@ -181,7 +186,7 @@ fn check_structure(component: &[u8]) -> Result<(Vec<String>, Needs), CheckError>
             }
             Payload::ComponentExportSection(section) if depth.components == 0 => {
                 for export in section {
-                    exports_decide |= export?.name.name == "decide";
+                    exports_decide |= export?.name.name == DECIDE;
                 }
             }
             _ => {}
@@ -407,7 +412,7 @@ mod tests {
         // The most that gets through ends in an error, not in an overflow, with the stack that a build has.
         let most = component(TYPES_MAX / 3 - 2);
         assert!(matches!(
-            super::super::build(&most),
+            super::super::build(&most, &crate::bundle::Platform::ALL),
             Err(super::super::BuildError::Check(CheckError::Invalid(_) | CheckError::NoDecide))
         ));
     }

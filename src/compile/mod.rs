@@ -5,7 +5,7 @@
 //! 3. [`rewrite`]: every stretch of code becomes interruptible, and what nobody runs (names, debug information) goes.
 //! 4. Compile, with the settings that the worker will load it under.
 //!
-//! The same input always gives the same bytes, so that whoever signs can build again and compare.
+//! The same input always gives the same bytes, on any machine, so that whoever signs can build again and compare.
 
 mod bulk;
 mod check;
@@ -19,27 +19,39 @@ use std::thread;
 use wasmparser::Parser;
 
 use crate::artifact::Digest;
-use crate::engine::compiling_engine;
+use crate::bundle::Platform;
+use crate::engine::{MadeFor, Target, compiling_engine, settings_digest_of};
 
 pub use check::{CheckError, SOURCE_MAX};
 pub use componentize::{ComponentizeError, componentize};
 
 /// Stack of the thread that builds, bytes. Readers and compiler recurse over what they read; with the limits that
 /// [`check`] sets, this is more than they can use. Only what is touched is ever backed by memory.
-const STACK: usize = 256 << 20;
+pub const STACK: usize = 256 << 20;
 
 /// A compiled policy and what the statement about it has to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {
-    pub cwasm: Vec<u8>,
     /// Of the bytes that were given.
     pub source: Digest,
     /// Host interfaces it imports, sorted: "clock", "log", "random".
     pub imports: Vec<String>,
+    /// Functions of it that the host calls, sorted: "decide".
+    pub exports: Vec<String>,
     /// Linear memory it starts with, bytes; the limit in the statement cannot be lower.
     pub memory: u64,
     /// Elements of all its tables when it starts; the limit in the statement cannot be lower.
     pub table_elements: u64,
+    /// Machine code, in the order of what was asked for.
+    pub compiled: Vec<(Platform, Vec<u8>)>,
+}
+
+impl Built {
+    /// The machine code for one platform, if it was asked for.
+    #[must_use]
+    pub fn code_for(&self, platform: Platform) -> Option<&[u8]> {
+        self.compiled.iter().find(|(of, _)| *of == platform).map(|(_, code)| code.as_slice())
+    }
 }
 
 /// Why a policy was not built.
@@ -55,42 +67,77 @@ pub enum BuildError {
     Rewrite(#[from] wasmparser::Error),
     #[error("compile policy: {0}")]
     Compile(String),
+    #[error(
+        "compile policy for {target}: the compiler's settings have digest {found}, workers expect {expected}; this \
+         program and the workers are not from one source"
+    )]
+    Settings { target: Target, found: Digest, expected: Digest },
     #[error("build policy: the compiler crashed on it; please report it together with the policy")]
     Crashed,
 }
 
-/// Checks, rewrites and compiles a policy: a component of the world, or a core module that becomes one.
+/// Checks, rewrites and compiles a policy, a component of the world or a core module that becomes one, for each of
+/// these platforms.
 ///
 /// # Errors
 /// Which step refused it, and where in the file where that is known.
-pub fn build(policy: &[u8]) -> Result<Built, BuildError> {
-    if policy.len() > SOURCE_MAX {
-        return Err(BuildError::TooLong { len: policy.len() });
-    }
+pub fn build(policy: &[u8], platforms: &[Platform]) -> Result<Built, BuildError> {
+    let targets: Vec<Target> = platforms.iter().map(|platform| Target::of(*platform)).collect();
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("build".into()).stack_size(STACK);
         let thread = builder
-            .spawn_scoped(scope, || build_here(policy))
+            .spawn_scoped(scope, || build_here(policy, &targets))
             .map_err(|error| BuildError::Compile(format!("start a thread: {error}")))?;
         thread.join().unwrap_or(Err(BuildError::Crashed))
     })
 }
 
-fn build_here(policy: &[u8]) -> Result<Built, BuildError> {
+/// The same for any targets, on the calling thread, which must have a stack of [`STACK`] bytes.
+///
+/// # Errors
+/// Which step refused it, and where in the file where that is known.
+pub fn build_here(policy: &[u8], targets: &[Target]) -> Result<Built, BuildError> {
+    let (component, mut built) = checked(policy)?;
+    let rewritten = rewrite::component(&component)?;
+    for target in targets {
+        built.compiled.push((target.platform(), compile(&rewritten, *target)?));
+    }
+    Ok(built)
+}
+
+/// Everything that can be said of a policy without compiling it. `compiled` is empty. On the calling thread, which must
+/// have a stack of [`STACK`] bytes.
+///
+/// # Errors
+/// Why it is not a policy, and where in the file where that is known.
+pub fn check_here(policy: &[u8]) -> Result<Built, BuildError> {
+    checked(policy).map(|(_, built)| built)
+}
+
+fn checked(policy: &[u8]) -> Result<(Cow<'_, [u8]>, Built), BuildError> {
+    if policy.len() > SOURCE_MAX {
+        return Err(BuildError::TooLong { len: policy.len() });
+    }
     let component =
         if Parser::is_component(policy) { Cow::Borrowed(policy) } else { Cow::Owned(componentize(policy)?) };
     let found = check::check(&component)?;
-    let rewritten = rewrite::component(&component)?;
-    let cwasm = compiling_engine()
-        .and_then(|engine| engine.precompile_component(&rewritten))
-        .map_err(|error| BuildError::Compile(format!("{error:#}")))?;
-    Ok(Built {
-        cwasm,
+    let built = Built {
         source: Digest::of(policy),
         imports: found.imports,
+        exports: found.exports,
         memory: found.memory,
         table_elements: found.table_elements,
-    })
+        compiled: Vec::new(),
+    };
+    Ok((component, built))
+}
+
+fn compile(rewritten: &[u8], target: Target) -> Result<Vec<u8>, BuildError> {
+    let failed = |error: wasmtime::Error| BuildError::Compile(format!("{error:#}"));
+    let code = compiling_engine(target).map_err(failed)?.precompile_component(rewritten).map_err(failed)?;
+    let made_for = MadeFor::of(&code).map_err(|unfit| BuildError::Compile(unfit.to_string()))?;
+    let (found, expected) = (made_for.settings, settings_digest_of(target));
+    if found == expected { Ok(code) } else { Err(BuildError::Settings { target, found, expected }) }
 }
 
 #[cfg(test)]
@@ -114,13 +161,35 @@ mod tests {
 
     const FILL: &str = "(func (export \"f\") (param i32) i32.const 0 i32.const 0 local.get 0 memory.fill)";
 
+    fn both(policy: &[u8]) -> Built {
+        build(policy, &Platform::ALL).unwrap()
+    }
+
     #[test]
     fn building_twice_gives_the_same_bytes() {
         let policy = samples::policy(FILL);
-        let (first, second) = (build(&policy).unwrap(), build(&policy).unwrap());
+        let (first, second) = (both(&policy), both(&policy));
         assert_eq!(first, second);
         assert_eq!(first.source, Digest::of(&policy));
-        assert_ne!(first.cwasm, build(&samples::policy("")).unwrap().cwasm);
+        assert_ne!(first.compiled, both(&samples::policy("")).compiled);
+    }
+
+    #[test]
+    fn each_platform_gets_code_of_its_own() {
+        let built = both(&samples::policy(""));
+        assert_eq!((built.exports.as_slice(), built.imports.len()), (&["decide".to_owned()][..], 0));
+        for (platform, code) in &built.compiled {
+            let made_for = MadeFor::of(code).unwrap();
+            assert_eq!(made_for.platform, Some(*platform));
+            assert_eq!(made_for.settings, settings_digest_of(Target::of(*platform)));
+            assert_eq!(made_for.check().is_ok(), *platform == Platform::host());
+            assert_eq!(built.code_for(*platform), Some(code.as_slice()));
+        }
+        assert_eq!(built.compiled.iter().map(|(platform, _)| *platform).collect::<Vec<_>>(), Platform::ALL);
+        // What is not asked for is not made.
+        let one = build(&samples::policy(""), &[Platform::LinuxArm64]).unwrap();
+        assert_eq!(one.code_for(Platform::LinuxAmd64), None);
+        assert_eq!(one.code_for(Platform::LinuxArm64), built.code_for(Platform::LinuxArm64));
     }
 
     #[test]
@@ -128,14 +197,16 @@ mod tests {
         let custom = |text: &str| samples::policy(&format!("(@custom \"{text}\" \"somewhere\") {FILL}"));
         let (plain, debug) = (custom("a"), custom(".debug_line"));
         assert_ne!(plain, debug);
-        let (plain, debug) = (build(&plain).unwrap(), build(&debug).unwrap());
-        assert_eq!(plain.cwasm, debug.cwasm);
-        assert!(!debug.cwasm.windows(9).any(|bytes| bytes == b"somewhere"));
+        let (plain, debug) = (both(&plain).compiled, both(&debug).compiled);
+        assert_eq!(plain, debug);
+        for (_, code) in debug {
+            assert!(!code.windows(9).any(|bytes| bytes == b"somewhere"));
+        }
     }
 
     #[test]
     fn errors_say_which_step_refused() {
-        let error = |bytes: &[u8]| build(bytes).expect_err("built").to_string();
+        let error = |bytes: &[u8]| build(bytes, &Platform::ALL).expect_err("built").to_string();
         assert!(error(b"\0asm\x0d\0\x01\0").starts_with("check policy: it does not export \"decide\""));
         assert_eq!(error(&vec![0; SOURCE_MAX + 1]), "read policy: 33554433 bytes, at most 33554432 are read");
     }

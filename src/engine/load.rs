@@ -7,6 +7,7 @@ use wasmtime::component::{Component, Linker};
 
 use super::bindings::PolicyPre;
 use super::host::{Host, Importable};
+use super::made_for::{MadeFor, Unfit};
 use crate::artifact::{Artifact, Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
 
@@ -54,6 +55,8 @@ pub enum LoadError {
     UnknownImport(PolicyName, String),
     #[error("policy \"{policy}\" starts with {initial} bytes of memory, its limit is {limit}")]
     Memory { policy: PolicyName, initial: u64, limit: u32 },
+    #[error("load policy \"{0}\": {1}; build it again, or let the host compile its source")]
+    Unfit(PolicyName, Unfit),
     #[error("load policy \"{0}\": {1}")]
     Deserialize(PolicyName, String),
     #[error("policy \"{0}\" imports or exports what its statement does not say: {1}")]
@@ -66,6 +69,10 @@ pub fn load(engine: &Engine, artifact: Artifact, memory_ceiling: u32) -> Result<
     let name = || statement.policy.clone();
     let limits = Limits { memory: statement.limits.memory.min(memory_ceiling), ..statement.limits };
 
+    // Before wasmtime sees a byte of it: it looks at less, and into more.
+    MadeFor::read(artifact.bytes())
+        .and_then(|made_for| made_for.check())
+        .map_err(|unfit| LoadError::Unfit(name(), unfit))?;
     let component = deserialize(engine, &artifact)
         .map_err(|error| LoadError::Deserialize(name(), format!("{error:#}")))?;
     let initial = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);

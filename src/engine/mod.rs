@@ -1,22 +1,28 @@
 //! What a policy runs in. The same code in the worker, the builder and the command line, so that limits cannot differ.
 //!
-//! [`settings`] has the one configuration; [`load`] turns a verified artifact into a [`Policy`]; [`evaluate`] is one
+//! [`settings`] has the one configuration, for each [`target`]; [`made_for`] reads what code was compiled for; [`load`] turns a verified artifact into a [`Policy`]; [`evaluate`] is one
 //! decision: a fresh instance, the request in, the decision out, checked.
 
 mod bindings;
 mod evaluate;
 mod host;
 mod load;
+mod made_for;
 mod outcome;
 mod settings;
 mod slice;
+mod target;
 
 pub use evaluate::{Call, Evaluated, Residue, evaluate};
 pub use host::Importable;
 pub use load::{LoadError, Policy, load};
+pub use made_for::{MadeFor, Unfit};
 #[cfg(feature = "compiler")]
 pub use settings::compiling_engine;
 #[cfg(feature = "compiler")]
 pub(crate) use settings::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT};
-pub use settings::{PoolLimits, Serving, WASMTIME_VERSION, WORLD, serving_engine, settings_digest};
+pub use settings::{
+    PoolLimits, Serving, WASMTIME_VERSION, WORLD, serving_engine, settings_digest, settings_digest_of,
+};
 pub use slice::{Slice, monotonic_ns, realtime_ns};
+pub use target::Target;

@@ -1,11 +1,12 @@
-//! The one `wasmtime::Config`. Every setting that changes machine code or the language is set here, explicitly, and
-//! hashed, so that builder and worker agree and a worker can refuse what was compiled for another engine.
+//! The one `wasmtime::Config`. Every setting that changes machine code or the language is set here, explicitly, for
+//! builder and worker alike, and hashed, so that a worker can refuse what was compiled for another engine.
 
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails,
-    WasmFeatures,
+    Config, Enabled, Engine, Inlining, InstanceAllocationStrategy, ModuleVersionStrategy,
+    PoolingAllocationConfig, WasmBacktraceDetails, WasmFeatures,
 };
 
+use super::target::Target;
 use crate::artifact::Digest;
 
 /// In full: a `.cwasm` is only loaded by exactly the version that made it.
@@ -34,27 +35,43 @@ pub(crate) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
     .union(WasmFeatures::EXTENDED_CONST)
     .union(WasmFeatures::COMPONENT_MODEL);
 
-/// What both sides must agree on, as text: its hash goes into every statement.
-fn description() -> String {
-    format!(
-        "portcullis engine 1; wasmtime {WASMTIME_VERSION}; features {:#x}; epochs; no fuel; wasm stack {WASM_STACK}; \
-         memory reservation {MEMORY_RESERVATION} guard {MEMORY_GUARD} both sides, never moves; copy-on-write images; \
-         signals-based traps; cranelift, for speed; no backtraces; no address map; lazy tables; no concurrency",
-        FEATURES.bits()
-    )
-}
+/// A data segment that leaves holes of at most this many bytes becomes an image that instances map.
+const DENSE_IMAGE: u64 = 16 << 20;
 
-/// The SHA-256 of every setting that builder and worker must share.
+/// What machine code says of its settings ([`super::MadeFor`]), hashed, for each target. A worker has no compiler to ask,
+/// so it has these; a build compares what it made with them, and a test says what they are when a setting was changed.
+#[rustfmt::skip]
+const DIGESTS: [(Target, [u8; 32]); 3] = [
+    (Target::Amd64V2, *b"\xb3\x6a\x8f\xdf\x36\x9c\x07\x9a\xb0\x18\xe5\x77\x24\x77\xad\x69\x1e\xf6\x7c\x0d\x13\x32\x3f\xdf\x56\xd0\xec\x8b\xe2\xaa\xeb\x35"),
+    (Target::Amd64V1, *b"\xd1\x5d\x32\x6a\xd9\xe9\x10\x75\xfd\xcc\x4e\x6b\x1e\xf9\x56\x20\x2d\xae\xfc\x4e\x5d\x68\xbb\x0d\xe1\x06\xb4\x54\x95\x82\x66\xe0"),
+    (Target::Arm64, *b"\x80\xa0\xb4\x75\xcc\xac\xfc\xc2\xe3\xe5\x4a\xd5\x1d\xea\xe0\x15\xba\x94\x66\xb9\x0d\xee\x9a\xd0\x98\x8d\xae\x98\x52\x14\x2c\x17"),
+];
+
+/// The SHA-256 of every setting, for the best target that this host runs: what code has to be compiled with to be
+/// loaded here.
 #[must_use]
 pub fn settings_digest() -> Digest {
-    Digest::of(description().as_bytes())
+    settings_digest_of(Target::host())
 }
 
-/// Settings common to builder and worker.
-pub(super) fn shared_config() -> Config {
+/// The same for any target.
+#[must_use]
+pub fn settings_digest_of(target: Target) -> Digest {
+    let known = DIGESTS.iter().find(|(of, _)| *of == target);
+    Digest::from_bytes(known.map_or([0; 32], |(_, digest)| *digest))
+}
+
+/// Settings common to builder and worker: each of them is named, since what wasmtime takes by default depends on the
+/// features that it was built with, and those differ between the two.
+pub(super) fn shared_config() -> wasmtime::Result<Config> {
     let mut config = Config::new();
+    // Everything that wasmtime knows is off, threads, GC, exceptions and stack switching among it, but for:
     config.wasm_features(WasmFeatures::all(), false);
     config.wasm_features(FEATURES, true);
+    config.wasm_branch_hinting(false);
+    config.relaxed_simd_deterministic(false);
+    config.concurrency_support(false);
+    config.shared_memory(false);
     config.epoch_interruption(true);
     config.consume_fuel(false);
     config.max_wasm_stack(WASM_STACK);
@@ -65,15 +82,24 @@ pub(super) fn shared_config() -> Config {
     config.guard_before_linear_memory(true);
     config.memory_may_move(false);
     config.memory_init_cow(true);
+    config.memory_guaranteed_dense_image_size(DENSE_IMAGE);
     config.signals_based_traps(true);
     config.table_lazy_init(true);
-    config.concurrency_support(false);
+    config.compiler_inlining(Inlining::No);
     config.wasm_backtrace_max_frames(None);
     config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
     config.generate_address_map(false);
     config.native_unwind_info(false);
     config.debug_info(false);
-    config
+    config.debug_symbols(false);
+    config.metadata_for_internal_asserts(false);
+    // In full, and with what the code relies on and does not say by itself. wasmtime's loader refuses any other; by itself it
+    // would look at the major version.
+    let version = format!(
+        "{WASMTIME_VERSION} portcullis-1 wasm-stack={WASM_STACK} growth=0 dense-image={DENSE_IMAGE} address-map=no"
+    );
+    config.module_version(ModuleVersionStrategy::Custom(version))?;
+    Ok(config)
 }
 
 /// What the pool of a serving engine holds.
@@ -126,7 +152,10 @@ pub fn serving_engine(limits: &PoolLimits) -> wasmtime::Result<Serving> {
         pool.async_stack_keep_resident(STACK_KEEP_RESIDENT);
         pool.max_unused_warm_slots(limits.instances);
         pool.pagemap_scan(pagemap_scan);
-        let mut config = shared_config();
+        let mut config = shared_config()?;
+        // Even where one is linked.
+        #[cfg(feature = "compiler")]
+        config.enable_compiler(false);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         config.async_stack_zeroing(limits.stack_zeroing);
         Engine::new(&config)
@@ -137,12 +166,16 @@ pub fn serving_engine(limits: &PoolLimits) -> wasmtime::Result<Serving> {
     }
 }
 
-/// The engine the builder compiles with.
+/// The engine that compiles for a target, whatever machine this is.
 #[cfg(feature = "compiler")]
-pub fn compiling_engine() -> wasmtime::Result<Engine> {
-    let mut config = shared_config();
+pub fn compiling_engine(target: Target) -> wasmtime::Result<Engine> {
+    let mut config = shared_config()?;
+    target.set(&mut config)?;
     config.strategy(wasmtime::Strategy::Cranelift);
     config.cranelift_opt_level(wasmtime::OptLevel::Speed);
+    config.cranelift_regalloc_algorithm(wasmtime::RegallocAlgorithm::Backtracking);
+    config.cranelift_nan_canonicalization(false);
+    config.cranelift_debug_verifier(false);
     Engine::new(&config)
 }
 
@@ -157,9 +190,100 @@ mod tests {
         assert!(lock.contains(&format!("name = \"wasmtime\"\nversion = \"{WASMTIME_VERSION}\"")));
     }
 
+    /// Of the smallest component, compiled.
+    #[cfg(feature = "compiler")]
+    fn code(target: Target) -> Vec<u8> {
+        let engine = compiling_engine(target).expect("engine");
+        engine.precompile_component(b"\0asm\x0d\0\x01\0").expect("code")
+    }
+
+    /// A setting was changed, or wasmtime was: what is compiled from now on is not loaded by older workers, and
+    /// the other way around. If that is meant, these are the new lines for [`DIGESTS`].
     #[test]
     #[cfg(feature = "compiler")]
-    fn the_engine_accepts_its_settings() {
-        compiling_engine().expect("engine");
+    fn the_digests_that_workers_have_are_those_of_what_the_compiler_makes() {
+        let made = Target::ALL.map(|target| {
+            let digest = crate::engine::MadeFor::of(&code(target)).expect("made for").settings;
+            (target, *digest.as_bytes())
+        });
+        let lines: String = made
+            .iter()
+            .map(|(target, digest)| {
+                let bytes: String = digest.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+                format!("    (Target::{target:?}, *b\"{bytes}\"),\n")
+            })
+            .collect();
+        assert_eq!(made, DIGESTS, "\n{lines}");
+    }
+
+    /// What wasmtime writes into the section that is hashed, read by its own format.
+    #[cfg(feature = "compiler")]
+    fn flags(code: &[u8]) -> (String, Vec<String>) {
+        #[derive(serde::Deserialize)]
+        enum Value<'a> {
+            Enum(&'a str),
+            Num(u8),
+            Bool(bool),
+        }
+        type Flags<'a> = Vec<(&'a str, Value<'a>)>;
+        let start = b"\0\x61".len();
+        let at = code
+            .windows(start + WASMTIME_VERSION.len() + 11)
+            .position(|bytes| bytes.ends_with(format!("{WASMTIME_VERSION} portcullis").as_bytes()))
+            .expect("section");
+        let section = &code[at + start + usize::from(code[at + 1])..];
+        let (target, rest) = postcard::take_from_bytes::<&str>(section).expect("target");
+        let (shared, rest) = postcard::take_from_bytes::<Flags<'_>>(rest).expect("flags");
+        let (isa, _) = postcard::take_from_bytes::<Flags<'_>>(rest).expect("flags of the processor");
+        let on = isa.iter().filter(|(_, value)| matches!(value, Value::Bool(true)));
+        let on = on.map(|(name, _)| (*name).to_owned()).collect();
+        assert!(
+            shared.iter().any(|(name, value)| *name == "opt_level" && matches!(value, Value::Enum("speed")))
+        );
+        assert!(
+            isa.len() > 5 && !isa.iter().any(|(_, value)| matches!(value, Value::Num(number) if *number > 0))
+        );
+        (target.to_owned(), on)
+    }
+
+    /// Nothing is taken from the machine that compiles, which has more than this.
+    #[test]
+    #[cfg(feature = "compiler")]
+    fn code_uses_the_extensions_of_its_target_and_no_other() {
+        let v2 = ["cmpxchg16b", "popcnt", "sse3", "sse41", "sse42", "ssse3"];
+        for (target, triple, expected) in [
+            (Target::Amd64V2, "x86_64-unknown-linux-gnu", &v2[..]),
+            (Target::Amd64V1, "x86_64-unknown-linux-gnu", &[]),
+            (Target::Arm64, "aarch64-unknown-linux-gnu", &[]),
+        ] {
+            let (found, mut on) = flags(&code(target));
+            let mut expected: Vec<String> = expected.iter().map(|name| format!("has_{name}")).collect();
+            on.sort();
+            expected.sort();
+            assert_eq!((found.as_str(), on), (triple, expected), "{target}");
+        }
+    }
+
+    /// wasmtime by itself compares the major version.
+    #[test]
+    #[cfg(feature = "compiler")]
+    fn the_full_version_is_in_the_code_and_wasmtimes_loader_compares_it_too() {
+        let pool = PoolLimits { instances: 1, memory: 1 << 20, stack_zeroing: false };
+        let worker = serving_engine(&pool).expect("engine").engine;
+        let load = |code: &[u8]| {
+            // JUSTIFICATION: wasmtime's own refusal is what is tested.
+            #[expect(unsafe_code, reason = "loading precompiled code is unsafe by nature")]
+            // SAFETY: the bytes are the compiler's but for a digit of a version, and nothing of them is run.
+            unsafe { wasmtime::component::Component::deserialize(&worker, code) }.map(drop)
+        };
+        let mut code = code(Target::host());
+        load(&code).expect("unchanged");
+        let at = code.windows(6).position(|bytes| bytes == WASMTIME_VERSION.as_bytes()).expect("version");
+        code[at + 5] ^= 1;
+        let error = load(&code).expect_err("loaded").to_string();
+        assert!(error.contains("incompatible version '48.0.9"), "{error}");
+        let ours =
+            crate::engine::MadeFor::of(&code).expect("made for").check().expect_err("fits").to_string();
+        assert_eq!(ours, "it is compiled with wasmtime \"48.0.9\", this is 48.0.8");
     }
 }

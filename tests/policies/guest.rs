@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use portcullis::engine::{Target, compiling_engine};
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Engine, Store, StoreLimits, StoreLimitsBuilder};
 
@@ -59,7 +60,10 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(component: &[u8]) -> wasmtime::Result<Self> {
-        let engine = portcullis::engine::compiling_engine()?;
+        Self::with_engine(compiling_engine(Target::host())?, component)
+    }
+
+    pub(crate) fn with_engine(engine: Engine, component: &[u8]) -> wasmtime::Result<Self> {
         let component = Component::new(&engine, component)?;
         let mut linker = Linker::new(&engine);
         Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |host: &mut Host| host)?;
@@ -107,7 +111,7 @@ pub(crate) fn opaque(bytes: &[u8]) -> Request {
 
 /// The names of everything that a component imports.
 pub(crate) fn imports(component: &[u8]) -> Vec<String> {
-    let engine = portcullis::engine::compiling_engine().unwrap();
+    let engine = compiling_engine(Target::host()).unwrap();
     let component = Component::new(&engine, component).unwrap();
     component.component_type().imports(&engine).map(|(name, _)| name.to_owned()).collect()
 }

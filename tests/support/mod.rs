@@ -25,6 +25,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis::artifact::{self, Architecture, Digest, Limits, SigningKey, Statement};
+use portcullis::bundle::Platform;
 use portcullis::client::blocking::{Client, Connection};
 use portcullis::client::{ClientError, Deadline, Question};
 use portcullis::compile::{self, Built};
@@ -71,14 +72,22 @@ pub fn built(name: &str) -> Built {
     let key = Digest::of(&[Digest::of(&source).as_bytes().as_slice(), settings_digest().as_bytes()].concat());
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.json", key.short()));
     if let (Ok(facts), Ok(cwasm)) = (fs::read(&kept), fs::read(kept.with_extension("cwasm"))) {
-        let (imports, memory, table_elements) = serde_json::from_slice(&facts).unwrap();
-        return Built { cwasm, source: Digest::of(&source), imports, memory, table_elements };
+        let (imports, exports, memory, table_elements) = serde_json::from_slice(&facts).unwrap();
+        let (source, compiled) = (Digest::of(&source), vec![(Platform::host(), cwasm)]);
+        return Built { source, imports, exports, memory, table_elements, compiled };
     }
-    let built = compile::build(&source).unwrap_or_else(|error| panic!("build {name}: {error}"));
-    let facts = serde_json::to_vec(&(&built.imports, built.memory, built.table_elements)).unwrap();
-    artifact::store::replace(&kept.with_extension("cwasm"), &built.cwasm, 0o644).unwrap();
+    let built =
+        compile::build(&source, &[Platform::host()]).unwrap_or_else(|error| panic!("build {name}: {error}"));
+    let facts =
+        serde_json::to_vec(&(&built.imports, &built.exports, built.memory, built.table_elements)).unwrap();
+    artifact::store::replace(&kept.with_extension("cwasm"), code(&built), 0o644).unwrap();
     artifact::store::replace(&kept, &facts, 0o644).unwrap();
     built
+}
+
+/// The machine code for this host.
+pub fn code(built: &Built) -> &[u8] {
+    built.code_for(Platform::host()).expect("built for this host")
 }
 
 pub fn statement(built: &Built, tenant: &Tenant, policy: &PolicyName, version: u64) -> Statement {
@@ -86,7 +95,7 @@ pub fn statement(built: &Built, tenant: &Tenant, policy: &PolicyName, version: u
         policy: policy.clone(),
         tenant: tenant.clone(),
         version,
-        cwasm: Digest::of(&built.cwasm),
+        cwasm: Digest::of(code(built)),
         source: built.source,
         bundle: built.source,
         architecture: Architecture::host(),
@@ -187,7 +196,7 @@ impl Site {
     pub fn install(&self, tenant_name: &str, policy_name: &str, component: &str, version: u64) -> Digest {
         let built = built(component);
         let statement = statement(&built, &tenant(tenant_name), &policy(policy_name), version);
-        self.put(tenant_name, policy_name, &built.cwasm, &artifact::sign(&statement, &self.key).unwrap());
+        self.put(tenant_name, policy_name, code(&built), &artifact::sign(&statement, &self.key).unwrap());
         statement.cwasm
     }
 

@@ -17,7 +17,7 @@ use portcullis::client::blocking::Client;
 use portcullis::client::{ClientError, Deadline, Question, Settings};
 use portcullis::decision::{Decision, Outcome};
 
-use crate::support::{PATIENCE, built, policy, statement, tenant};
+use crate::support::{PATIENCE, built, code, policy, statement, tenant};
 
 /// One of the programs under test, as built; the others are beside it.
 pub(crate) const PROGRAMS: &str = env!("CARGO_BIN_EXE_portcullis-supervisor");
@@ -76,7 +76,7 @@ pub(crate) fn populated() {
     statement.limits.deadline_us = 5_000_000;
     let signed = artifact::sign(&statement, &key).expect("sign");
     let store = Path::new("/etc/portcullis/policies");
-    artifact::store::write(store, &tenant("acme"), &policy("gate"), &built.cwasm, &signed).expect("store");
+    artifact::store::write(store, &tenant("acme"), &policy("gate"), code(&built), &signed).expect("store");
     configure(SOUND);
 }
 

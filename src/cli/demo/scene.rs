@@ -17,6 +17,7 @@ use super::event::{Event, Signed, micros};
 use crate::artifact::{
     self, Architecture, Digest, KeyError, Limits, SignError, SigningKey, Statement, store,
 };
+use crate::bundle::Platform;
 use crate::compile::{self, BuildError, Built};
 use crate::decision::{InvalidName, PolicyName, Tenant};
 use crate::engine::{WASMTIME_VERSION, WORLD, settings_digest};
@@ -116,7 +117,7 @@ pub(super) struct Scene {
 impl Source {
     pub(super) fn build(&self) -> Result<(Built, Instant), SceneError> {
         let start = Instant::now();
-        let built = compile::build(self.component)
+        let built = compile::build(self.component, &[Platform::host()])
             .map_err(|cause| SceneError::Build { policy: self.policy, cause })?;
         Ok((built, start))
     }
@@ -189,7 +190,7 @@ impl Scene {
             let signed = artifact::sign(&statement, &self.key)
                 .map_err(|cause| SceneError::Sign { policy: source.policy, cause })?;
             let store = self.path("store");
-            store::write(&store, &statement.tenant, &statement.policy, &built.cwasm, &signed)
+            store::write(&store, &statement.tenant, &statement.policy, code(built), &signed)
                 .map_err(|cause| SceneError::Write { path: store, cause })?;
             installed.push(Signed {
                 tenant,
@@ -197,7 +198,7 @@ impl Scene {
                 version: VERSION,
                 digest: statement.cwasm,
                 source: built.source,
-                bytes: built.cwasm.len(),
+                bytes: code(built).len(),
                 build_micros,
             });
         }
@@ -288,12 +289,16 @@ impl Drop for Scene {
     }
 }
 
+fn code(built: &Built) -> &[u8] {
+    built.code_for(Platform::host()).unwrap_or_default()
+}
+
 fn statement(built: &Built, tenant: Tenant, policy: PolicyName) -> Statement {
     Statement {
         policy,
         tenant,
         version: VERSION,
-        cwasm: Digest::of(&built.cwasm),
+        cwasm: Digest::of(code(built)),
         source: built.source,
         bundle: built.source,
         architecture: Architecture::host(),

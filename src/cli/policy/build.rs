@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::artifact::{Architecture, Digest};
+use crate::bundle::Platform;
 use crate::cli::{CommandResult, output, units};
 use crate::compile::{self, SOURCE_MAX};
 use crate::engine::{WASMTIME_VERSION, settings_digest};
@@ -29,12 +30,13 @@ pub(in crate::cli) struct Build {
 
 impl Build {
     pub(super) fn run(self) -> CommandResult {
-        let built = compile::build(&super::read(&self.component, SOURCE_MAX)?)?;
-        super::write(&self.out, &built.cwasm)?;
-        let digest = Digest::of(&built.cwasm);
+        let built = compile::build(&super::read(&self.component, SOURCE_MAX)?, &[Platform::host()])?;
+        let code = built.code_for(Platform::host()).unwrap_or_default();
+        super::write(&self.out, code)?;
+        let digest = Digest::of(code);
         if self.json {
             output::json(&json!({
-                "cwasm": digest, "path": self.out, "bytes": built.cwasm.len(), "source": built.source,
+                "cwasm": digest, "path": self.out, "bytes": code.len(), "source": built.source,
                 "imports": built.imports, "memory": built.memory, "table_elements": built.table_elements,
                 "architecture": Architecture::host(), "wasmtime": WASMTIME_VERSION,
                 "engine": settings_digest(),
@@ -43,7 +45,7 @@ impl Build {
             output::text(format_args!(
                 "built    {} ({} bytes)\ncwasm    {digest}\nsource   {}\nimports  {}\nstarts   with {} of memory\n",
                 self.out.display(),
-                built.cwasm.len(),
+                code.len(),
                 built.source,
                 if built.imports.is_empty() { "nothing".into() } else { built.imports.join(", ") },
                 units::show_bytes(built.memory),

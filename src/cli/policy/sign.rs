@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::artifact::{self, Architecture, Digest, Limits, Statement};
+use crate::bundle::Platform;
 use crate::cli::{CommandResult, output, units};
 use crate::compile::{self, Built, SOURCE_MAX};
 use crate::decision::{PolicyName, Tenant};
@@ -75,7 +76,7 @@ impl Sign {
         };
         let key = super::read_signing_key(&self.key)?;
         let cwasm = super::read_sealed(&self.cwasm)?;
-        let built = compile::build(&super::read(&self.source, SOURCE_MAX)?)?;
+        let built = compile::build(&super::read(&self.source, SOURCE_MAX)?, &[Platform::host()])?;
         let limits = self.limits();
         self.check(cwasm.digest(), &built, &limits)?;
 
@@ -121,7 +122,7 @@ impl Sign {
 
     fn check(&self, found: Digest, built: &Built, limits: &Limits) -> Result<(), RefusedToSign> {
         let cwasm = || self.cwasm.clone();
-        let digest = Digest::of(&built.cwasm);
+        let digest = Digest::of(built.code_for(Platform::host()).unwrap_or_default());
         if digest != found {
             let source_path = self.source.clone();
             return Err(RefusedToSign::OtherSource { cwasm: cwasm(), found, source_path, built: digest });
