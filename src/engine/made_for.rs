@@ -186,10 +186,9 @@ fn version(section: &[u8]) -> Option<String> {
     (version.len() <= 32 && version.chars().all(|c| c.is_ascii_graphic())).then(|| version.to_owned())
 }
 
+#[cfg(feature = "compiler")]
 #[cfg(test)]
 mod tests {
-    #![cfg(feature = "compiler")]
-
     use super::*;
     use crate::engine::compiling_engine;
 
