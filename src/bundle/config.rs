@@ -30,6 +30,27 @@ pub struct PolicyConfig {
     pub compiled: Vec<CompiledFor>,
 }
 
+impl PolicyConfig {
+    /// What is said of the code for a platform.
+    #[must_use]
+    pub fn compiled_for(&self, platform: Platform) -> Option<&CompiledFor> {
+        self.compiled.iter().find(|compiled| compiled.platform == platform)
+    }
+
+    /// The first list that is not sorted, or has something twice.
+    pub(super) fn check_order(&self) -> Result<(), &'static str> {
+        let mut cwasm: Vec<_> = self.compiled.iter().map(|compiled| compiled.cwasm).collect();
+        cwasm.sort_unstable();
+        match () {
+            () if !self.imports.is_sorted_by(|a, b| a < b) => Err("imports"),
+            () if !self.exports.is_sorted_by(|a, b| a < b) => Err("exports"),
+            () if !self.compiled.is_sorted_by(|a, b| a.platform < b.platform) => Err("platforms"),
+            () if !cwasm.is_sorted_by(|a, b| a < b) => Err("digests of code"),
+            () => Ok(()),
+        }
+    }
+}
+
 /// Machine code in the bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

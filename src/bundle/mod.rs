@@ -12,8 +12,35 @@
 //! The digest of the bundle index covers every byte of what is run and what it may do, so it is what signers sign.
 //! Nothing in here is trusted: a blob is known by its digest, and read into sealed memory once.
 
+mod archive;
 mod config;
+mod descriptor;
+pub mod diff;
+mod draft;
+mod file;
+mod folder;
+mod form;
+mod layout;
+mod manifest;
+pub mod media;
 mod platform;
+mod read;
+pub mod sbom;
+pub mod write;
 
+pub use archive::{TAR_MAX, TarError};
 pub use config::{CONFIG_MAX, CompiledFor, PolicyConfig};
-pub use platform::Platform;
+pub use descriptor::{Annotations, Descriptor};
+pub use draft::{Assembled, Draft, DraftCompiled, DraftError};
+pub use file::{Ownership, Refusal};
+pub use form::FormError;
+pub use layout::{Layout, LayoutError, open, open_path, open_policy};
+pub use manifest::{ATTACHED_MANIFEST_MAX, LAYOUT_INDEX_MAX, MANIFEST_MAX};
+pub use platform::{Platform, UnknownPlatform};
+pub use read::{
+    ATTACHED_LAYERS_MAX, ATTACHED_MAX, ATTACHMENTS_MAX, Attachment, Bundle, BundleError, Compiled, Part,
+    cosign_tag,
+};
+
+/// Largest source, bytes.
+pub const SOURCE_MAX: usize = 32 << 20;

@@ -1,0 +1,172 @@
+//! A bundle in the making: from source, machine code and what is known of them to blobs and their digests. The same input
+//! always gives the same bytes.
+
+use std::collections::BTreeMap;
+
+use super::form::FormError;
+use super::manifest::{Index, Manifest};
+use super::{
+    Bundle, CONFIG_MAX, Compiled, CompiledFor, Descriptor, Platform, PolicyConfig, SOURCE_MAX, form, media,
+};
+use crate::artifact::{ARTIFACT_MAX, Digest, Limits};
+use crate::decision::{PolicyName, Tenant};
+
+/// All that goes into a bundle.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    pub policy: PolicyName,
+    pub tenant: Tenant,
+    pub version: u64,
+    /// The WIT world, "portcullis:policy@0.1.0".
+    pub world: String,
+    /// In any order.
+    pub imports: Vec<String>,
+    /// In any order.
+    pub exports: Vec<String>,
+    pub limits: Limits,
+    /// The component as its author built it.
+    pub source: Vec<u8>,
+    /// In any order; may be empty.
+    pub compiled: Vec<DraftCompiled>,
+}
+
+/// Machine code for one platform.
+#[derive(Debug, Clone)]
+pub struct DraftCompiled {
+    pub platform: Platform,
+    pub cwasm: Vec<u8>,
+    /// In full, "48.0.8".
+    pub wasmtime: String,
+    /// [`crate::engine::settings_digest`]
+    pub engine: Digest,
+}
+
+/// A bundle in memory, to be written with [`super::write::create`].
+#[derive(Debug, Clone)]
+pub struct Assembled {
+    /// As it will be read.
+    pub bundle: Bundle,
+    pub(super) blobs: BTreeMap<Digest, Vec<u8>>,
+}
+
+/// What makes no bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum DraftError {
+    #[error("make bundle: code for {0} is there twice")]
+    PlatformTwice(Platform),
+    #[error("make bundle: the same code is there for two platforms")]
+    CodeTwice,
+    #[error("make bundle: the {what} is {len} bytes long, at most {max} are read again")]
+    TooLong { what: &'static str, len: usize, max: usize },
+    #[error("make bundle: the {what} is empty")]
+    Empty { what: &'static str },
+    #[error("make bundle: {0}")]
+    Form(#[from] FormError),
+}
+
+impl Draft {
+    /// Works out every digest.
+    ///
+    /// # Errors
+    /// When it would be a bundle that is not read again.
+    pub fn assemble(self) -> Result<Assembled, DraftError> {
+        check_length("source", &self.source, SOURCE_MAX)?;
+        let mut compiled = self.compiled;
+        compiled.sort_by_key(|code| code.platform);
+        for code in &compiled {
+            check_length("code", &code.cwasm, ARTIFACT_MAX)?;
+        }
+        let pairs = || compiled.iter().zip(compiled.iter().skip(1));
+        if let Some((twice, _)) = pairs().find(|(one, next)| one.platform == next.platform) {
+            return Err(DraftError::PlatformTwice(twice.platform));
+        }
+        if pairs().any(|(one, next)| one.cwasm == next.cwasm) {
+            return Err(DraftError::CodeTwice);
+        }
+        let config = PolicyConfig {
+            policy: self.policy,
+            tenant: self.tenant,
+            version: self.version,
+            world: self.world,
+            imports: sorted(self.imports),
+            exports: sorted(self.exports),
+            limits: self.limits,
+            source: Digest::of(&self.source),
+            compiled: compiled
+                .iter()
+                .map(|code| CompiledFor {
+                    platform: code.platform,
+                    cwasm: Digest::of(&code.cwasm),
+                    wasmtime: code.wasmtime.clone(),
+                    engine: code.engine,
+                })
+                .collect(),
+        };
+        let mut blobs = Blobs::default();
+        let bytes = form::encode(&config)?;
+        check_length("config", &bytes, CONFIG_MAX)?;
+        let config_blob = blobs.add(media::CONFIG, bytes);
+        let mut manifests = Vec::new();
+        let mut parts = Vec::new();
+        for code in compiled {
+            let cwasm = blobs.add(media::CWASM, code.cwasm);
+            let manifest = Manifest::of(media::COMPILED, config_blob.clone(), vec![cwasm.clone()]);
+            let manifest = blobs.add(media::OCI_MANIFEST, manifest.encode()?);
+            parts.push(Compiled { platform: code.platform, manifest: manifest.clone(), cwasm });
+            manifests.push(manifest.with_platform(code.platform).with_artifact_type(media::COMPILED));
+        }
+        let source = blobs.add(media::WASM, self.source);
+        let manifest = Manifest::of(media::SOURCE, config_blob.clone(), vec![source.clone()]);
+        let source_manifest = blobs.add(media::OCI_MANIFEST, manifest.encode()?);
+        manifests.push(source_manifest.clone().with_artifact_type(media::SOURCE));
+        let index_bytes = Index::of(Some(media::BUNDLE), manifests).encode()?;
+        let index = blobs.add(media::OCI_INDEX, index_bytes.clone());
+        let attachments = Vec::new();
+        let compiled = parts;
+        let bundle = Bundle {
+            index,
+            index_bytes,
+            config,
+            config_blob,
+            compiled,
+            source_manifest,
+            source,
+            attachments,
+        };
+        Ok(Assembled { bundle, blobs: blobs.0 })
+    }
+}
+
+impl Assembled {
+    /// The bundle's.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.bundle.digest()
+    }
+}
+
+/// Blobs by their digest.
+#[derive(Default)]
+pub(super) struct Blobs(pub(super) BTreeMap<Digest, Vec<u8>>);
+
+impl Blobs {
+    pub(super) fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Descriptor {
+        let descriptor = Descriptor::of(media_type, &bytes);
+        self.0.insert(descriptor.digest, bytes);
+        descriptor
+    }
+}
+
+fn check_length(what: &'static str, bytes: &[u8], max: usize) -> Result<(), DraftError> {
+    match bytes.len() {
+        0 => Err(DraftError::Empty { what }),
+        len if len > max => Err(DraftError::TooLong { what, len, max }),
+        _ => Ok(()),
+    }
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names.dedup();
+    names
+}
