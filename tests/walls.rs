@@ -66,8 +66,8 @@ fn files(folder: &str, extension: &str) -> Vec<String> {
         entries.sort();
         for path in entries {
             if path.is_dir() {
-                // What cargo and git keep here is not the project's.
-                if !path.ends_with("target") && !path.ends_with(".git") {
+                // What cargo, git and npm keep here is not the project's.
+                if !["target", ".git", "node_modules"].iter().any(|theirs| path.ends_with(theirs)) {
                     walk(&path, extension, found);
                 }
             } else if path.extension().is_some_and(|found| found == extension) {
