@@ -665,7 +665,8 @@ fn what_the_ecosystems_library_makes_counts() {
 }
 
 fn openssl(dir: &Path, args: &[&str]) -> bool {
-    let run = Command::new("openssl").args(args).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = Command::new("openssl");
+    run.args(args).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::null());
     run.status().expect("openssl is missing; run: apt-get install openssl").success()
 }
 
