@@ -34,7 +34,7 @@ pub(super) struct EnvelopeJson {
 #[serde(deny_unknown_fields)]
 struct SignatureJson {
     sig: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     keyid: String,
 }
 

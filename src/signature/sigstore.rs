@@ -93,7 +93,7 @@ struct MaterialJson {
     certificate: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     x509_certificate_chain: Option<Value>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tlog_entries: Vec<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timestamp_verification_data: Option<TimestampsJson>,

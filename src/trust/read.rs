@@ -86,28 +86,26 @@ impl<'d> Reader<'d> {
         let key = section.optional("key", public_key);
         let issuer = section.optional("issuer", plain_text);
         let identity = section.optional("identity", pattern(identity_pattern));
-        let window = self.window(&mut section, false);
-        let mut means = Vec::new();
-        let mut place = |at, who: &Who| placed.push((at, called.to_owned(), who.clone()));
-        match (key, issuer, identity) {
-            (Some(key), None, None) => {
-                let who = Who::Key(key.value);
-                place(key.at, &who);
-                means.push(Means { who, not_before: window.0, not_after: window.1 });
-            }
-            (None, Some(issuer), Some(identity)) => {
-                let who = Who::Identity { issuer: issuer.value, identity: identity.value };
-                place(identity.at, &who);
-                means.push(Means { who, not_before: window.0, not_after: window.1 });
-                self.keyless(issuer.at);
-            }
-            _ => {}
-        }
+        let (not_before, not_after) = self.window(&mut section, false);
         let (with_key, with_issuer) = (section.has("key"), section.has("issuer"));
-        if with_key == with_issuer || with_issuer != section.has("identity") {
+        let used = if with_key == with_issuer || with_issuer != section.has("identity") {
             let title = section.title();
             let message = format!("{title}: expected either \"key\", or \"issuer\" and \"identity\"");
             self.complain(section.at(), message);
+            None
+        } else if let Some(key) = key {
+            Some((key.at, Who::Key(key.value)))
+        } else if let (Some(issuer), Some(identity)) = (issuer, identity) {
+            self.keyless(issuer.at);
+            Some((identity.at, Who::Identity { issuer: issuer.value, identity: identity.value }))
+        } else {
+            None
+        };
+        let mut means = Vec::new();
+        let mut place = |at, who: &Who| placed.push((at, called.to_owned(), who.clone()));
+        if let Some((at, who)) = used {
+            place(at, &who);
+            means.push(Means { who, not_before, not_after });
         }
         for mut retired in section.tables("retired") {
             let key = retired.required("key", public_key);
