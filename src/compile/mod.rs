@@ -10,6 +10,7 @@
 mod bulk;
 mod check;
 mod componentize;
+mod draft;
 mod pace;
 mod rewrite;
 

@@ -25,12 +25,14 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis::artifact::{self, Architecture, Digest, Limits, SigningKey, Statement};
-use portcullis::bundle::Platform;
+use portcullis::bundle::write::{self, NewAttachment};
+use portcullis::bundle::{self, Annotations, Draft, Platform};
 use portcullis::client::blocking::{Client, Connection};
 use portcullis::client::{ClientError, Deadline, Question};
 use portcullis::compile::{self, Built};
 use portcullis::decision::{Decision, PolicyName, Tenant};
 use portcullis::engine::{WASMTIME_VERSION, WORLD, settings_digest};
+use portcullis::signature::{self, Subject};
 use portcullis::wire::frame;
 use portcullis::wire::operator::{
     OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
@@ -40,6 +42,8 @@ use tempfile::TempDir;
 /// UIDs of the roles when started as root. Nothing else on a test machine uses them.
 pub const FRONTEND_UID: u32 = 61_000;
 pub const FIRST_CLASS_UID: u32 = 61_001;
+/// How far the registry's UID is from the frontend's.
+const REGISTRY_AFTER: u32 = 15;
 /// Longest a step of the service may take before a test gives up: only met when something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -73,31 +77,33 @@ pub fn built(name: &str) -> Built {
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.json", key.short()));
     if let (Ok(facts), Ok(cwasm)) = (fs::read(&kept), fs::read(kept.with_extension("cwasm"))) {
         let (imports, exports, memory, table_elements) = serde_json::from_slice(&facts).unwrap();
-        let (source, compiled) = (Digest::of(&source), vec![(Platform::host(), cwasm)]);
-        return Built { source, imports, exports, memory, table_elements, compiled };
+        let compiled = vec![(Platform::host(), cwasm)];
+        return Built { source: Digest::of(&source), imports, exports, memory, table_elements, compiled };
     }
     let built =
         compile::build(&source, &[Platform::host()]).unwrap_or_else(|error| panic!("build {name}: {error}"));
     let facts =
         serde_json::to_vec(&(&built.imports, &built.exports, built.memory, built.table_elements)).unwrap();
-    artifact::store::replace(&kept.with_extension("cwasm"), code(&built), 0o644).unwrap();
+    let cwasm = code(&built);
+    artifact::store::replace(&kept.with_extension("cwasm"), cwasm, 0o644).unwrap();
     artifact::store::replace(&kept, &facts, 0o644).unwrap();
     built
 }
 
-/// The machine code for this host.
+/// What was built for this machine.
 pub fn code(built: &Built) -> &[u8] {
-    built.code_for(Platform::host()).expect("built for this host")
+    built.code_for(Platform::host()).unwrap()
 }
 
+/// What a registry says of code to a worker.
 pub fn statement(built: &Built, tenant: &Tenant, policy: &PolicyName, version: u64) -> Statement {
     Statement {
         policy: policy.clone(),
         tenant: tenant.clone(),
         version,
+        bundle: Digest::of(b"no bundle"),
         cwasm: Digest::of(code(built)),
         source: built.source,
-        bundle: built.source,
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
         engine: settings_digest(),
@@ -105,6 +111,45 @@ pub fn statement(built: &Built, tenant: &Tenant, policy: &PolicyName, version: u
         imports: built.imports.clone(),
         limits: Limits::default(),
     }
+}
+
+/// The committed component of that name as a bundle of one platform, not signed.
+pub fn draft(name: &str, tenant_name: &str, policy_name: &str, version: u64) -> Draft {
+    built(name).draft(component(name), tenant(tenant_name), policy(policy_name), version, Limits::default())
+}
+
+/// Writes a bundle and has somebody vouch for it. Returns the digest of this machine's code.
+pub fn write_signed(draft: Draft, path: &Path, key: &SigningKey) -> Digest {
+    let assembled = draft.assemble().unwrap();
+    write::create(&assembled, path).unwrap();
+    sign_bundle(path, key);
+    assembled.bundle.config.compiled_for(Platform::host()).map_or(assembled.digest(), |code| code.cwasm)
+}
+
+/// Adds a signature to a bundle.
+pub fn sign_bundle(path: &Path, key: &SigningKey) {
+    let bundle = bundle::open_path(path).unwrap().read().unwrap();
+    let signed = signature::sign(&Subject::of(&bundle.index_bytes), key).unwrap();
+    let attachment = NewAttachment::one(signature::sigstore::MEDIA_TYPE, signed, Annotations::default());
+    write::attach(path, &attachment, |_| false).unwrap();
+}
+
+/// A trust policy in which these keys' holders are enough, each by itself, for everything.
+pub fn trust_policy(keys: &[&SigningKey]) -> String {
+    let mut text = String::new();
+    let mut names = Vec::new();
+    for (number, key) in (1..).zip(keys) {
+        let pem = key.public_key().to_pem().unwrap();
+        writeln!(text, "[signer.key-{number}]\nkey = \"\"\"\n{pem}\"\"\"\n").unwrap();
+        names.push(format!("key-{number}"));
+    }
+    writeln!(
+        text,
+        "[default]\nany_of = {{ minimum = 1, signers = {names:?} }}\n\
+         capabilities = [\"clock\", \"log\", \"random\"]\n\n[revocation]\nsigners = {names:?}"
+    )
+    .unwrap();
+    text
 }
 
 /// What a service is started from: a directory with everything in it.
@@ -128,12 +173,12 @@ impl Site {
         let dir = TempDir::with_prefix("portcullis-").unwrap();
         // Other UIDs pass through it.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["store", "cache", "run", "keys"] {
+        for name in ["store", "cache", "run"] {
             fs::create_dir(dir.path().join(name)).unwrap();
             fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
         }
         let key = SigningKey::generate_ed25519().unwrap();
-        fs::write(dir.path().join("keys/release.pub"), key.public_key().to_pem().unwrap()).unwrap();
+        fs::write(dir.path().join("trust.toml"), trust_policy(&[&key])).unwrap();
         Self {
             dir,
             key,
@@ -192,34 +237,32 @@ impl Site {
         self
     }
 
-    /// Builds, signs and puts a policy into the store. Returns the digest of the code.
+    /// Builds, signs and puts a policy into the store, in place of what is there. Returns the digest of the code.
     pub fn install(&self, tenant_name: &str, policy_name: &str, component: &str, version: u64) -> Digest {
-        let built = built(component);
-        let statement = statement(&built, &tenant(tenant_name), &policy(policy_name), version);
-        self.put(tenant_name, policy_name, code(&built), &artifact::sign(&statement, &self.key).unwrap());
-        statement.cwasm
+        let draft = draft(component, tenant_name, policy_name, version);
+        write_signed(draft, &self.bundle(tenant_name, policy_name), &self.key)
     }
 
-    pub fn put(&self, tenant_name: &str, policy_name: &str, cwasm: &[u8], signed: &[u8]) {
-        artifact::store::write(
-            &self.path("store"),
-            &tenant(tenant_name),
-            &policy(policy_name),
-            cwasm,
-            signed,
-        )
-        .unwrap();
+    /// Where a policy's bundle is, a folder.
+    pub fn bundle(&self, tenant_name: &str, policy_name: &str) -> PathBuf {
+        let folder = self.path("store").join(tenant_name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        folder.join(policy_name)
     }
 
     pub fn config(&self) -> String {
         let (run, uid) = (self.path("run"), self.frontend_uid);
+        let registry = self.registry_uid();
         format!(
-            "[service]\nsocket = {:?}\noperator_socket = {:?}\nstore = {:?}\ntrusted_keys = [{:?}]\n\
-             require_distinct_uids = {}\n{}\n[frontend]\nuid = {uid}\ngid = {uid}\n{}\n{}",
+            "[service]\nsocket = {:?}\noperator_socket = {:?}\nstore = {:?}\nstate = {:?}\n\
+             trust = {:?}\nrequire_distinct_uids = {}\n{}\n[registry]\nuid = {registry}\ngid = {registry}\n\
+             [frontend]\nuid = {uid}\ngid = {uid}\n{}\n{}",
             run.join("decide.sock"),
             run.join("operator.sock"),
             self.path("store"),
-            self.path("keys/release.pub"),
+            self.path("state"),
+            self.path("trust.toml"),
             is_root(),
             self.service,
             self.frontend,
@@ -232,8 +275,27 @@ impl Site {
         self.try_start().unwrap_or_else(|(status, log)| panic!("service did not start: {status}\n{log}"))
     }
 
+    /// The registry's UID, beyond those of the classes.
+    pub fn registry_uid(&self) -> u32 {
+        self.frontend_uid + REGISTRY_AFTER
+    }
+
+    /// The registry's directory, if it is not there yet.
+    pub fn make_state(&self) {
+        let state = self.path("state");
+        if state.exists() {
+            return;
+        }
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+        if is_root() {
+            chown(&state, Some(self.registry_uid()), Some(self.registry_uid())).unwrap();
+        }
+    }
+
     /// Starts the service; gives the exit status and what it said if it ends before it is ready.
     pub fn try_start(self) -> Result<Service, (ExitStatus, String)> {
+        self.make_state();
         fs::write(self.path("portcullis.toml"), self.config()).unwrap();
         let notify = UnixDatagram::bind(self.path("run/notify.sock")).unwrap();
         // The supervisor may be another user, as under a real manager.

@@ -12,12 +12,12 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use portcullis::artifact::{self, SigningKey};
+use portcullis::artifact::SigningKey;
 use portcullis::client::blocking::Client;
 use portcullis::client::{ClientError, Deadline, Question, Settings};
 use portcullis::decision::{Decision, Outcome};
 
-use crate::support::{PATIENCE, built, code, policy, statement, tenant};
+use crate::support::{PATIENCE, draft, policy, tenant, trust_policy, write_signed};
 
 /// One of the programs under test, as built; the others are beside it.
 pub(crate) const PROGRAMS: &str = env!("CARGO_BIN_EXE_portcullis-supervisor");
@@ -34,7 +34,7 @@ pub(crate) const OPERATOR: &str = "/run/portcullis/operator.sock";
 const INSTALLED: &str = "/usr/lib/portcullis";
 pub(crate) const CONFIGURATION: &str = "/etc/portcullis/portcullis.toml";
 pub(crate) const CACHE: &str = "/var/cache/portcullis/shared";
-const KEY: &str = "/etc/portcullis/keys/release.pub";
+pub(crate) const TRUST: &str = "/etc/portcullis/trust/trust.toml";
 
 /// A configuration with one class and one tenant that root may ask for.
 pub(crate) const SOUND: &str = r#"
@@ -42,11 +42,15 @@ pub(crate) const SOUND: &str = r#"
 socket = "/run/portcullis/decide.sock"
 operator_socket = "/run/portcullis/operator.sock"
 store = "/etc/portcullis/policies"
-trusted_keys = ["/etc/portcullis/keys/release.pub"]
+state = "/var/lib/portcullis/registry"
+trust = "/etc/portcullis/trust/trust.toml"
 answer_within = "10s"                 # machines boot beside this one
 [frontend]
 uid = 61000
 gid = 61000
+[registry]
+uid = 61009
+gid = 61009
 [class.shared]
 uid = 61001
 gid = 61001
@@ -68,15 +72,15 @@ pub(crate) fn installed() {
 /// A key, a policy and a configuration that names them, for a service that is installed.
 pub(crate) fn populated() {
     let key = SigningKey::generate_ed25519().expect("key");
-    write(KEY, key.public_key().to_pem().expect("pem").as_bytes());
-    let built = built(SELECTIVE);
-    let mut statement = statement(&built, &tenant("acme"), &policy("gate"), 1);
+    write(TRUST, trust_policy(&[&key]).as_bytes());
+    let mut draft = draft(SELECTIVE, "acme", "gate", 1);
     // The class's and the tenant's limits are those that count.
-    statement.limits.memory = 1 << 30;
-    statement.limits.deadline_us = 5_000_000;
-    let signed = artifact::sign(&statement, &key).expect("sign");
-    let store = Path::new("/etc/portcullis/policies");
-    artifact::store::write(store, &tenant("acme"), &policy("gate"), code(&built), &signed).expect("store");
+    draft.limits.memory = 1 << 30;
+    draft.limits.deadline_us = 5_000_000;
+    let store = Path::new("/etc/portcullis/policies/acme");
+    fs::create_dir_all(store).expect("mkdir");
+    fs::set_permissions(store, fs::Permissions::from_mode(0o755)).expect("chmod");
+    write_signed(draft, &store.join("gate"), &key);
     configure(SOUND);
 }
 

@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 
 use crate::Test;
 use crate::machine::{
-    CACHE, CONFIGURATION, DECIDE, OPERATOR, Process, SERVICE, SOCKETS, SOUND, answers, configure, installed,
-    journal, listed, output, process, processes, property, roles, run, started, systemctl, text,
+    CACHE, CONFIGURATION, DECIDE, OPERATOR, Process, SERVICE, SOCKETS, SOUND, TRUST, answers, configure,
+    installed, journal, listed, output, process, processes, property, roles, run, started, systemctl, text,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("start::sockets_have_the_modes_and_owners_declared", sockets_have_the_modes_and_owners_declared),
     ("start::a_client_that_connects_starts_the_service", a_client_that_connects_starts_the_service),
-    ("start::keys_come_as_credentials", keys_come_as_credentials),
+    ("start::the_trust_policy_comes_as_a_credential", the_trust_policy_comes_as_a_credential),
     ("start::the_running_service_is_attested", the_running_service_is_attested),
     ("start::what_the_unit_takes_away_is_gone", what_the_unit_takes_away_is_gone),
     ("start::programs_are_replaced_under_a_running_service", programs_are_replaced_under_a_running_service),
@@ -135,13 +135,13 @@ fn a_client_that_connects_starts_the_service() {
     assert_ne!(processes().len(), 0);
 }
 
-fn keys_come_as_credentials() {
+fn the_trust_policy_comes_as_a_credential() {
     installed();
-    configure(&SOUND.replace(KEY_PATH, CREDENTIAL));
+    configure(&SOUND.replace(TRUST, CREDENTIAL));
     systemctl(&["start", SERVICE]);
     answers();
     // Nothing of the original is needed any more, not even by a reload.
-    fs::remove_file(KEY_PATH).expect("remove");
+    fs::remove_file(TRUST).expect("remove");
     run("portcullis", &["reload"]);
     answers();
     // But by the next start.
@@ -150,12 +150,11 @@ fn keys_come_as_credentials() {
     assert!(!failed.status.success());
     let said = journal();
     let place =
-        format!("{CONFIGURATION}:6:17: open trusted key \"/run/credentials/{SERVICE}/keys_release.pub\"");
+        format!("{CONFIGURATION}:7:9: open trust policy \"/run/credentials/{SERVICE}/trust_trust.toml\"");
     assert!(said.contains(&place), "{said}");
 }
 
-const KEY_PATH: &str = "/etc/portcullis/keys/release.pub";
-const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/keys_release.pub";
+const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/trust_trust.toml";
 
 /// As the kernel has it for the running service; the test's own process is the control.
 fn what_the_unit_takes_away_is_gone() {
@@ -194,7 +193,7 @@ fn what_the_unit_takes_away_is_gone() {
         options.starts_with("rw") && !place.starts_with("/dev/") && !place.starts_with("/run/host/")
     });
     let writable: Vec<&str> = seen.keys().copied().collect();
-    assert_eq!(writable, ["/proc", "/tmp", "/var/cache/portcullis", "/var/tmp"]);
+    assert_eq!(writable, ["/proc", "/tmp", "/var/cache/portcullis", "/var/lib/portcullis", "/var/tmp"]);
     for (place, options) in seen {
         assert!(options.split(',').any(|option| option == "noexec"), "{place}: {options}");
     }

@@ -85,6 +85,8 @@ pub(super) struct Signed {
     pub(super) tenant: &'static str,
     pub(super) policy: &'static str,
     pub(super) version: u64,
+    /// What was signed.
+    pub(super) bundle: Digest,
     /// Of the machine code; of the component it was built from.
     pub(super) digest: Digest,
     pub(super) source: Digest,

@@ -14,20 +14,21 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{geteuid, mkdtemp};
 
 use super::event::{Event, Signed, micros};
-use crate::artifact::{
-    self, Architecture, Digest, KeyError, Limits, SignError, SigningKey, Statement, store,
-};
-use crate::bundle::Platform;
+use crate::artifact::{Digest, KeyError, Limits, SigningKey, store};
+use crate::bundle::write::{self, NewAttachment, WriteError};
+use crate::bundle::{Annotations, Bundle, DraftError, Platform};
 use crate::compile::{self, BuildError, Built};
 use crate::decision::{InvalidName, PolicyName, Tenant};
-use crate::engine::{WASMTIME_VERSION, WORLD, settings_digest};
 use crate::sandbox::privileges::SERVICE_NEEDS;
+use crate::signature::{self, SignError, Subject, sigstore};
 
-/// Version of every policy.
+/// Version of every policy when the service starts.
 const VERSION: u64 = 1;
-/// Where the demo looks for UIDs that no process has: the frontend's, then one for each class.
+/// Where the demo looks for UIDs that no process has: the frontend's, one for each class, the registry's.
 const FIRST_UID: u32 = 61_000;
 const LAST_UID: u32 = 65_000;
+/// The registry's place among them.
+const REGISTRY: u32 = 9;
 
 /// A tenant and the class it is in.
 #[derive(Debug)]
@@ -100,7 +101,11 @@ pub(super) enum SceneError {
     #[error("policy {policy}: {cause}")]
     Build { policy: &'static str, cause: BuildError },
     #[error("policy {policy}: {cause}")]
+    Draft { policy: &'static str, cause: DraftError },
+    #[error("policy {policy}: {cause}")]
     Sign { policy: &'static str, cause: SignError },
+    #[error(transparent)]
+    Bundle(#[from] WriteError),
     #[error(transparent)]
     Name(#[from] InvalidName),
 }
@@ -133,22 +138,20 @@ impl Scene {
         let dir = new_directory(first_uid.is_some())?;
         // From here on, dropping it removes the directory.
         let scene = Self { dir, key, first_uid, removed: false };
-        for name in ["store", "cache", "run", "keys"] {
+        for name in ["store", "cache", "run"] {
             scene.make_directory(&scene.path(name), 0o755)?;
         }
         for (index, tenant) in (1..).zip(&TENANTS) {
-            let cache = scene.path("cache").join(tenant.class);
-            scene.make_directory(&cache, 0o700)?;
-            if let Some(first) = first_uid {
-                let uid = first + index;
-                chown(&cache, Some(uid), Some(uid)).map_err(|cause| SceneError::Owner {
-                    path: cache.clone(),
-                    uid,
-                    cause,
-                })?;
-            }
+            scene.make_directory(&scene.path("store").join(tenant.name), 0o755)?;
+            scene.make_private(&scene.path("cache").join(tenant.class), index)?;
         }
-        scene.write("keys/release.pub", scene.key.public_key().to_pem()?.as_bytes())?;
+        scene.make_private(&scene.path("state"), REGISTRY)?;
+        let pem = scene.key.public_key().to_pem()?;
+        let trust = format!(
+            "[signer.release]\nkey = \"\"\"\n{pem}\"\"\"\n\n[default]\nall_of = [\"release\"]\n\
+             capabilities = [\"clock\", \"log\"]\n"
+        );
+        scene.write("trust.toml", trust.as_bytes())?;
         Ok(scene)
     }
 
@@ -186,28 +189,55 @@ impl Scene {
         let build_micros = micros(start.elapsed());
         let mut installed = Vec::new();
         for tenant in source.tenants.iter().copied() {
-            let statement = statement(built, Tenant::new(tenant)?, PolicyName::new(source.policy)?);
-            let signed = artifact::sign(&statement, &self.key)
-                .map_err(|cause| SceneError::Sign { policy: source.policy, cause })?;
-            let store = self.path("store");
-            store::write(&store, &statement.tenant, &statement.policy, code(built), &signed)
-                .map_err(|cause| SceneError::Write { path: store, cause })?;
+            let bundle = self.publish(source, built, tenant, VERSION)?;
             installed.push(Signed {
                 tenant,
                 policy: source.policy,
                 version: VERSION,
-                digest: statement.cwasm,
+                bundle: bundle.digest(),
+                digest: code(&bundle),
                 source: built.source,
-                bytes: code(built).len(),
+                bytes: built.code_for(Platform::host()).map_or(0, <[u8]>::len),
                 build_micros,
             });
         }
         Ok(installed)
     }
 
-    /// Changes one byte in the middle of a stored policy. Gives its place and the digest of what lies there now.
+    /// Makes a signed bundle and puts it into the store, in place of what was there.
+    fn publish(
+        &self,
+        source: &Source,
+        built: &Built,
+        tenant: &str,
+        version: u64,
+    ) -> Result<Bundle, SceneError> {
+        let policy = source.policy;
+        let (tenant_name, name) = (Tenant::new(tenant)?, PolicyName::new(policy)?);
+        let draft = built.draft(source.component.to_vec(), tenant_name, name, version, Limits::default());
+        let assembled = draft.assemble().map_err(|cause| SceneError::Draft { policy, cause })?;
+        let signed = signature::sign(&Subject::of(&assembled.bundle.index_bytes), &self.key)
+            .map_err(|cause| SceneError::Sign { policy, cause })?;
+        let path = self.bundle(tenant, policy);
+        write::create(&assembled, &path)?;
+        let attachment = NewAttachment::one(sigstore::MEDIA_TYPE, signed, Annotations::default());
+        Ok(write::attach(&path, &attachment, |_| false)?)
+    }
+
+    fn bundle(&self, tenant: &str, policy: &str) -> PathBuf {
+        self.path("store").join(tenant).join(policy)
+    }
+
+    /// Publishes the next version of a policy, and changes one byte in the middle of its code. Gives the byte's place and
+    /// the digest of what lies there now.
     pub(super) fn tamper(&self, tenant: &str, policy: &str) -> Result<(usize, Digest), SceneError> {
-        let path = store::cwasm_path(&self.path("store"), &Tenant::new(tenant)?, &PolicyName::new(policy)?);
+        let Some(source) = SOURCES.iter().find(|source| source.policy == policy) else {
+            return Ok((0, Digest::of(b"")));
+        };
+        let (built, _) = source.build()?;
+        let bundle = self.publish(source, &built, tenant, VERSION + 1)?;
+        let blob = hex::encode(code(&bundle).as_bytes());
+        let path = self.bundle(tenant, policy).join("blobs/sha256").join(blob);
         let mut bytes = fs::read(&path).map_err(|cause| SceneError::Read { path: path.clone(), cause })?;
         let middle = bytes.len() / 2;
         if let Some(byte) = bytes.get_mut(middle) {
@@ -230,15 +260,18 @@ impl Scene {
             None => String::new(),
         };
         let mut text = format!(
-            "[service]\nsocket = {:?}\noperator_socket = {:?}\nstore = {:?}\ntrusted_keys = [{:?}]\n\
-             require_distinct_uids = {}\n\
-             # A demo may have to share its processors with compilers.\nanswer_within = \"5s\"\n\n[frontend]\n{}",
+            "[service]\nsocket = {:?}\noperator_socket = {:?}\nstore = {:?}\nstate = {:?}\n\
+             trust = {:?}\nrequire_distinct_uids = {}\n\
+             # A demo may have to share its processors with compilers.\nanswer_within = \"5s\"\n\n[frontend]\n{}\n\
+             [registry]\n{}",
             self.socket(),
             self.operator_socket(),
             self.path("store"),
-            self.path("keys/release.pub"),
+            self.path("state"),
+            self.path("trust.toml"),
             self.first_uid.is_some(),
             identity(0),
+            identity(REGISTRY),
         );
         for (index, SceneTenant { name, class }) in (1..).zip(&TENANTS) {
             let cache = self.path("cache").join(class);
@@ -269,6 +302,14 @@ impl Scene {
             .map_err(|cause| SceneError::Write { path: path.to_owned(), cause })
     }
 
+    /// A directory that only the role with this number can enter.
+    fn make_private(&self, path: &Path, role: u32) -> Result<(), SceneError> {
+        self.make_directory(path, 0o700)?;
+        let Some(first) = self.first_uid else { return Ok(()) };
+        let uid = first + role;
+        chown(path, Some(uid), Some(uid)).map_err(|cause| SceneError::Owner { path: path.into(), uid, cause })
+    }
+
     /// Removes everything, and says what.
     pub(super) fn remove(mut self) -> Result<PathBuf, SceneError> {
         self.removed = true;
@@ -289,25 +330,9 @@ impl Drop for Scene {
     }
 }
 
-fn code(built: &Built) -> &[u8] {
-    built.code_for(Platform::host()).unwrap_or_default()
-}
-
-fn statement(built: &Built, tenant: Tenant, policy: PolicyName) -> Statement {
-    Statement {
-        policy,
-        tenant,
-        version: VERSION,
-        cwasm: Digest::of(code(built)),
-        source: built.source,
-        bundle: built.source,
-        architecture: Architecture::host(),
-        wasmtime: WASMTIME_VERSION.into(),
-        engine: settings_digest(),
-        world: WORLD.into(),
-        imports: built.imports.clone(),
-        limits: Limits::default(),
-    }
+/// The digest of a bundle's code for this machine.
+fn code(bundle: &Bundle) -> Digest {
+    bundle.config.compiled_for(Platform::host()).map_or(bundle.digest(), |code| code.cwasm)
 }
 
 /// As the supervisor will judge it ([`crate::sandbox::privileges::settle`]).
@@ -324,10 +349,9 @@ fn free_uids() -> Result<u32, SceneError> {
     // Processes that end meanwhile do not count.
     let used: HashSet<u32> =
         entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.uid())).collect();
-    let roles = u32::try_from(TENANTS.len()).unwrap_or(u32::MAX).saturating_add(1);
     (FIRST_UID..LAST_UID)
         .step_by(10)
-        .find(|first| (0..roles).all(|index| !used.contains(&(first + index))))
+        .find(|first| (0..=REGISTRY).all(|index| !used.contains(&(first + index))))
         .ok_or(SceneError::NoUid)
 }
 

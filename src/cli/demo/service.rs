@@ -21,8 +21,14 @@ use super::signals::Signals;
 /// Longest any one step of the service may take: only met when something is broken.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// The programs the service consists of.
-const PROGRAMS: [&str; 4] =
-    ["portcullis-supervisor", "portcullis-spawner", "portcullis-frontend", "portcullis-worker"];
+const PROGRAMS: [&str; 6] = [
+    "portcullis-supervisor",
+    "portcullis-spawner",
+    "portcullis-registry",
+    "portcullis-builder",
+    "portcullis-frontend",
+    "portcullis-worker",
+];
 /// The supervisor's `drain` (5 s), and then some.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
 /// Lines of the service's log in an error.
@@ -218,7 +224,7 @@ mod tests {
     fn what_is_missing_is_named_with_the_way_to_get_it() {
         let directory = tempfile::tempdir().unwrap();
         let find = || Program::find_in(directory.path());
-        for there in ["portcullis-supervisor", "portcullis-spawner", "portcullis-worker"] {
+        for there in PROGRAMS.into_iter().filter(|program| *program != "portcullis-frontend") {
             fs::write(directory.path().join(there), "").unwrap();
         }
         let error = find().unwrap_err().to_string();

@@ -140,8 +140,8 @@ mod tests {
     fn those_who_are_there_are_not_missing_and_others_are_in_the_way() {
         let ours = "root:x:0:0::/root:/bin/sh\nportcullis-shared:x:61001:61001::/:/usr/sbin/nologin\n";
         let accounts = Accounts::compare(ours, "root:x:0:\nportcullis-shared:x:61001:\n");
-        assert_eq!(accounts.users, ["portcullis", "portcullis-frontend"]);
-        assert_eq!(accounts.groups, ["portcullis", "portcullis-frontend"]);
+        assert_eq!(accounts.users, ["portcullis", "portcullis-frontend", "portcullis-registry"]);
+        assert_eq!(accounts.groups, ["portcullis", "portcullis-frontend", "portcullis-registry"]);
         assert!(accounts.taken.is_empty(), "{accounts:?}");
 
         let accounts = Accounts::compare("eve:x:61000:61000::/:/bin/sh\n", "portcullis-shared:x:7:\n");

@@ -18,17 +18,20 @@ use crate::cli::{CommandResult, output};
 
 const CONFIGURATION: &str = "/etc/portcullis";
 const CACHES: &str = "/var/cache/portcullis";
+/// Which versions are active and may never come back, and the host's key.
+const STATE: &str = "/var/lib/portcullis/registry";
 const RUN: &str = "/run/portcullis";
 
 /// Stop the service and remove what `portcullis install` placed
 ///
-/// What was changed since stays and is named, and so do the configuration and the caches unless --purge is given.
+/// What was changed since stays and is named, and so do the configuration, the registry's state and the caches unless --purge
+/// is given.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct UninstallArgs {
     /// The directory that it was installed into
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
-    /// Remove /etc/portcullis and /var/cache/portcullis too, with the policies and keys in them
+    /// Remove /etc/portcullis, /var/lib/portcullis/registry and /var/cache/portcullis too: policies, versions, host key
     #[arg(long)]
     purge: bool,
     /// Say what would be done, and do nothing
@@ -93,7 +96,7 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
     let mut steps = stop(tree, &mut obstacles);
     // The sockets in the first are made by systemd and left behind.
     let run = tree.is_host().then_some(RUN);
-    let purged = [CONFIGURATION, CACHES].into_iter().filter(|_| purge);
+    let purged = [CONFIGURATION, STATE, CACHES].into_iter().filter(|_| purge);
     let whole: Vec<&Path> = run.into_iter().chain(purged).map(Path::new).collect();
     for path in &whole {
         match tree.check_removable(path) {
@@ -103,8 +106,8 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
             Err(error) => kept.push(error.to_string()),
         }
     }
-    if let Some(cached) = in_use(tree, Path::new(CACHES)).filter(|_| !purge) {
-        kept.push(cached);
+    for path in [CACHES, STATE].into_iter().filter(|_| !purge) {
+        kept.extend(in_use(tree, Path::new(path)));
     }
     kept.extend(drop_ins(tree));
     if tree.is_roots() {
