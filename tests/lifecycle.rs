@@ -12,17 +12,20 @@ mod support;
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use portcullis::artifact::{Digest, Limits, SigningKey};
+use portcullis::bundle::Platform;
 use portcullis::client::{ClientError, Question};
+use portcullis::compile;
 use portcullis::decision::{Outcome, Refusal, Stage};
 use portcullis::wire::client::Deadline;
 use portcullis::wire::control::{Process, ProcessState};
+use portcullis::wire::operator::PolicyStatus;
 use support::{PATIENCE, Service, Site, policy, tenant};
 
 fn one_class(more: &str) -> Site {
@@ -310,9 +313,10 @@ fn a_bad_policy_is_refused_by_name_and_the_last_good_one_serves() {
     let service = site.start();
     assert_eq!(service.ask("acme", "gate", b"allow").digest, Some(good));
 
-    // A newer version, one byte of which has changed on its way.
-    service.site.install("acme", "gate", "hostile/trap", 2);
-    let cwasm = service.site.path("store/acme/gate.cwasm");
+    // A newer version, one byte of whose code has changed on its way.
+    let changed = service.site.install("acme", "gate", "hostile/trap", 2);
+    let blob = format!("blobs/sha256/{}", hex::encode(changed.as_bytes()));
+    let cwasm = service.site.bundle("acme", "gate").join(blob);
     let mut bytes = fs::read(&cwasm).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -321,14 +325,9 @@ fn a_bad_policy_is_refused_by_name_and_the_last_good_one_serves() {
     let decision = service.ask("acme", "gate", b"allow");
     assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, Some(good)));
     assert_eq!(service.ask("globex", "gate", b"allow").outcome, Outcome::Allow);
-    let status = service.status();
-    let policies = &status.workers[0].policies;
-    let shown = policies.iter().find(|one| one.tenant.as_str() == "acme").unwrap();
-    assert!(shown.refused.as_deref().is_some_and(|why| why.contains("digest")), "{shown:?}");
-    assert_eq!(
-        shown.serving.as_ref().map(|serving| (serving.digest, serving.from_cache)),
-        Some((good, true))
-    );
+    let shown = shown(&service, "acme");
+    assert!(shown.held_back.as_deref().is_some_and(|why| why.contains("digest")), "{shown:?}");
+    assert_eq!(shown.serving.map(|serving| (serving.digest, serving.version)), Some((good, 1)));
 
     // The same version as it was signed.
     let newer = service.site.install("acme", "gate", "hostile/trap", 2);
@@ -341,24 +340,34 @@ fn a_bad_policy_is_refused_by_name_and_the_last_good_one_serves() {
     assert_eq!(service.ask("acme", "gate", b"allow").digest, Some(newer));
 }
 
+/// What the status says of a tenant's policy in the newest worker.
+fn shown(service: &Service, tenant: &str) -> PolicyStatus {
+    let workers = service.status().workers;
+    let newest = workers.into_iter().max_by_key(|worker| worker.generation).unwrap();
+    newest.policies.into_iter().find(|one| one.tenant.as_str() == tenant).unwrap()
+}
+
 #[test]
-fn without_a_store_the_last_good_set_serves_from_the_cache() {
-    let site = one_class("");
-    let service = site.start();
+fn without_a_store_the_last_good_set_serves() {
+    let service = one_class("").start();
     let digest = service.ask("acme", "gate", b"allow").digest;
-    let store = service.site.path("store/acme");
-    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::remove_dir_all(&store).unwrap();
+    fs::remove_dir_all(service.site.path("store/acme")).unwrap();
     assert_eq!(service.reload(), None);
     let decision = service.ask("acme", "gate", b"allow");
     assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, digest));
+    assert!(shown(&service, "acme").held_back.is_some_and(|why| why.contains("store")));
+
+    // Not even a new registry and a new worker need it.
+    kill(Pid::from_raw(serving(&service, "registry").pid), Signal::SIGKILL).unwrap();
+    kill(Pid::from_raw(serving(&service, "worker").pid), Signal::SIGKILL).unwrap();
+    ask_until_answered(&service);
+    assert_eq!(service.ask("acme", "gate", b"allow").digest, digest);
 }
 
 #[test]
 fn a_policy_that_verifies_but_cannot_be_loaded_does_not_take_the_place_of_the_last_good_one() {
     // Signed and unchanged, and it starts with more memory than the class has.
-    let site = one_class("memory = \"1MiB\"");
-    let service = site.start();
+    let service = one_class("memory = \"1MiB\"").start();
     let good = service.ask("acme", "gate", b"allow").digest;
     assert!(good.is_some());
     // Always allows: 68 bytes of zero are a decision. 32 pages are 2 MiB.
@@ -366,79 +375,107 @@ fn a_policy_that_verifies_but_cannot_be_loaded_does_not_take_the_place_of_the_la
         (memory (export "memory") 32)
         (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
         (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
-    let built =
-        portcullis::compile::build(large.as_bytes(), &[portcullis::bundle::Platform::host()]).unwrap();
-    let statement = support::statement(&built, &tenant("acme"), &policy("gate"), 2);
-    let signed = portcullis::artifact::sign(&statement, &service.site.key).unwrap();
-    service.site.put("acme", "gate", support::code(&built), &signed);
+    let component = compile::componentize(large.as_bytes()).unwrap();
+    let built = compile::build(&component, &[Platform::host()]).unwrap();
+    let draft = built.draft(component, tenant("acme"), policy("gate"), 2, Limits::default());
+    support::write_signed(draft, &service.site.bundle("acme", "gate"), &service.site.key);
     for _ in 0..3 {
         assert_eq!(service.reload(), None);
         let decision = service.ask("acme", "gate", b"allow");
         assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, good));
-        let policies = service.status().workers[0].policies.clone();
-        assert!(policies[0].refused.as_deref().is_some_and(|why| why.contains("memory")), "{policies:?}");
+        let shown = shown(&service, "acme");
+        assert!(shown.held_back.as_deref().is_some_and(|why| why.contains("memory")), "{shown:?}");
     }
 }
 
-/// What is wrong with an artifact, and a word of the reason that `status` gives.
+/// What is wrong with a bundle, and a word of the reason that `status` gives.
 #[test]
-fn every_bad_artifact_is_refused_by_name_beside_one_that_serves() {
-    use portcullis::artifact::{Architecture, Digest, SigningKey, sign};
+fn every_bad_bundle_is_refused_by_name_beside_one_that_serves() {
     let mut site = one_class("");
     let cases = [
-        ("truncated", "digest"),
-        ("extended", "digest"),
-        ("arch", "compiled for"),
-        ("engine", "engine"),
-        ("wasmtime", "wasmtime"),
+        ("truncated", "bytes long"),
+        ("extended", "bytes long"),
         ("tenant", "tenant"),
         ("policy", "policy"),
-        ("unsigned", "open"),
-        ("stranger", "key"),
-        ("ungranted", "imports or exports"),
-        ("unheard-of", "asks for import \"files\""),
+        ("unsigned", "sign the bundle"),
+        ("stranger", "sign the bundle"),
+        ("ungranted", "import"),
+        ("unheard-of", "files"),
+        ("version-0", "version"),
     ];
     for (name, _) in cases {
         site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
-        let built = support::built("hostile/selective");
-        let mut cwasm = support::code(&built).to_vec();
-        let mut statement = support::statement(&built, &tenant(name), &policy("gate"), 1);
+        let mut draft = support::draft("hostile/selective", name, "gate", 1);
         let mut key = None;
+        match name {
+            "tenant" => draft.tenant = tenant("acme"),
+            "policy" => draft.policy = policy("other"),
+            "ungranted" => draft.imports.clear(),
+            "unheard-of" => draft.imports.push("files".into()),
+            "stranger" => key = Some(SigningKey::generate_p256().unwrap()),
+            "version-0" => draft.version = 0,
+            _ => {}
+        }
+        let path = site.bundle(name, "gate");
+        if name == "unsigned" {
+            portcullis::bundle::write::create(&draft.assemble().unwrap(), &path).unwrap();
+            continue;
+        }
+        let digest = support::write_signed(draft, &path, key.as_ref().unwrap_or(&site.key));
+        let blob = path.join("blobs/sha256").join(hex::encode(digest.as_bytes()));
+        let mut cwasm = fs::read(&blob).unwrap();
         match name {
             "truncated" => drop(cwasm.pop()),
             "extended" => cwasm.push(0),
-            "arch" => {
-                statement.architecture = match Architecture::host() {
-                    Architecture::X86_64 => Architecture::Aarch64,
-                    Architecture::Aarch64 => Architecture::X86_64,
-                };
-            }
-            "engine" => statement.engine = Digest::of(b"another engine"),
-            "wasmtime" => statement.wasmtime = "48.0.7".into(),
-            "tenant" => statement.tenant = tenant("acme"),
-            "policy" => statement.policy = policy("other"),
-            "ungranted" => statement.imports.clear(),
-            "unheard-of" => statement.imports.push("files".into()),
-            "stranger" => key = Some(SigningKey::generate_p256().unwrap()),
-            _ => {}
+            _ => continue,
         }
-        let signed = sign(&statement, key.as_ref().unwrap_or(&site.key)).unwrap();
-        site.put(name, "gate", &cwasm, &signed);
-        if name == "unsigned" {
-            fs::remove_file(site.path("store/unsigned/gate.statement.json")).unwrap();
-        }
+        fs::write(&blob, cwasm).unwrap();
     }
     let service = site.start();
     assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);
-    let status = service.status();
     for (name, word) in cases {
         let decision = service.ask(name, "gate", b"allow");
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::UnknownPolicy), "{name}");
-        let shown = status.workers[0].policies.iter().find(|one| one.tenant.as_str() == name).unwrap();
+        let shown = shown(&service, name);
         assert!(shown.serving.is_none(), "{name}");
         let why = shown.refused.as_deref().unwrap_or_default();
         assert!(why.contains(word), "{name}: {why}");
     }
+}
+
+/// Code for another wasmtime or another engine is no reason to stop: the signed source is compiled here.
+#[test]
+fn what_has_no_code_for_this_host_is_compiled_from_its_signed_source() {
+    let mut site = one_class("");
+    let cases = ["no-code", "wasmtime", "engine"];
+    for name in cases {
+        site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
+        let mut draft = support::draft("hostile/selective", name, "gate", 1);
+        match name {
+            "no-code" => draft.compiled.clear(),
+            "wasmtime" => draft.compiled[0].wasmtime = "47.0.0".into(),
+            _ => draft.compiled[0].engine = Digest::of(b"another engine"),
+        }
+        support::write_signed(draft, &site.bundle(name, "gate"), &site.key);
+    }
+    let here = Digest::of(support::code(&support::built("hostile/selective")));
+    let service = site.start();
+    for name in cases {
+        let decision = service.ask(name, "gate", b"allow");
+        assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, Some(here)), "{name}");
+    }
+
+    // What the cache holds is looked at before it is used: a changed byte is noticed, and the source compiled again.
+    let cached = service.site.path("cache/one").join(format!("{}.cwasm", hex::encode(here.as_bytes())));
+    let mut bytes = fs::read(&cached).unwrap();
+    bytes[4000] ^= 1;
+    fs::write(&cached, &bytes).unwrap();
+    let service = service.restart();
+    for name in cases {
+        let decision = service.ask(name, "gate", b"allow");
+        assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, Some(here)), "{name}");
+    }
+    assert_eq!(Digest::of(&fs::read(&cached).unwrap()), here);
 }
 
 #[test]
@@ -446,40 +483,31 @@ fn what_is_no_plain_file_in_the_store_is_refused_without_waiting() {
     let mut site = one_class("");
     for name in ["link", "pipe", "folder", "tenant-link"] {
         site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
-        let cwasm = site.path(&format!("store/{name}/gate.cwasm"));
+        let index = site.bundle(name, "gate").join("index.json");
         let kept = site.path(&format!("{name}.kept"));
-        fs::rename(&cwasm, &kept).unwrap();
+        fs::rename(&index, &kept).unwrap();
         match name {
-            "link" => std::os::unix::fs::symlink(&kept, &cwasm).unwrap(),
+            "link" => std::os::unix::fs::symlink(&kept, &index).unwrap(),
             // Whoever opened it the plain way would wait for a writer for ever.
-            "pipe" => nix::unistd::mkfifo(&cwasm, nix::sys::stat::Mode::S_IRUSR).unwrap(),
-            "folder" => fs::create_dir(&cwasm).unwrap(),
+            "pipe" => nix::unistd::mkfifo(&index, nix::sys::stat::Mode::S_IRUSR).unwrap(),
+            "folder" => fs::create_dir(&index).unwrap(),
             _ => {
-                fs::rename(&kept, &cwasm).unwrap();
+                fs::rename(&kept, &index).unwrap();
                 let (folder, elsewhere) = (site.path("store/tenant-link"), site.path("elsewhere"));
                 fs::rename(&folder, &elsewhere).unwrap();
                 std::os::unix::fs::symlink(&elsewhere, &folder).unwrap();
             }
         }
     }
-    if support::is_root() {
-        std::os::unix::fs::chown(
-            site.path("store/pipe/gate.cwasm"),
-            Some(support::FIRST_CLASS_UID),
-            Some(support::FIRST_CLASS_UID),
-        )
-        .unwrap();
-    }
     let service = site.start();
     assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow, "the control: a plain file");
-    let policies = service.status().workers[0].policies.clone();
     for (name, word) in [
         ("link", "symbolic link"),
         ("pipe", "regular file"),
         ("folder", "regular file"),
         ("tenant-link", "symbolic link"),
     ] {
-        let shown = policies.iter().find(|one| one.tenant.as_str() == name).unwrap();
+        let shown = shown(&service, name);
         assert!(shown.serving.is_none(), "{name}");
         assert!(shown.refused.as_deref().is_some_and(|why| why.contains(word)), "{shown:?}");
     }
@@ -489,20 +517,23 @@ fn what_is_no_plain_file_in_the_store_is_refused_without_waiting() {
 fn a_key_that_is_no_longer_trusted_loses_what_it_signed() {
     let service = one_class("").start();
     assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);
-    let other = portcullis::artifact::SigningKey::generate_p256().unwrap();
-    fs::write(service.site.path("keys/release.pub"), other.public_key().to_pem().unwrap()).unwrap();
+    let other = SigningKey::generate_p256().unwrap();
+    fs::write(service.site.path("trust.toml"), support::trust_policy(&[&other])).unwrap();
     assert_eq!(service.reload(), None);
-    // Neither the store's nor the cache's: both were signed by the key that is gone.
+    // Neither the store's nor what was active: both were signed by the key that is gone.
     let decision = service.ask("acme", "gate", b"allow");
     assert_eq!(decision.outcome, Outcome::Refused(Refusal::UnknownPolicy));
+
+    // And serves again with another signature on the same bundle.
+    support::sign_bundle(&service.site.bundle("acme", "gate"), &other);
+    assert_eq!(service.reload(), None);
+    assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);
 }
 
 #[test]
-fn a_new_statement_over_the_same_code_raises_the_floor() {
+fn a_new_version_of_the_same_code_raises_the_floor() {
     let service = one_class("").start();
-    let version = |service: &Service| {
-        service.status().workers[0].policies[0].serving.as_ref().map(|serving| serving.version)
-    };
+    let version = |service: &Service| shown(service, "acme").serving.map(|serving| serving.version);
     assert_eq!(version(&service), Some(1));
     service.site.install("acme", "gate", "hostile/selective", 9);
     assert_eq!(service.reload(), None);
@@ -510,4 +541,19 @@ fn a_new_statement_over_the_same_code_raises_the_floor() {
     service.site.install("acme", "gate", "hostile/selective", 2);
     assert_eq!(service.reload(), None);
     assert_eq!(version(&service), Some(9), "an older one does not come back");
+}
+
+/// What is wrong with the trust policy is wrong with the configuration: nothing changes, and it is said where.
+#[test]
+fn a_wrong_trust_policy_refuses_the_reload() {
+    let service = one_class("").start();
+    let path = service.site.path("trust.toml");
+    let sound = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("surprise = 1\n{sound}")).unwrap();
+    let error = service.reload().expect("refused");
+    assert!(error.contains("trust.toml:1:1:") && error.contains("surprise"), "{error}");
+    ask_until_answered(&service);
+    fs::write(&path, &sound).unwrap();
+    assert_eq!(service.reload(), None);
+    ask_until_answered(&service);
 }

@@ -244,6 +244,22 @@ fn a_cache_that_others_could_read_or_that_is_not_the_classs_is_refused() {
 }
 
 #[test]
+fn a_state_that_others_could_read_or_that_is_not_the_registrys_is_refused() {
+    let of_one = site();
+    of_one.make_state();
+    fs::set_permissions(of_one.path("state"), fs::Permissions::from_mode(0o750)).unwrap();
+    refused_by_configuration(&of_one, &["state", "mode 0750", "chmod"]);
+    if is_root() {
+        let of_one = site();
+        of_one.make_state();
+        let registry = of_one.registry_uid();
+        chown(of_one.path("state"), Some(registry + 7), None).unwrap();
+        let (wrong, right) = (format!("uid {}", registry + 7), registry.to_string());
+        refused_by_configuration(&of_one, &["state", &wrong, &right]);
+    }
+}
+
+#[test]
 fn uids_that_keep_nobody_apart_are_refused() {
     if !is_root() {
         return;
@@ -261,13 +277,13 @@ fn uids_that_keep_nobody_apart_are_refused() {
 }
 
 #[test]
-fn a_configuration_or_key_that_others_may_write_is_refused() {
+fn a_configuration_or_trust_policy_that_others_may_write_is_refused() {
     let site = site();
-    fs::set_permissions(site.path("keys/release.pub"), fs::Permissions::from_mode(0o664)).unwrap();
-    refused_by_configuration(&site, &["release.pub", "chmod"]);
-    fs::set_permissions(site.path("keys/release.pub"), fs::Permissions::from_mode(0o644)).unwrap();
-    fs::set_permissions(site.path("keys"), fs::Permissions::from_mode(0o777)).unwrap();
-    refused_by_configuration(&site, &["keys", "chmod"]);
+    fs::set_permissions(site.path("trust.toml"), fs::Permissions::from_mode(0o664)).unwrap();
+    refused_by_configuration(&site, &["trust.toml", "chmod"]);
+    fs::set_permissions(site.path("trust.toml"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(site.dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    refused_by_configuration(&site, &["above it", "chmod"]);
 }
 
 /// A group of the unified hierarchy that was given nothing to hand down.

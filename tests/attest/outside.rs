@@ -73,7 +73,7 @@ fn modes() {
     for (name, mode, said) in [
         ("run/decide.sock", 0o600, "client socket"),
         ("run/operator.sock", 0o700, "operator socket"),
-        ("keys/release.pub", 0o666, "release.pub"),
+        ("trust.toml", 0o666, "trust.toml"),
         ("store", 0o777, "store"),
         ("cache/one", 0o755, "cache"),
         ("portcullis.toml", 0o666, "configuration"),

@@ -445,6 +445,17 @@ impl Service {
         self.signal(Signal::SIGTERM);
         (self.child.wait().unwrap(), self.log())
     }
+
+    /// Stops it and starts it again from the same directory.
+    #[must_use]
+    pub fn restart(mut self) -> Self {
+        self.signal(Signal::SIGTERM);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}\n{}", self.log());
+        let site = std::mem::replace(&mut self.site, Site::new());
+        let _ = fs::remove_file(site.path("run/notify.sock"));
+        site.start()
+    }
 }
 
 impl Drop for Service {
