@@ -44,7 +44,7 @@ fn keys() -> &'static [SigningKey; 3] {
 
 /// The first two keys are trusted, the third is not.
 fn anchors() -> Anchors {
-    Anchors { keys: keys()[..2].iter().map(SigningKey::public_key).collect() }
+    Anchors { keys: keys()[..2].iter().map(SigningKey::public_key).collect(), keyless: None }
 }
 
 fn signer(key: &SigningKey) -> Signer {
@@ -156,7 +156,7 @@ fn a_signature_speaks_of_one_bundle_by_one_key() {
             assert!(!says_nothing(&evidence(&signed)), "the control");
             let other = Subject::of(b"{}");
             refused(&evidence_of(&other, &signed, &anchors()), "and this bundle is");
-            let only_the_stranger = Anchors { keys: vec![keys()[2].public_key()] };
+            let only_the_stranger = Anchors { keys: vec![keys()[2].public_key()], keyless: None };
             refused(&evidence_of(&subject(), &signed, &only_the_stranger), "not trusted here");
             refused(&evidence_of(&subject(), &signed, &Anchors::default()), "not trusted here");
         }

@@ -16,7 +16,7 @@ use portcullis::artifact::envelope::{Envelope, Kind, Signature, pre_authenticati
 use portcullis::artifact::{Digest, KeyId, Limits, PublicKey, SigningKey};
 use portcullis::bundle::{CompiledFor, Platform, PolicyConfig};
 use portcullis::decision::{PolicyName, Tenant, TrustClass};
-use portcullis::signature::{Evidence, Provenance, Signer};
+use portcullis::signature::{Evidence, KEYLESS, Provenance, Signer};
 use portcullis::trust::{
     Accepted, Candidate, NotSigned, Refusal, RevocationError, RevocationList, Revocations, Revokes,
     RotateError, TrustPolicy, rotate,
@@ -457,10 +457,19 @@ fn keys_are_counted_once_wherever_they_stand() {
     parse(&format!("[signer.a]\nkey = '''\n{release}'''\n[signer.b]\nkey = '''\n{security}'''\n")).unwrap();
 }
 
+/// With the feature, tests/keyless.rs has the rest.
 #[test]
-fn keyless_signers_need_a_program_that_checks_them() {
+fn identities_need_a_root_and_a_program_that_checks_them() {
     let signer = "[signer.ci]\nissuer = 'https://issuer.example.test'\nidentity = 'https://example.test/acme/x@refs/tags/*'\n";
-    assert!(parse(signer).unwrap_err().contains("build it with the feature \"keyless\""));
+    let said = parse(signer).unwrap_err();
+    assert!(said.starts_with("trust.toml:3:12: identity: "), "{said}");
+    let why =
+        if KEYLESS { "no [keyless] with a trusted_root" } else { "build it with the feature \"keyless\"" };
+    assert!(said.contains(why), "{said}");
+    let said = parse(&format!("[keyless]\ntrusted_root = '{{}}'\n{signer}")).unwrap_err();
+    let why = if KEYLESS { "not a trusted root" } else { "build it with the feature \"keyless\"" };
+    assert!(said.starts_with("trust.toml:2:16: trusted_root: ") && said.contains(why), "{said}");
+    assert_eq!(said.lines().count(), 1);
 }
 
 /// Each byte of a key in the trust file, changed: an error at its place, or another key, which signed nothing.

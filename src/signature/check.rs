@@ -6,7 +6,7 @@ use super::cosign::{self, SimpleSigningError};
 use super::intoto::{self, PAYLOAD_TYPE as IN_TOTO, StatementError};
 use super::provenance::PredicateJson;
 use super::sigstore::{self, Bundle, ClaimedSigner, Content, SigstoreError};
-use super::{Evidence, Provenance, Signer};
+use super::{Evidence, KeylessError, KeylessRoot, Provenance, Signer};
 use crate::artifact::{Digest, KeyId, PublicKey};
 
 /// Most attachments that are looked at. Whoever fills a store with more gets the bundle refused for want of signatures.
@@ -41,6 +41,8 @@ pub struct Material<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct Anchors {
     pub keys: Vec<PublicKey>,
+    /// What identities are taken from, if any are.
+    pub keyless: Option<KeylessRoot>,
 }
 
 /// Why an attachment says nothing.
@@ -70,10 +72,8 @@ enum Disregarded {
     NoPredicate,
     #[error("is about {found}, and this bundle is {expected}")]
     Digest { found: Digest, expected: Digest },
-    #[error(
-        "is signed by a certificate, and this program checks keys only; build it with the feature \"keyless\""
-    )]
-    Keyless,
+    #[error("{0}")]
+    Keyless(#[from] KeylessError),
 }
 
 /// What a good signature says of the bundle.
@@ -117,7 +117,9 @@ fn look(subject: &Subject<'_>, material: &Material<'_>, anchors: &Anchors) -> Re
 
 fn sigstore_bundle(subject: &Subject<'_>, bytes: &[u8], anchors: &Anchors) -> Result<Said, Disregarded> {
     let bundle = Bundle::from_bytes(bytes)?;
-    let ClaimedSigner::Key { hint } = &bundle.signer else { return Err(Disregarded::Keyless) };
+    let ClaimedSigner::Key { hint } = &bundle.signer else {
+        return keyless(subject, bytes, &bundle.content, anchors.keyless.as_ref());
+    };
     match &bundle.content {
         Content::Message { digest, signature } => {
             if *digest != subject.index {
@@ -135,6 +137,25 @@ fn sigstore_bundle(subject: &Subject<'_>, bytes: &[u8], anchors: &Anchors) -> Re
             let key = who_signed(&names, &signed.message(), &signed.signature, &anchors.keys)?;
             statement(subject, &signed.payload, Signer::Key(key))
         }
+    }
+}
+
+fn keyless(
+    subject: &Subject<'_>,
+    bytes: &[u8],
+    content: &Content,
+    root: Option<&KeylessRoot>,
+) -> Result<Said, Disregarded> {
+    let signer = root.ok_or(KeylessError::NoRoot)?.who_signed(bytes, subject.bytes)?;
+    match content {
+        Content::Message { digest, .. } if *digest != subject.index => {
+            Err(Disregarded::Digest { found: *digest, expected: subject.index })
+        }
+        Content::Message { .. } => Ok(Said::Vouched(signer)),
+        Content::Statement(signed) if signed.payload_type != IN_TOTO => {
+            Err(Disregarded::PayloadType(signed.payload_type.chars().take(80).collect()))
+        }
+        Content::Statement(signed) => statement(subject, &signed.payload, signer),
     }
 }
 

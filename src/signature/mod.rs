@@ -18,11 +18,17 @@ pub mod cosign;
 pub mod dsse;
 mod evidence;
 pub mod intoto;
+#[cfg(feature = "keyless")]
+mod keyless;
+#[cfg(not(feature = "keyless"))]
+#[path = "no_keyless.rs"]
+mod keyless;
 mod provenance;
 pub mod sigstore;
 
 pub use check::{ATTACHED_MAX, Anchors, Material, Subject, check};
 pub use evidence::{Evidence, Provenance, Signer};
+pub use keyless::{KEYLESS, KeylessRoot};
 pub use provenance::{BUILD_TYPE, BuildFacts, FactsError, GitSource};
 
 use dsse::Signed;
@@ -39,6 +45,21 @@ pub enum SignError {
     Statement(#[from] intoto::StatementError),
     #[error("sign bundle: the result {0}")]
     Bundle(#[from] sigstore::SigstoreError),
+}
+
+/// A signature by an identity that does not hold, or nothing to check it against.
+#[derive(Debug, thiserror::Error)]
+pub enum KeylessError {
+    #[error("this program checks keys only; build it with the feature \"keyless\"")]
+    NotBuiltIn,
+    #[error(
+        "is signed by a certificate, and the trust policy pins no root for it; add [keyless] with trusted_root"
+    )]
+    NoRoot,
+    #[error("is not a trusted root as sigstore clients have it: {0}")]
+    Root(String),
+    #[error("is signed by a certificate, which does not hold: {0}")]
+    Signature(String),
 }
 
 /// Vouches for a bundle: a sigstore bundle to be attached to it. The same key and bundle give the same bytes.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::Pattern;
 use crate::artifact::PublicKey;
 use crate::decision::{PolicyName, Tenant, TrustClass};
-use crate::signature::{Anchors, Signer};
+use crate::signature::{Anchors, KeylessRoot, Signer};
 
 /// Who may vouch for what. Made from text by [`TrustPolicy::parse`] only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct TrustPolicy {
     pub(super) tenants: BTreeMap<Tenant, Rule>,
     pub(super) minimum_versions: BTreeMap<Tenant, BTreeMap<PolicyName, u64>>,
     pub(super) revocation: Option<RevocationRule>,
+    /// What identities are taken from.
+    pub(super) keyless: Option<KeylessRoot>,
 }
 
 /// Somebody, by what they can show.
@@ -100,7 +102,7 @@ impl TrustPolicy {
     /// refusal can say so.
     #[must_use]
     pub fn anchors(&self) -> Anchors {
-        Anchors { keys: self.keys().cloned().collect() }
+        Anchors { keys: self.keys().cloned().collect(), keyless: self.keyless.clone() }
     }
 
     /// When nothing in it will hold any more.

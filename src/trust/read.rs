@@ -13,6 +13,7 @@ use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::document::values::{duration, name, number, size, text as text_value, timestamp};
 use crate::document::{self, Complaints, Found, Section};
 use crate::engine::Importable;
+use crate::signature::{KEYLESS, KeylessError, KeylessRoot};
 
 /// Longest trust policy, bytes.
 pub const TRUST_MAX: usize = 1 << 20;
@@ -48,6 +49,12 @@ type Placed = (usize, String, Who);
 impl<'d> Reader<'d> {
     fn policy(&self, document: &mut Section<'d>) -> Option<TrustPolicy> {
         let expires = document.optional("expires", timestamp).map(|found| found.value);
+        let keyless = document.section("keyless").and_then(|mut section| {
+            let root = section.required("trusted_root", trusted_root);
+            section.finish();
+            root.map(|found| found.value)
+        });
+        let with_root = document.has("keyless");
         let (mut signers, mut placed) = (BTreeMap::new(), Vec::new());
         let mut names = BTreeSet::new();
         for (title, section) in document.sections("signer") {
@@ -57,7 +64,6 @@ impl<'d> Reader<'d> {
                 signers.insert(title.value.to_owned(), signer);
             }
         }
-        self.distinct(placed);
         let default = document.section("default").map(|section| self.rule(section, &names));
         let (mut classes, mut tenants) = (BTreeMap::new(), BTreeMap::new());
         for (title, section) in document.sections("class") {
@@ -74,7 +80,20 @@ impl<'d> Reader<'d> {
         }
         let minimum_versions = self.minimum_versions(document.sections("minimum_version"));
         let revocation = document.section("revocation").map(|section| self.revocation(section, &names));
-        Some(TrustPolicy { expires, signers, default, classes, tenants, minimum_versions, revocation })
+        if !with_root {
+            self.no_identities(&placed);
+        }
+        self.distinct(placed);
+        Some(TrustPolicy {
+            expires,
+            signers,
+            default,
+            classes,
+            tenants,
+            minimum_versions,
+            revocation,
+            keyless,
+        })
     }
 
     fn signer(
@@ -96,7 +115,6 @@ impl<'d> Reader<'d> {
         } else if let Some(key) = key {
             Some((key.at, Who::Key(key.value)))
         } else if let (Some(issuer), Some(identity)) = (issuer, identity) {
-            self.keyless(issuer.at);
             Some((identity.at, Who::Identity { issuer: issuer.value, identity: identity.value }))
         } else {
             None
@@ -284,9 +302,18 @@ impl<'d> Reader<'d> {
         }
     }
 
-    fn keyless(&self, at: usize) {
-        let message = "issuer: this program checks keys only; build it with the feature \"keyless\"";
-        self.complain(at, message.to_owned());
+    /// Identities without anything that vouches for them.
+    fn no_identities(&self, placed: &[Placed]) {
+        let message = if KEYLESS {
+            "identity: there is no [keyless] with a trusted_root to check it against".to_owned()
+        } else {
+            format!("identity: {}", KeylessError::NotBuiltIn)
+        };
+        for (at, _, who) in placed {
+            if matches!(who, Who::Identity { .. }) {
+                self.complain(*at, message.clone());
+            }
+        }
     }
 
     fn signer_name(&self, name: Found<&str>) {
@@ -346,6 +373,10 @@ fn public_key(value: &toml::de::DeValue<'_>) -> Result<PublicKey, String> {
         );
     }
     Ok(key)
+}
+
+fn trusted_root(value: &toml::de::DeValue<'_>) -> Result<KeylessRoot, String> {
+    KeylessRoot::from_json(text_value(value)?).map_err(|why| why.to_string())
 }
 
 fn identity_pattern(written: &str) -> Result<Pattern, String> {
