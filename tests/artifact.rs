@@ -427,29 +427,18 @@ fn keys_of_other_algorithms_are_refused() {
 }
 
 #[test]
-fn the_store_replaces_whole_files_and_leaves_no_unfinished_ones() {
+fn files_are_replaced_whole_and_no_unfinished_ones_are_left() {
     let dir = tempfile::tempdir().unwrap();
-    let (tenant, policy) = (statement().tenant, statement().policy);
-    let write = |cwasm: &[u8], signed: &[u8]| store::write(dir.path(), &tenant, &policy, cwasm, signed);
-    write(b"one", b"first").unwrap();
-    write(b"two", b"second").unwrap();
-    let cwasm = store::cwasm_path(dir.path(), &tenant, &policy);
-    let signed = store::statement_path(dir.path(), &tenant, &policy);
-    assert_eq!(cwasm, dir.path().join("acme/gate.cwasm"));
-    assert_eq!(signed, dir.path().join("acme/gate.statement.json"));
-    assert_eq!(
-        (fs::read(&cwasm).unwrap(), fs::read(&signed).unwrap()),
-        (b"two".to_vec(), b"second".to_vec())
-    );
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
-    assert_eq!((mode(&cwasm), mode(&signed), mode(&dir.path().join("acme"))), (0o644, 0o644, 0o755));
+    let path = dir.path().join("file");
+    store::replace(&path, b"one", 0o600).unwrap();
+    store::replace(&path, b"two", 0o644).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"two");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o644);
 
-    // A directory stands where the statement has to go.
-    fs::remove_file(&signed).unwrap();
-    fs::create_dir(&signed).unwrap();
-    write(b"three", b"third").unwrap_err();
-    let entries = fs::read_dir(dir.path().join("acme")).unwrap();
-    let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-    left.sort();
-    assert_eq!(left, ["gate.cwasm", "gate.statement.json"]);
+    // A directory stands where the file has to go.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    store::replace(&path, b"three", 0o644).unwrap_err();
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["file"]);
 }

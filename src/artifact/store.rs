@@ -1,41 +1,9 @@
-//! Where artifacts lie on disk: `<dir>/<tenant>/<policy>.cwasm` and `<policy>.statement.json` beside it.
+//! Files that appear whole or not at all.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-
-use crate::decision::{PolicyName, Tenant};
-
-/// Where a tenant's compiled policy lies.
-#[must_use]
-pub fn cwasm_path(dir: &Path, tenant: &Tenant, policy: &PolicyName) -> PathBuf {
-    dir.join(tenant.as_str()).join(format!("{policy}.cwasm"))
-}
-
-/// Where its signed statement lies.
-#[must_use]
-pub fn statement_path(dir: &Path, tenant: &Tenant, policy: &PolicyName) -> PathBuf {
-    dir.join(tenant.as_str()).join(format!("{policy}.statement.json"))
-}
-
-/// Puts an artifact in place. Each of the two files appears whole or not at all, the statement last. A reader that
-/// comes between the two sees a pair that does not match, which is refused like any other tampering; the version that
-/// is loaded goes on serving.
-///
-/// # Errors
-/// When a file or directory cannot be made, written or renamed.
-pub fn write(
-    dir: &Path,
-    tenant: &Tenant,
-    policy: &PolicyName,
-    cwasm: &[u8],
-    signed: &[u8],
-) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(dir.join(tenant.as_str()))?;
-    replace(&cwasm_path(dir, tenant, policy), cwasm, 0o644)?;
-    replace(&statement_path(dir, tenant, policy), signed, 0o644)
-}
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 
 /// Writes a file beside its place, brings it to the disk and renames it there. An error leaves what was there before.
 ///
@@ -46,7 +14,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file"));
     };
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    // A leading dot: no policy's name has one, so nobody takes an unfinished file for an artifact.
+    // A leading dot: no policy's name has one, so nobody takes an unfinished file for a finished one.
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
     temporary.push(format!(".{}.tmp", std::process::id()));
