@@ -9,18 +9,24 @@
 //!             +--------v--------+   orders   +---------+
 //!             |   supervisor    |----------->| spawner |  SETUID SETGID SETPCAP; starts the others
 //!             +---+---------+---+  KILL      +---------+
-//!        watches  |         |  watches
-//!     +-----------v--+   +--v----------------+
-//!     |   frontend   |   |  worker @ class   |  one live generation per trust class
-//!     |  accept, who +--->  no caps, no fs,  |
-//!     |  is it, hand |fd |  no net, no exec  |
-//!     |  over the fd <---+  fresh instances  |
-//!     +--------------+   +-------------------+
+//!                 | watches all of them
+//!     +-----------v--+     +-------------------+
+//!     |   frontend   |     |  worker @ class   |  one live generation per trust class
+//!     |  accept, who +---->|  no caps, no fs,  |
+//!     |  is it, hand | fd  |  no net, no exec  |
+//!     |  over the fd |<----+  fresh instances  |
+//!     +--------------+     +---------^---------+
+//!                                    | sealed code, signed by this host
+//!            store      +------------+--+   +------------------+
+//!            of bundles |   registry    |<->| builder @ class  |  one job, then exit
+//!                  ---->|  verifies     |   | checks, compiles |
+//!                       +---------------+   +------------------+
 //! ```
 //!
 //! One decision, top to bottom: [`frontend`] accepts and greets, [`wire::handover`] carries the connection to a
 //! [`worker`], whose connection, admission, schedule and evaluate steps end in [`engine`], and the reply leaves by
-//! [`wire::client`].
+//! [`wire::client`]. One policy, from its author to there: [`compile`], [`bundle`], [`signature`], then [`registry`] by the
+//! rules in [`trust`], [`builder`], and over [`wire::supply`] to a worker.
 
 pub mod artifact;
 #[cfg(feature = "compiler")]
