@@ -365,6 +365,7 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::config::TenantConfig;
     use crate::wire::control::CONTROL_MAX;
 
     fn child(part: Part, stage: Stage) -> Child {
@@ -388,19 +389,20 @@ mod tests {
         Ready { loaded: 1, refused: 0, pagemap_scan: true, landlock_abi: 7, landlock_proven_threads: 2 }
     }
 
-    fn stages() -> [Stage; 5] {
+    fn stages() -> [Stage; 6] {
         let now = Instant::now();
         [
             Stage::Starting { until: now },
             Stage::Witnessed,
             Stage::Serving { since: now },
+            Stage::Working { until: now },
             Stage::Draining { until: now },
             Stage::Condemned,
         ]
     }
 
     /// Which of the stages above take the message without the child being killed for it.
-    fn taken(message: &FromChild, make: impl Fn(Stage) -> Child) -> [bool; 5] {
+    fn taken(message: &FromChild, make: impl Fn(Stage) -> Child) -> [bool; 6] {
         stages().map(|stage| {
             let mut child = make(stage);
             child.answers.ping_due(Instant::now() + Duration::from_secs(1)).expect("due");
@@ -410,20 +412,110 @@ mod tests {
 
     #[test]
     fn each_message_is_permitted_where_it_makes_sense_and_nowhere_else() {
+        const NOWHERE: [bool; 6] = [false, false, false, false, false, true];
         let front = |stage| child(Part::Frontend, stage);
+        let builder = |stage| child(Part::Builder(TrustClass::new("a").expect("name")), stage);
         let failed = FromChild::Failed { why: "x".into() };
         let pong = FromChild::Pong { nonce: 1 };
-        //                                             starting witnessed serving draining condemned
+        let build = FromChild::Build { serial: 1, class: TrustClass::new("a").expect("name") };
+        //                                     starting witnessed serving working draining condemned
+        for part in [worker, front as fn(Stage) -> Child, registry, builder] {
+            let at_first = [true, false, false, false, false, true];
+            assert_eq!(taken(&FromChild::Ready(ready()), part), at_first, "Ready once");
+            assert_eq!(taken(&failed, part), at_first);
+            assert_eq!(taken(&pong, part), [false, false, true, false, true, true]);
+        }
+        let later = [false, false, true, false, true, true];
+        assert_eq!(taken(&FromChild::Renew, worker), later);
+        for part in [front as fn(Stage) -> Child, registry, builder] {
+            assert_eq!(taken(&FromChild::Renew, part), NOWHERE, "workers only");
+        }
+        for message in [&build, &FromChild::Changed, &surveyed(KEY, None)] {
+            assert_eq!(taken(message, registry), later, "{message:?}");
+            for part in [worker, front as fn(Stage) -> Child, builder] {
+                assert_eq!(taken(message, part), NOWHERE, "{message:?}: the registry only");
+            }
+        }
+    }
+
+    const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n";
+
+    fn surveyed(host_key: &str, refused: Option<&str>) -> FromChild {
+        FromChild::Surveyed { host_key: host_key.to_owned(), refused: refused.map(ToOwned::to_owned) }
+    }
+
+    /// One that was told to survey.
+    fn registry(stage: Stage) -> Child {
+        let mut registry = child(Part::Registry, stage);
+        registry.expect_survey(registry.edition());
+        registry
+    }
+
+    #[test]
+    fn a_survey_is_answered_once_and_with_a_key() {
+        let serving = Stage::Serving { since: Instant::now() };
+        let mut asked = registry(serving);
+        asked.asked = None;
         assert_eq!(
-            taken(&FromChild::Ready(ready()), worker),
-            [true, false, false, false, true],
-            "Ready once"
+            asked.judge(surveyed(KEY, None)),
+            Err(Misbehaviour::Unpermitted("Surveyed")),
+            "nobody asked"
         );
-        assert_eq!(taken(&failed, worker), [true, false, false, false, true]);
-        assert_eq!(taken(&pong, worker), [false, false, true, true, true]);
-        assert_eq!(taken(&FromChild::Renew, worker), [false, false, true, true, true]);
-        assert_eq!(taken(&FromChild::Renew, front), [false, false, false, false, true], "workers only");
-        assert_eq!(taken(&pong, front), [false, false, true, true, true]);
+        let long = KEY.repeat(64);
+        for none in ["", "ssh-ed25519 AAAA", &long] {
+            assert_eq!(registry(serving).judge(surveyed(none, None)), Err(Misbehaviour::HostKey));
+            registry(serving).judge(surveyed(none, Some("no"))).expect("who refuses names no key");
+        }
+    }
+
+    #[test]
+    fn a_registry_may_ask_for_as_many_builders_as_there_is_to_build_and_not_more() {
+        let mut registry = registry(Stage::Serving { since: Instant::now() });
+        let allowed = registry.messages_allowed();
+        assert_eq!(allowed, MESSAGES_PER_PING as usize + 1, "one class, no policy");
+        let build = |serial| FromChild::Build { serial, class: TrustClass::new("a").expect("name") };
+        for serial in 0..allowed as u64 {
+            registry.judge(build(serial)).expect("permitted");
+        }
+        assert_eq!(registry.judge(build(1000)), Err(Misbehaviour::Flood));
+        let mut edition = registry.edition();
+        let mut config = (*edition.config).clone();
+        config.tenants.push(TenantConfig {
+            name: "acme".parse().expect("name"),
+            class: TrustClass::new("a").expect("name"),
+            policies: (0..100).map(|n| format!("p{n}").parse().expect("name")).collect(),
+            uids: vec![1000],
+            gids: vec![],
+            weight: 1,
+            max_deadline: Duration::from_secs(1),
+            default_deadline: Duration::from_secs(1),
+        });
+        edition.config = config.into();
+        registry.expect_survey(edition);
+        assert_eq!(registry.messages_allowed(), allowed + 200, "to look at and to compile");
+        registry.judge(build(1001)).expect("more to do, and not all of it used up");
+    }
+
+    #[test]
+    fn a_registry_may_think_for_longer_than_those_that_clients_wait_for() {
+        let now = Instant::now();
+        let mut registry = child(Part::Registry, Stage::Witnessed);
+        registry.begin_serving(now);
+        registry.answers.ping_due(now).expect("due");
+        let late = |child: &mut Child, after: Duration| {
+            // Wake-ups of ours.
+            (1..=8).map(|part| child.answers.too_late(now + after * part / 8)).last()
+        };
+        assert_eq!(late(&mut registry, REGISTRY_ANSWERS_WITHIN), Some(false));
+        assert_eq!(late(&mut registry, REGISTRY_ANSWERS_WITHIN * 2), Some(true), "but not forever");
+    }
+
+    #[test]
+    fn a_builder_that_works_is_not_waited_for_forever() {
+        let now = Instant::now();
+        let mut builder = child(Part::Builder(TrustClass::new("a").expect("name")), Stage::Witnessed);
+        builder.begin_working(now);
+        assert_eq!(builder.stage, Stage::Working { until: now + Duration::from_secs(60) });
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! A frontend and a worker that do nothing but what the supervisor sees of them: they seal themselves for real, serve,
-//! answer, drain, and misbehave where a tenant's name asks for it.
+//! A frontend and workers that do nothing but what the supervisor sees of them: they seal themselves for real, serve,
+//! answer, drain, and misbehave where a tenant's name asks for it. The registry is told by the trust policy what to do, one
+//! order a line, and a builder by the policy of its job.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use portcullis::sandbox::{
     Given, Places, Role, Sealed, check_inherited, install_panic_hook, settle_allocator,
@@ -16,9 +18,10 @@ use portcullis::wire::control::{
 };
 use portcullis::wire::frame;
 use portcullis::wire::handover::{FromWorker, HANDOVER_MAX, ToWorker};
+use portcullis::wire::supply::{FromRegistry, SUPPLY_MAX, ToRegistry};
 use serde::de::DeserializeOwned;
 
-type Control = Channel<FromChild, ToChild>;
+pub(crate) type Control = Channel<FromChild, ToChild>;
 
 const CONTROL: u64 = 1;
 const SECOND: u64 = 2;
@@ -30,27 +33,31 @@ pub(crate) fn run_if_asked() {
         frontend();
     } else if name.starts_with("portcullis-worker: ") {
         worker();
+    } else if name == "portcullis-registry" {
+        crate::makers::registry();
+    } else if name.starts_with("portcullis-builder: ") {
+        crate::makers::builder();
     }
 }
 
 /// Does not run what std does at exit: a sealed process may not touch its signal stack any more.
 #[expect(unsafe_code, reason = "_exit has no safe form")]
-fn exit(code: i32) -> ! {
+pub(crate) fn exit(code: i32) -> ! {
     // SAFETY: ends the process; nothing of it is used afterwards.
     unsafe { nix::libc::_exit(code) }
 }
 
-fn inherited(number: i32) -> OwnedFd {
+pub(crate) fn inherited(number: i32) -> OwnedFd {
     take_inherited(number).expect("inherited")
 }
 
-fn assignment<T: DeserializeOwned>() -> T {
+pub(crate) fn assignment<T: DeserializeOwned>() -> T {
     let mut bytes = Vec::new();
     std::fs::File::from(inherited(fd::ASSIGNMENT)).read_to_end(&mut bytes).expect("read assignment");
     frame::decode(&bytes).expect("decode assignment")
 }
 
-fn seal(given: Given, control: &Control) -> Sealed {
+pub(crate) fn seal(given: Given, control: &Control) -> Sealed {
     let confined = given.confine(&Places::default()).expect("confine");
     let ready = FromChild::Ready(Ready {
         loaded: 1,
@@ -96,6 +103,7 @@ fn worker() -> Infallible {
     let control = Control::new(inherited(fd::CONTROL), CONTROL_MAX);
     let assignment: WorkerAssignment = assignment();
     let handover = Channel::<FromWorker, ToWorker>::new(inherited(fd::FIRST), HANDOVER_MAX);
+    let supply = Channel::<ToRegistry, FromRegistry>::new(inherited(fd::SECOND), SUPPLY_MAX);
     let first = assignment.generation == 1;
     let asked = |what: &str| assignment.tenants.iter().any(|tenant| tenant.tenant.as_str() == what);
     let given =
@@ -123,11 +131,23 @@ fn worker() -> Infallible {
         wait(&epoll);
         exit(0);
     }
+    assert_eq!(assignment.host_key, crate::makers::KEY);
+    let mut buffer = Vec::new();
+    loop {
+        poll(&mut [PollFd::new(supply.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).expect("poll");
+        match supply.receive(&mut buffer).expect("receive") {
+            Received::Message(FromRegistry::Complete, None) => break,
+            Received::End => {
+                control.send(&FromChild::Failed { why: "the registry is gone".into() }, None).expect("send");
+                exit(1);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
     let epoll = epoll();
     watch(&epoll, &control, CONTROL);
     watch(&epoll, &handover, SECOND);
     let _sealed = seal(given, &control);
-    let mut buffer = Vec::new();
     loop {
         if wait(&epoll) == SECOND {
             // Nothing is ever handed over: to be told to drain, or the frontend's end, is the end.

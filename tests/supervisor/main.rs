@@ -11,7 +11,9 @@
 
 mod children;
 mod life;
+mod makers;
 mod notify;
+mod registry;
 mod service;
 mod start;
 
@@ -19,12 +21,14 @@ use libtest_mimic::{Arguments, Trial};
 
 fn main() {
     children::run_if_asked();
-    let trials = [start::TESTS, life::TESTS, notify::TESTS].concat().into_iter().map(|(name, test)| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    });
+    let trials = [start::TESTS, life::TESTS, registry::TESTS, notify::TESTS].concat().into_iter().map(
+        |(name, test)| {
+            Trial::test(name, move || {
+                test();
+                Ok(())
+            })
+        },
+    );
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
 }
 

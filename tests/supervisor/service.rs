@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use portcullis::wire::control::{Process, ProcessState, ProcessTable};
 /// Long enough for a machine that does other things; only ever waited for when something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Directory with the supervisor, the spawner and this binary twice, made once.
+/// Directory with the supervisor, the spawner and this binary under the names of all others, made once.
 pub(crate) fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<tempfile::TempDir> = OnceLock::new();
     PROGRAMS
@@ -31,6 +31,8 @@ pub(crate) fn programs() -> &'static Path {
                 (&spawner, "portcullis-spawner"),
                 (&own, "portcullis-frontend"),
                 (&own, "portcullis-worker"),
+                (&own, "portcullis-registry"),
+                (&own, "portcullis-builder"),
             ] {
                 let to = directory.path().join(to);
                 fs::copy(from, &to).expect("copy");
@@ -75,7 +77,8 @@ impl Site {
         for (name, owner) in [
             ("run", own),
             ("store", own),
-            ("keys", own),
+            ("trust", own),
+            ("state", if distinct { 61010 } else { own }),
             ("a", if distinct { 61001 } else { own }),
             ("b", if distinct { 61002 } else { own }),
         ] {
@@ -83,10 +86,17 @@ impl Site {
             // The children have to reach the socket's directory's parent no more than anybody else.
             site.give(name, if name == "run" { 0o755 } else { 0o700 }, owner);
         }
-        fs::write(site.path("keys/k.pub"), "-----BEGIN PUBLIC KEY-----\n").expect("key");
-        site.give("keys/k.pub", 0o644, own);
+        site.trust("");
         site.configure("");
         site
+    }
+
+    /// What the registry is told: see `children`.
+    pub(crate) fn trust(&self, orders: &str) {
+        let new = self.path("trust/new");
+        fs::write(&new, orders).expect("write");
+        fs::rename(&new, self.path("trust/trust.toml")).expect("rename");
+        self.give("trust/trust.toml", 0o644, fs::metadata(self.path("trust")).expect("stat").uid());
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -110,12 +120,16 @@ impl Site {
 socket = "@/run/decide.sock"
 operator_socket = "@/run/operator.sock"
 store = "@/store"
-trusted_keys = ["@/keys/k.pub"]
+state = "@/state"
+trust = "@/trust/trust.toml"
 drain = "10s"
 answer_within = "{answer_within}"
 [frontend]
 uid = 61000
 gid = 61000
+[registry]
+uid = 61010
+gid = 61010
 [class.a]
 uid = 61001
 gid = 61001
@@ -243,7 +257,7 @@ impl Service {
     pub(crate) fn wait_until_all_serve(&mut self) -> ProcessTable {
         self.wait_until(|_, table| {
             let serving = |process: &&Process| process.state == ProcessState::Serving;
-            table.processes.len() == 3 && table.processes.iter().filter(serving).count() == 3
+            table.processes.len() == 4 && table.processes.iter().filter(serving).count() == 4
         })
     }
 
@@ -298,8 +312,16 @@ impl Drop for Service {
 
 /// The worker of class `class` that serves.
 pub(crate) fn serving<'t>(table: &'t ProcessTable, class: &str) -> Option<&'t Process> {
-    let of_class = |process: &&Process| process.class.as_ref().is_some_and(|name| name.as_str() == class);
+    let of_class = |process: &&Process| {
+        process.role == "worker" && process.class.as_ref().is_some_and(|name| name.as_str() == class)
+    };
     table.processes.iter().filter(of_class).find(|process| process.state == ProcessState::Serving)
+}
+
+/// The registry that serves.
+pub(crate) fn registry(table: &ProcessTable) -> Option<&Process> {
+    let serving = |process: &&Process| process.state == ProcessState::Serving;
+    table.processes.iter().filter(serving).find(|process| process.role == "registry")
 }
 
 pub(crate) fn generation(table: &ProcessTable, class: &str) -> Option<u64> {

@@ -37,9 +37,9 @@ fn all_children_serve_and_sigterm_ends_them() {
     let root = nix::unistd::geteuid().is_root();
     assert_eq!(table.isolation, if root { Isolation::DistinctUids } else { Isolation::SharedUid });
     let roles: Vec<_> = table.processes.iter().map(|p| (p.role.as_str(), p.generation, p.threads)).collect();
-    assert_eq!(roles, [("frontend", 1, 1), ("worker", 1, 1), ("worker", 1, 1)]);
+    assert_eq!(roles, [("frontend", 1, 1), ("registry", 1, 1), ("worker", 1, 1), ("worker", 1, 1)]);
     if root {
-        assert_eq!(table.processes.iter().map(|p| p.uid).collect::<Vec<_>>(), [61000, 61001, 61002]);
+        assert_eq!(table.processes.iter().map(|p| p.uid).collect::<Vec<_>>(), [61000, 61010, 61001, 61002]);
         for process in &table.processes {
             let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).expect("status");
             for line in
@@ -82,7 +82,7 @@ fn the_doors_open_when_every_class_serves() {
     let site = Site::new(As::Caller);
     let mut service = site.start();
     let table = service.wait_until(|_, _| true);
-    assert_eq!(table.processes.len(), 3, "{table:?}");
+    assert_eq!(table.processes.len(), 4, "{table:?}");
     assert!(table.processes.iter().all(|process| process.state == ProcessState::Serving), "{table:?}");
     service.stop();
 }
@@ -109,7 +109,7 @@ fn ambient_capabilities_do_not_reach_the_children() {
     let mut service = site.start();
     let table = service.wait_until_all_serve();
     assert_eq!(table.isolation, Isolation::DistinctUids);
-    assert_eq!(table.processes.iter().map(|p| p.uid).collect::<Vec<_>>(), [61000, 61001, 61002]);
+    assert_eq!(table.processes.iter().map(|p| p.uid).collect::<Vec<_>>(), [61000, 61010, 61001, 61002]);
     power_is_divided(&service.lasting, true);
     for process in &table.processes {
         let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).expect("status");
@@ -132,7 +132,7 @@ fn distinct_uids_are_refused_without_privilege() {
     site.write(&site.sound("10s", "").replace("drain", "require_distinct_uids = true\ndrain"));
     let (code, said) = site.run_to_end();
     assert_eq!(code, Some(78));
-    assert!(said.contains("@/portcullis.toml:7:25: require_distinct_uids: "), "{said}");
+    assert!(said.contains("@/portcullis.toml:8:25: require_distinct_uids: "), "{said}");
     let mut command = site.command();
     command.env("INVOCATION_ID", "x");
     site.configure("");
@@ -146,7 +146,7 @@ fn a_wrong_configuration_starts_nothing() {
     assert_eq!(code, Some(78));
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(lines.len(), 3, "{said}");
-    assert!(lines[0].starts_with("@/portcullis.toml:23:9: class: there is no [class.c]"), "{said}");
+    assert!(lines[0].starts_with("@/portcullis.toml:27:9: class: there is no [class.c]"), "{said}");
     assert_eq!(std::fs::read_dir(site.path("run")).expect("list").count(), 0, "not even a socket");
 }
 

@@ -34,16 +34,16 @@ pub(crate) const OPERATOR: &str = "/run/portcullis/operator.sock";
 const INSTALLED: &str = "/usr/lib/portcullis";
 pub(crate) const CONFIGURATION: &str = "/etc/portcullis/portcullis.toml";
 pub(crate) const CACHE: &str = "/var/cache/portcullis/shared";
-pub(crate) const TRUST: &str = "/etc/portcullis/trust/trust.toml";
+pub(crate) const TRUST: &str = "/etc/portcullis/trust.toml";
 
 /// A configuration with one class and one tenant that root may ask for.
 pub(crate) const SOUND: &str = r#"
 [service]
 socket = "/run/portcullis/decide.sock"
 operator_socket = "/run/portcullis/operator.sock"
-store = "/etc/portcullis/policies"
-state = "/var/lib/portcullis/registry"
-trust = "/etc/portcullis/trust/trust.toml"
+store = "/var/lib/portcullis/store"
+state = "/var/lib/portcullis/state"
+trust = "/etc/portcullis/trust.toml"
 answer_within = "10s"                 # machines boot beside this one
 [frontend]
 uid = 61000
@@ -77,7 +77,7 @@ pub(crate) fn populated() {
     // The class's and the tenant's limits are those that count.
     draft.limits.memory = 1 << 30;
     draft.limits.deadline_us = 5_000_000;
-    let store = Path::new("/etc/portcullis/policies/acme");
+    let store = Path::new("/var/lib/portcullis/store/acme");
     fs::create_dir_all(store).expect("mkdir");
     fs::set_permissions(store, fs::Permissions::from_mode(0o755)).expect("chmod");
     write_signed(draft, &store.join("gate"), &key);

@@ -137,6 +137,7 @@ fn a_client_that_connects_starts_the_service() {
 
 fn the_trust_policy_comes_as_a_credential() {
     installed();
+    drop_in(SERVICE, "[Service]\nLoadCredential=trust.toml:/etc/portcullis/trust.toml\n");
     configure(&SOUND.replace(TRUST, CREDENTIAL));
     systemctl(&["start", SERVICE]);
     answers();
@@ -149,12 +150,11 @@ fn the_trust_policy_comes_as_a_credential() {
     let failed = output("systemctl", &["start", SERVICE]);
     assert!(!failed.status.success());
     let said = journal();
-    let place =
-        format!("{CONFIGURATION}:7:9: open trust policy \"/run/credentials/{SERVICE}/trust_trust.toml\"");
+    let place = format!("{CONFIGURATION}:7:9: open trust policy \"/run/credentials/{SERVICE}/trust.toml\"");
     assert!(said.contains(&place), "{said}");
 }
 
-const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/trust_trust.toml";
+const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/trust.toml";
 
 /// As the kernel has it for the running service; the test's own process is the control.
 fn what_the_unit_takes_away_is_gone() {
@@ -193,7 +193,7 @@ fn what_the_unit_takes_away_is_gone() {
         options.starts_with("rw") && !place.starts_with("/dev/") && !place.starts_with("/run/host/")
     });
     let writable: Vec<&str> = seen.keys().copied().collect();
-    assert_eq!(writable, ["/proc", "/tmp", "/var/cache/portcullis", "/var/lib/portcullis", "/var/tmp"]);
+    assert_eq!(writable, ["/proc", "/tmp", "/var/cache/portcullis", "/var/lib/portcullis/state", "/var/tmp"]);
     for (place, options) in seen {
         assert!(options.split(',').any(|option| option == "noexec"), "{place}: {options}");
     }

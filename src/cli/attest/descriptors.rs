@@ -301,12 +301,13 @@ mod tests {
         list.iter().map(one).collect()
     }
 
-    const WORKER: [(i32, &str, &str); 6] = [
+    const WORKER: [(i32, &str, &str); 7] = [
         (0, "/dev/null", "/dev/null"),
         (1, "/var/log/p", "/var/log/p"),
         (2, "/var/log/p", "/var/log/p"),
         (3, "socket:[3]", "socket"),
         (5, "socket:[5]", "socket"),
+        (6, "socket:[6]", "socket"),
         (7, "anon_inode:[eventfd]", "anon_inode:[eventfd]"),
     ];
 

@@ -124,7 +124,7 @@ fn serving(subjects: &[Subject], configured: &Configured, findings: &mut Finding
         };
         subjects.iter().filter(of_it).count()
     };
-    for role in [Role::Supervisor, Role::Spawner, Role::Frontend] {
+    for role in [Role::Supervisor, Role::Spawner, Role::Registry, Role::Frontend] {
         let count = serving(role, None);
         findings.add(Area::Processes, format!("{role}s that serve"), Verdict::compare(count, 1));
     }
@@ -200,7 +200,7 @@ fn subjects(status: &Status) -> (Vec<Subject>, Vec<(i32, String)>) {
             strange.push((process.pid, process.role.clone()));
             continue;
         };
-        let looked_at = matches!(role, Role::Frontend | Role::Worker);
+        let looked_at = !matches!(role, Role::Supervisor | Role::Spawner);
         subjects.push(Subject {
             role,
             class: process.class.as_ref().map(ToString::to_string),

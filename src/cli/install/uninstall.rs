@@ -18,8 +18,8 @@ use crate::cli::{CommandResult, output};
 
 const CONFIGURATION: &str = "/etc/portcullis";
 const CACHES: &str = "/var/cache/portcullis";
-/// Which versions are active and may never come back, and the host's key.
-const STATE: &str = "/var/lib/portcullis/registry";
+/// What is active, what may never come back, and the host's key; and what was delivered.
+const KEPT: [&str; 2] = ["/var/lib/portcullis/state", "/var/lib/portcullis/store"];
 const RUN: &str = "/run/portcullis";
 
 /// Stop the service and remove what `portcullis install` placed
@@ -31,7 +31,7 @@ pub(in crate::cli) struct UninstallArgs {
     /// The directory that it was installed into
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
-    /// Remove /etc/portcullis, /var/lib/portcullis/registry and /var/cache/portcullis too: policies, versions, host key
+    /// Remove /etc/portcullis, /var/lib/portcullis and /var/cache/portcullis too: rules, policies, versions, host key
     #[arg(long)]
     purge: bool,
     /// Say what would be done, and do nothing
@@ -96,7 +96,7 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
     let mut steps = stop(tree, &mut obstacles);
     // The sockets in the first are made by systemd and left behind.
     let run = tree.is_host().then_some(RUN);
-    let purged = [CONFIGURATION, STATE, CACHES].into_iter().filter(|_| purge);
+    let purged = [CONFIGURATION, CACHES].into_iter().chain(KEPT).filter(|_| purge);
     let whole: Vec<&Path> = run.into_iter().chain(purged).map(Path::new).collect();
     for path in &whole {
         match tree.check_removable(path) {
@@ -106,7 +106,7 @@ fn plan(tree: &Tree, manifest: &Manifest, purge: bool) -> Result<Plan, Obstacles
             Err(error) => kept.push(error.to_string()),
         }
     }
-    for path in [CACHES, STATE].into_iter().filter(|_| !purge) {
+    for path in [CACHES].into_iter().chain(KEPT).filter(|_| !purge) {
         kept.extend(in_use(tree, Path::new(path)));
     }
     kept.extend(drop_ins(tree));

@@ -164,9 +164,9 @@ impl<'d> Reader<'_, 'd> {
             let looked = places::own_directory(&state.value, "state", registry.value.uid, self.owners);
             self.look(state.at, looked)
         });
-        let trust = trust.and_then(|trust| {
+        let trust = trust.map(|trust| {
             let text = self.look(trust.at, places::trust(&trust.value, self.owners)).unwrap_or_default();
-            Some(TrustFile { path: trust.value, text })
+            TrustFile { path: trust.value, text }
         });
         Some(Service {
             socket: socket?.value,

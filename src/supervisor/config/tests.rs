@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-const PEM: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n";
+const TRUST: &str = "# who may sign\n";
 
 /// A directory with everything that a sound configuration names, and the text of one.
 struct Site {
@@ -13,12 +13,12 @@ struct Site {
 impl Site {
     fn new() -> Self {
         let site = Self { directory: tempfile::tempdir().expect("tempdir") };
-        for directory in ["run", "store", "keys", "cache-a", "cache-b"] {
+        for directory in ["run", "store", "state", "trust", "cache-a", "cache-b"] {
             fs::create_dir(site.path(directory)).expect("mkdir");
             site.chmod(directory, 0o700);
         }
-        fs::write(site.path("keys/release.pub"), PEM).expect("key");
-        site.chmod("keys/release.pub", 0o644);
+        fs::write(site.path("trust/trust.toml"), TRUST).expect("trust policy");
+        site.chmod("trust/trust.toml", 0o644);
         site
     }
 
@@ -42,10 +42,14 @@ socket = "@/run/decide.sock"
 operator_socket = "@/run/operator.sock"
 operators = [0, 1000]
 store = "@/store"
-trusted_keys = ["@/keys/release.pub"]
+state = "@/state"
+trust = "@/trust/trust.toml"
 [frontend]
 uid = 61000
 gid = 61000
+[registry]
+uid = 61009
+gid = 61009
 [class.a]
 uid = 61001
 gid = 61001
@@ -129,13 +133,49 @@ fn a_sound_file_becomes_assignments() {
         (&[1000][..], &[1001][..])
     );
 
-    let worker = config.worker_assignment(&config.classes[0], 7, Isolation::SharedUid);
+    let worker = config.worker_assignment(&config.classes[0], 7, Isolation::SharedUid, "key");
     assert_eq!((worker.class.as_str(), worker.generation), ("a", 7));
-    assert_eq!(worker.trusted_keys, [PEM]);
+    assert_eq!(worker.host_key, "key");
     assert_eq!(worker.limits.memory, 4 << 20);
     assert_eq!(worker.tenants.len(), 1, "only the class's own tenants");
     assert_eq!(worker.tenants[0].policies.len(), 2);
     assert_eq!((worker.tenants[0].max_deadline_us, worker.tenants[0].default_deadline_us), (50_000, 20_000));
+
+    let registry = config.registry_assignment(Isolation::SharedUid);
+    assert_eq!(registry.uid, own);
+    assert_eq!(registry.trust.text, TRUST, "as it is written: nobody here understands it");
+    assert_eq!(registry.state, site.path("state").display().to_string());
+    assert_eq!(registry.keep_previous, 3);
+    assert_eq!(registry.tenants.len(), 2, "those of every class");
+    assert_eq!(registry.tenants[0].policies.len(), 2);
+    assert_eq!(registry.classes.len(), 2);
+
+    let builder = config.builder_assignment(&config.classes[1], Isolation::SharedUid);
+    assert_eq!(builder.cache, site.path("cache-b").display().to_string());
+    assert_eq!(builder.memory, 4 << 20);
+    assert_eq!(builder.limits, BuildLimits { cpu: 30, memory: 1 << 30, output: 64 << 20 });
+    assert_eq!(config.builder.wall, Duration::from_secs(60));
+}
+
+#[test]
+fn what_a_builder_may_use_is_written_or_taken_for_granted() {
+    let with = |lines: &str| sound_and(|text| format!("{text}[builder]\n{lines}"));
+    let config = Site::new()
+        .load(&with("cpu = \"2m\"\nmemory = \"512MiB\"\nwall = \"5m\"\noutput = \"1MiB\"\n"), &ordinary())
+        .expect("sound");
+    assert_eq!(config.builder.limits, BuildLimits { cpu: 120, memory: 512 << 20, output: 1 << 20 });
+    assert_eq!(config.builder.wall, Duration::from_secs(300));
+    for (line, why) in [
+        ("cpu = \"0s\"", "cpu: \"0s\" is out of range, expected 1s to 3600s"),
+        ("cpu = \"1500ms\"", "cpu: the kernel counts whole seconds of processor time"),
+        ("memory = \"1MiB\"", "memory: \"1MiB\" is out of range, expected 67108864 to 1099511627776 bytes"),
+        ("wall = \"2h\"", "wall: \"2h\" is out of range, expected 1s to 3600s"),
+        ("output = \"2GiB\"", "output: \"2GiB\" is out of range, expected 1048576 to 1073741824 bytes"),
+    ] {
+        let errors = Site::new().errors(&with(line), &ordinary());
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].ends_with(why), "{errors:?}");
+    }
 }
 
 #[test]
@@ -146,7 +186,9 @@ fn all_errors_are_reported_together_each_at_its_place() {
 socket = "run/decide.sock"
 operator_socket = "@/run/operator.sock"
 store = "@/nothing-here"
-trusted_keys = [5, "@/keys/release.pub"]
+state = "@/cache-b"
+trust = 5
+keep_previous = 101
 drain = "soon"
 colour = "red"
 [class.A]
@@ -165,21 +207,22 @@ uids = [65534, 4294967295, -1]
     let expected = [
         "3:10: socket: \"run/decide.sock\" is not an absolute path without \"..\"",
         "5:9: open store \"@/nothing-here\": No such file or directory (os error 2)",
-        "6:17: trusted_keys: expected a string, found integer",
-        "7:9: drain: \"soon\" is not a duration; write a number and us, ms, s, m or h",
-        "8:1: [service]: unknown key \"colour\"; known are: answer_within, drain, operator_socket, operators, \
-         require_distinct_uids, socket, socket_mode, store, trusted_keys",
-        "9:8: name \"A\": must start with a letter a-z or a digit",
-        "11:11: threads: 99 is out of range, expected 1 to 2",
-        "13:9: cache: \"@/cache-a\" is another class's cache too",
-        "14:10: memory: \"4MB\" is not a size; write a number and B, KiB, MiB or GiB",
-        "15:14: memory_max: \"512\" is not a size; write a number and B, KiB, MiB or GiB",
-        "16:13: tasks_max: expected a whole number, found string",
-        "18:9: class: there is no [class.c]",
-        "19:13: policies: name \"../x\": must start with a letter a-z or a digit",
-        "20:9: uids: 65534 stands for every user that has no UID here; it is never granted",
-        "20:16: uids: 4294967295 is not a UID or GID",
-        "20:28: uids: -1 is out of range, expected 0 to 4294967295",
+        "7:9: trust: expected a string, found integer",
+        "8:17: keep_previous: 101 is out of range, expected 0 to 100",
+        "9:9: drain: \"soon\" is not a duration; write a number and us, ms, s, m or h",
+        "10:1: [service]: unknown key \"colour\"; known are: answer_within, drain, keep_previous, operator_socket, \
+         operators, require_distinct_uids, socket, socket_mode, state, store, trust",
+        "11:8: name \"A\": must start with a letter a-z or a digit",
+        "13:11: threads: 99 is out of range, expected 1 to 2",
+        "15:9: cache: \"@/cache-a\" is another class's cache too",
+        "16:10: memory: \"4MB\" is not a size; write a number and B, KiB, MiB or GiB",
+        "17:14: memory_max: \"512\" is not a size; write a number and B, KiB, MiB or GiB",
+        "18:13: tasks_max: expected a whole number, found string",
+        "20:9: class: there is no [class.c]",
+        "21:13: policies: name \"../x\": must start with a letter a-z or a digit",
+        "22:9: uids: 65534 stands for every user that has no UID here; it is never granted",
+        "22:16: uids: 4294967295 is not a UID or GID",
+        "22:28: uids: -1 is out of range, expected 0 to 4294967295",
     ];
     assert_eq!(site.errors(text, &ordinary()), expected);
 }
@@ -188,8 +231,8 @@ uids = [65534, 4294967295, -1]
 fn nonsense_in_the_syntax_does_not_hide_the_other_errors() {
     let errors = Site::new()
         .errors(&sound_and(|text| text.replace("threads = 2", "threads = = 2\nqueue = 0")), &ordinary());
-    assert!(errors.iter().any(|error| error.starts_with("15:11: extra")), "{errors:?}");
-    assert!(errors.iter().any(|error| error.starts_with("16:9: queue: 0 is out of range")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.starts_with("19:11: extra")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.starts_with("20:9: queue: 0 is out of range")), "{errors:?}");
     assert!(!errors.iter().any(|error| error.contains("threads:")), "no guess at what was meant: {errors:?}");
 }
 
@@ -197,42 +240,52 @@ fn nonsense_in_the_syntax_does_not_hide_the_other_errors() {
 fn a_tenant_in_two_classes_is_a_duplicate() {
     let text = sound_and(|text| text + "[tenant.acme]\nclass = \"b\"\npolicies = []\nuids = [1]\n");
     let errors = Site::new().errors(&text, &ordinary());
-    assert_eq!(errors[0], "29:9: duplicate key \"acme\"");
+    assert_eq!(errors[0], "33:9: duplicate key \"acme\"");
 }
 
 #[test]
 fn unknown_sections_are_named() {
     only_error(
         |text| text + "[gateway]\nport = 1\n",
-        "29:2: file: unknown key \"gateway\"; known are: class, frontend, service, tenant",
+        "33:2: file: unknown key \"gateway\"; known are: builder, class, frontend, registry, service, tenant",
     );
 }
 
 #[test]
 fn missing_parts_are_named() {
     let errors = Site::new().errors("", &privileged());
-    let expected =
-        ["[class.<name>]", "[frontend]", "service"].map(|name| format!("1:1: file: \"{name}\" is missing"));
+    let expected = ["[class.<name>]", "[frontend]", "[registry]", "service"]
+        .map(|name| format!("1:1: file: \"{name}\" is missing"));
     assert_eq!(errors, expected);
     only_error(
         |text| text.replace("uids = [1000]\n", ""),
-        "20:9: [tenant.acme]: \"uids\" or \"gids\" is missing",
+        "24:9: [tenant.acme]: \"uids\" or \"gids\" is missing",
     );
 }
 
 #[test]
-fn keys_are_needed_where_there_is_a_tenant() {
-    for keys in ["", "trusted_keys = []\n"] {
-        only_error(
-            |text| text.replace("trusted_keys = [\"@/keys/release.pub\"]\n", keys),
-            "2:2: [service]: \"trusted_keys\" is missing",
-        );
-        let site = Site::new();
-        let text = Site::sound().replace("trusted_keys = [\"@/keys/release.pub\"]\n", keys);
-        let (without_tenants, _) = text.split_once("[tenant.").expect("tenants");
-        let config = site.load(without_tenants, &ordinary()).expect("sound");
-        assert!(config.tenants.is_empty() && config.service.trusted_keys.is_empty());
+fn state_and_trust_policy_are_needed() {
+    for (line, key) in [("state = \"@/state\"\n", "state"), ("trust = \"@/trust/trust.toml\"\n", "trust")] {
+        only_error(|text| text.replace(line, ""), &format!("2:2: [service]: \"{key}\" is missing"));
     }
+}
+
+#[test]
+fn the_key_list_of_earlier_versions_is_named() {
+    let errors = Site::new().errors(
+        &sound_and(|text| text.replace("operators =", "trusted_keys = [\"/k.pub\"]\noperators =")),
+        &ordinary(),
+    );
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].starts_with("5:1: [service]: unknown key \"trusted_keys\""), "{errors:?}");
+}
+
+#[test]
+fn state_and_cache_are_two_directories() {
+    only_error(
+        |text| text.replace("@/state", "@/cache-a"),
+        "18:9: cache: \"@/cache-a\" is the registry's state too",
+    );
 }
 
 #[test]
@@ -285,7 +338,7 @@ fn limits_of_a_class_that_no_worker_could_live_within_are_refused() {
         let text = sound_and(|text| text.replace("threads = 2\n", &format!("threads = 2\n{line}\n")));
         let errors = Site::new().errors(&text, &ordinary());
         assert_eq!(errors.len(), 1, "{errors:?}");
-        assert!(errors[0].starts_with("16:") && errors[0].ends_with(why), "{errors:?}");
+        assert!(errors[0].starts_with("20:") && errors[0].ends_with(why), "{errors:?}");
     }
     let text = sound_and(|text| {
         text.replace("threads = 2\n", "threads = 2\nmemory_max = \"16MiB\"\ntasks_max = 36\n")
@@ -299,7 +352,7 @@ fn limits_of_a_class_that_no_worker_could_live_within_are_refused() {
 
 #[test]
 fn lists_with_an_entry_twice_are_refused() {
-    only_error(|text| text.replace("[1000]\n", "[1000, 1000]\n"), "23:15: uids: listed twice");
+    only_error(|text| text.replace("[1000]\n", "[1000, 1000]\n"), "27:15: uids: listed twice");
 }
 
 #[test]
@@ -335,24 +388,25 @@ fn a_look_gives_what_is_written_and_what_is_wrong_with_it() {
 #[test]
 fn what_others_may_write_is_refused() {
     for (name, mode, expected) in [
-        ("store", 0o770, "6:9: open store \"@/store\": others may write it (mode 0770); chmod go-w @/store"),
         (
             "run",
             0o777,
             "3:10: open socket's directory \"@/run\": others may write it (mode 0777); chmod go-w @/run",
         ),
         (
-            "keys/release.pub",
+            "trust/trust.toml",
             0o664,
-            "7:17: open trusted key \"@/keys/release.pub\": others may write it (mode 0664); chmod go-w \
-             @/keys/release.pub",
+            "8:9: open trust policy \"@/trust/trust.toml\": others may write it (mode 0664); chmod go-w \
+             @/trust/trust.toml",
         ),
         (
-            "keys",
+            "trust",
             0o777,
-            "7:17: open trusted key \"@/keys/release.pub\": others may write \"@/keys\" above it (mode 0777); chmod go-w it",
+            "8:9: open trust policy \"@/trust/trust.toml\": others may write \"@/trust\" above it (mode 0777); chmod \
+             go-w it",
         ),
-        ("cache-a", 0o750, "14:9: open cache \"@/cache-a\": mode 0750, expected 0700; chmod 0700 @/cache-a"),
+        ("state", 0o750, "7:9: open state \"@/state\": mode 0750, expected 0700; chmod 0700 @/state"),
+        ("cache-a", 0o750, "18:9: open cache \"@/cache-a\": mode 0750, expected 0700; chmod 0700 @/cache-a"),
     ] {
         let site = Site::new();
         site.chmod(name, mode);
@@ -361,6 +415,18 @@ fn what_others_may_write_is_refused() {
         site.chmod(name, 0o700);
         site.load(&Site::sound(), &ordinary()).expect("the mode was all that was wrong");
     }
+}
+
+/// What is in there is not trusted, so it may be anybody's; a group of those who deliver may write it.
+#[test]
+fn whose_the_store_is_does_not_matter() {
+    let site = Site::new();
+    site.chmod("store", 0o2775);
+    site.load(&Site::sound(), &ordinary()).expect("sound");
+    fs::remove_dir(site.path("store")).expect("rmdir");
+    fs::write(site.path("store"), "").expect("write");
+    let errors = site.errors(&Site::sound(), &ordinary());
+    assert_eq!(errors, ["6:9: open store \"@/store\": Not a directory (os error 20)"]);
 }
 
 #[test]
@@ -385,15 +451,19 @@ fn a_configuration_that_is_not_there_or_no_file_is_refused() {
 }
 
 #[test]
-fn keys_that_are_none_or_private_are_refused() {
+fn a_trust_policy_that_is_too_long_or_private_is_refused() {
+    let long = "#".repeat((1 << 20) + 1);
     for (content, expected) in [
-        ("hello", "no \"-----BEGIN PUBLIC KEY-----\" in it"),
-        ("-----BEGIN PRIVATE KEY-----", "holds a private key; only its public half belongs on this machine"),
+        (
+            "-----BEGIN PRIVATE KEY-----",
+            "open trust policy \"@/trust/trust.toml\": holds a private key; only public halves belong on this machine",
+        ),
+        (long.as_str(), "read trust policy \"@/trust/trust.toml\": longer than 1048576 bytes"),
     ] {
         let site = Site::new();
-        fs::write(site.path("keys/release.pub"), content).expect("write");
+        fs::write(site.path("trust/trust.toml"), content).expect("write");
         let errors = site.errors(&Site::sound(), &ordinary());
-        assert_eq!(errors, [format!("7:17: open trusted key \"@/keys/release.pub\": {expected}")]);
+        assert_eq!(errors, [format!("8:9: {expected}")]);
     }
 }
 
@@ -414,32 +484,30 @@ fn distinct_uids_are_required_under_systemd_or_on_request_and_refused_without_pr
 }
 
 #[test]
-fn keys_may_be_credentials() {
+fn the_trust_policy_may_be_a_credential() {
     let site = Site::new();
-    let with = |written: &str| sound_and(|text| text.replace("@/keys/release.pub", written));
-    let around = Surroundings { credentials: Some(site.path("keys")), ..ordinary() };
-    let config = site.load(&with("$CREDENTIALS_DIRECTORY/release.pub"), &around).expect("sound");
-    assert_eq!(config.service.trusted_keys[0].path, site.path("keys/release.pub"));
-    assert_eq!(config.service.trusted_keys[0].pem, PEM);
+    let with = |written: &str| sound_and(|text| text.replace("@/trust/trust.toml", written));
+    let around = Surroundings { credentials: Some(site.path("trust")), ..ordinary() };
+    let config = site.load(&with("$CREDENTIALS_DIRECTORY/trust.toml"), &around).expect("sound");
+    assert_eq!(config.service.trust.path, site.path("trust/trust.toml"));
+    assert_eq!(config.service.trust.text, TRUST);
     for written in [
         "$CREDENTIALS_DIRECTORY/",
-        "$CREDENTIALS_DIRECTORY/../keys/release.pub",
+        "$CREDENTIALS_DIRECTORY/../trust/trust.toml",
         "$CREDENTIALS_DIRECTORY//etc/passwd",
-        "$CREDENTIALS_DIRECTORY/./release.pub",
+        "$CREDENTIALS_DIRECTORY/./trust.toml",
     ] {
-        let expected =
-            format!("7:17: trusted_keys: {written:?} names no file in the directory of the credentials");
+        let expected = format!("8:9: trust: {written:?} names no file in the directory of the credentials");
         assert!(site.errors(&with(written), &around).contains(&expected), "{written}");
     }
     // Nothing else is looked up in the environment, and this only where a path begins.
-    for written in ["$HOME/release.pub", "/x/$CREDENTIALS_DIRECTORY/../release.pub", "$CREDENTIALS_DIRECTORY"]
-    {
-        let expected = format!("7:17: trusted_keys: {written:?} is not an absolute path without \"..\"");
+    for written in ["$HOME/trust.toml", "/x/$CREDENTIALS_DIRECTORY/../trust.toml", "$CREDENTIALS_DIRECTORY"] {
+        let expected = format!("8:9: trust: {written:?} is not an absolute path without \"..\"");
         assert!(site.errors(&with(written), &around).contains(&expected), "{written}");
     }
-    let expected = "7:17: trusted_keys: \"$CREDENTIALS_DIRECTORY/release.pub\": CREDENTIALS_DIRECTORY is not set; \
-                    start with LoadCredential= in the unit, or write the key's own path";
-    let errors = site.errors(&with("$CREDENTIALS_DIRECTORY/release.pub"), &ordinary());
+    let expected = "8:9: trust: \"$CREDENTIALS_DIRECTORY/trust.toml\": CREDENTIALS_DIRECTORY is not set; \
+                    start with LoadCredential= in the unit, or write the file's own path";
+    let errors = site.errors(&with("$CREDENTIALS_DIRECTORY/trust.toml"), &ordinary());
     assert!(errors.iter().any(|error| error == expected), "{errors:?}");
 }
 
@@ -453,6 +521,7 @@ mod as_root {
             return None;
         }
         let site = Site::new();
+        site.chown("state", 61009);
         site.chown("cache-a", 61001);
         site.chown("cache-b", 61002);
         Some(site)
@@ -463,6 +532,7 @@ mod as_root {
         let Some(site) = site() else { return };
         let config = site.load(&Site::sound(), &privileged()).expect("sound");
         assert_eq!(config.frontend.identity, Identity { uid: 61000, gid: 61000 });
+        assert_eq!(config.registry.identity, Identity { uid: 61009, gid: 61009 });
         assert_eq!(config.classes[1].identity, Identity { uid: 61002, gid: 61002 });
     }
 
@@ -472,16 +542,17 @@ mod as_root {
         let text = sound_and(|text| {
             text.replace("uid = 61000\ngid = 61000", "uid = 0\ngid = 65534")
                 .replace("uid = 61002\ngid = 61002", "uid = 61001\ngid = 61001")
-                .replace("uids = [1000]", "uids = [61001]")
+                .replace("uids = [1000]", "uids = [61001, 61009]")
                 .replace("cache-b", "cache-a")
         });
         let expected = [
-            "9:7: uid: 0 is root; every role needs a UID and GID without privilege",
-            "10:7: gid: 65534 stands for every user that has no UID here; it is never granted",
-            "17:7: gid: [class.b] has the same GID as [class.a], 61001",
-            "17:7: uid: [class.b] has the same UID as [class.a], 61001",
-            "19:9: cache: \"@/cache-a\" is another class's cache too",
-            "23:9: uids: 61001 is the UID of [class.a], which may not ask",
+            "10:7: uid: 0 is root; every role needs a UID and GID without privilege",
+            "11:7: gid: 65534 stands for every user that has no UID here; it is never granted",
+            "21:7: gid: [class.b] has the same GID as [class.a], 61001",
+            "21:7: uid: [class.b] has the same UID as [class.a], 61001",
+            "23:9: cache: \"@/cache-a\" is another class's cache too",
+            "27:9: uids: 61001 is the UID of [class.a], which may not ask",
+            "27:16: uids: 61009 is the UID of [registry], which may not ask",
         ];
         assert_eq!(site.errors(&text, &privileged()), expected);
     }
@@ -490,7 +561,7 @@ mod as_root {
     fn roles_need_uids() {
         let Some(site) = site() else { return };
         let text = sound_and(|text| text.replace("uid = 61001\ngid = 61001\n", ""));
-        let expected = ["11:8: [class.a]: \"gid\" is missing", "11:8: [class.a]: \"uid\" is missing"];
+        let expected = ["15:8: [class.a]: \"gid\" is missing", "15:8: [class.a]: \"uid\" is missing"];
         assert_eq!(site.errors(&text, &privileged()), expected);
     }
 
@@ -498,12 +569,14 @@ mod as_root {
     fn files_of_strangers_are_refused() {
         let Some(site) = site() else { return };
         site.chown("cache-a", 61002);
+        site.chown("state", 61002);
         site.chown("store", 1000);
-        site.chown("keys/release.pub", 1000);
+        site.chown("trust/trust.toml", 1000);
         let expected = [
-            "6:9: open store \"@/store\": owned by uid 1000, expected 0; chown root @/store",
-            "7:17: open trusted key \"@/keys/release.pub\": owned by uid 1000, expected 0; chown root @/keys/release.pub",
-            "14:9: open cache \"@/cache-a\": owned by uid 61002, expected 61001; chown 61001 @/cache-a",
+            "7:9: open state \"@/state\": owned by uid 61002, expected 61009; chown 61009 @/state",
+            "8:9: open trust policy \"@/trust/trust.toml\": owned by uid 1000, expected 0; chown root \
+             @/trust/trust.toml",
+            "18:9: open cache \"@/cache-a\": owned by uid 61002, expected 61001; chown 61001 @/cache-a",
         ];
         assert_eq!(site.errors(&Site::sound(), &privileged()), expected);
     }
@@ -517,7 +590,10 @@ fn what_is_fixed_when_the_service_starts_is_known() {
 
     let mut next = config.clone();
     next.tenants.clear();
-    next.service.trusted_keys.clear();
+    next.service.trust.text.clear();
+    next.service.trust.path = "/elsewhere".into();
+    next.service.keep_previous = 1;
+    next.builder.limits.cpu = 1;
     next.classes[0].limits.threads = 1;
     let mut limited = next.clone();
     limited.classes[0].group = GroupLimits { memory_max: Some(16 << 20), tasks_max: None };
@@ -534,11 +610,20 @@ fn what_is_fixed_when_the_service_starts_is_known() {
 
     next.service.socket = "/elsewhere".into();
     next.service.store = "/elsewhere".into();
+    next.service.state = "/elsewhere".into();
     next.frontend.identity.uid += 1;
+    next.registry.identity.uid += 1;
     next.classes[1].cache = "/elsewhere".into();
     assert_eq!(
         config.fixed_parts_changed(&next),
-        ["service.socket", "service.store", "frontend.uid or gid", "class.b.cache"]
+        [
+            "service.socket",
+            "service.store",
+            "service.state",
+            "frontend.uid or gid",
+            "registry.uid or gid",
+            "class.b.cache"
+        ]
     );
     next.classes.remove(0);
     assert!(config.fixed_parts_changed(&next).contains(&"the set of classes".to_owned()));
@@ -550,8 +635,9 @@ fn the_documented_example_has_only_keys_that_exist() {
     let site = Site::new();
     let text = text
         .replace("/run/portcullis", "@/run")
-        .replace("/etc/portcullis/policies", "@/store")
-        .replace("/etc/portcullis/keys", "@/keys")
+        .replace("/var/lib/portcullis/store", "@/store")
+        .replace("/var/lib/portcullis/state", "@/state")
+        .replace("/etc/portcullis/trust.toml", "@/trust/trust.toml")
         .replace("/var/cache/portcullis/shared", "@/cache-a")
         .replace("/var/cache/portcullis/alone", "@/cache-b");
     site.load(&text, &ordinary()).expect("the example is sound");
