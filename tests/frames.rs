@@ -390,13 +390,20 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
 }
 
 fn worker_status() -> impl Strategy<Value = WorkerStatus> {
-    let serving = any::<([u8; 32], u64, bool)>().prop_map(|(digest, version, from_cache)| Serving {
+    let serving = any::<([u8; 32], u64, [u8; 32])>().prop_map(|(digest, version, bundle)| Serving {
         digest: Digest::from_bytes(digest),
         version,
-        from_cache,
+        bundle: Digest::from_bytes(bundle),
     });
-    let policy = (tenant(), policy(), option::of(serving), option::of(text()))
-        .prop_map(|(tenant, policy, serving, refused)| PolicyStatus { tenant, policy, serving, refused });
+    let policy = (tenant(), policy(), option::of(serving), option::of(text()), option::of(text())).prop_map(
+        |(tenant, policy, serving, refused, held_back)| PolicyStatus {
+            tenant,
+            policy,
+            serving,
+            refused,
+            held_back,
+        },
+    );
     (class(), any::<(u64, bool, bool)>(), any::<[u64; 9]>(), vec(policy, 0..3)).prop_map(
         |(class, (generation, pagemap_scan, stack_zeroing), n, policies)| WorkerStatus {
             class,

@@ -599,7 +599,7 @@ fn what_is_mounted_in_a_cache_is_not_emptied() {
     }
     let site = Site::new();
     good(&site.install(&[]));
-    let (mounted, other) = (site.root("etc/portcullis/policies/a place"), site.path("other"));
+    let (mounted, other) = (site.root("etc/portcullis/a place"), site.path("other"));
     fs::create_dir_all(&mounted).unwrap();
     site.put(&other.join("kept"), b"kept", 0o644);
     let mount = Command::new("mount").arg("--bind").args([&other, &mounted]).status();
@@ -858,9 +858,10 @@ fn users_and_directories_are_made_in_an_image() {
     };
     assert_eq!(mode("var/cache/portcullis"), (0o711, 0));
     assert_eq!(mode("var/cache/portcullis/shared"), (0o700, 61_001));
-    assert_eq!(mode("etc/portcullis/keys"), (0o755, 0));
+    assert_eq!(mode("var/lib/portcullis/store"), (0o755, 0));
+    assert_eq!(mode("var/lib/portcullis/state"), (0o700, 61_009));
 
-    site.put(&site.root("etc/portcullis/policies/acme/gate.cwasm"), b"policy", 0o644);
+    site.put(&site.root("var/lib/portcullis/store/acme/gate.tar"), b"policy", 0o644);
     good(&site.uninstall(&["--purge"]));
     assert_eq!(site.read("etc/passwd"), users.as_bytes());
     assert_eq!(site.read("etc/group"), groups.as_bytes());
@@ -899,17 +900,26 @@ fn the_first_configuration_runs() {
     let mut text = String::from_utf8(site.read("etc/portcullis/portcullis.toml")).unwrap();
     for (path, name) in [
         ("/run/portcullis", "run"),
-        ("/etc/portcullis/policies", "store"),
+        ("/var/lib/portcullis/store", "store"),
+        ("/var/lib/portcullis/state", "state"),
+        ("/etc/portcullis/trust.toml", "trust.toml"),
         ("/var/cache/portcullis/shared", "cache"),
     ] {
         assert!(text.contains(&format!("\"{path}")), "{path} is not in it");
         text = text.replace(&format!("\"{path}"), &format!("\"{}", site.path(name).display()));
+        if name == "trust.toml" {
+            site.put(&site.path(name), &site.read("etc/portcullis/trust.toml"), 0o644);
+            continue;
+        }
         fs::create_dir(site.path(name)).unwrap();
         fs::set_permissions(site.path(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
-    fs::set_permissions(site.path("cache"), fs::Permissions::from_mode(0o700)).unwrap();
+    for name in ["cache", "state"] {
+        fs::set_permissions(site.path(name), fs::Permissions::from_mode(0o700)).unwrap();
+    }
     if nix::unistd::geteuid().is_root() {
         chown(site.path("cache"), Some(61_001), Some(61_001)).unwrap();
+        chown(site.path("state"), Some(61_009), Some(61_009)).unwrap();
     } else {
         text = text.replace("[service]\n", "[service]\nrequire_distinct_uids = false\n");
     }

@@ -213,7 +213,7 @@ fn a_package_takes_nothing_away_that_is_not_its_own() {
     let made = fs::read("/var/lib/portcullis/made").expect("what was made");
     let said = run("dpkg", &["--purge", "portcullis"]);
     assert!(said.contains("left alone: what `portcullis install` placed"), "{said}");
-    assert!(Path::new(policy).exists() && Path::new("/etc/portcullis/policies").exists());
+    assert!(Path::new(policy).exists() && Path::new("/etc/portcullis/trust.toml").exists());
     for user in USERS {
         run("getent", &["passwd", user]);
     }
@@ -233,7 +233,7 @@ fn a_package_takes_nothing_away_that_is_not_its_own() {
             && text(&refused).contains("a\\040place is mounted there; unmount it and purge"),
         "{refused:?}"
     );
-    assert!(Path::new("/srv/kept").exists() && Path::new("/etc/portcullis/policies").exists());
+    assert!(Path::new("/srv/kept").exists() && Path::new("/etc/portcullis/trust.toml").exists());
     run("umount", &[mounted]);
     fs::remove_dir("/srv/kept").expect("remove");
 

@@ -29,7 +29,8 @@ const UNITS: [(&str, &str); 3] = [
     ("portcullis-operator.socket", include_str!("../../../systemd/portcullis-operator.socket")),
     ("portcullis.service", include_str!("../../../systemd/portcullis.service")),
 ];
-const TEXTS: [(&str, &str); 6] = [
+const TEXTS: [(&str, &str); 7] = [
+    ("/usr/share/doc/portcullis/trust.md", include_str!("../../../docs/trust.md")),
     ("/usr/share/doc/portcullis/configuration.md", include_str!("../../../docs/configuration.md")),
     ("/usr/share/doc/portcullis/systemd.md", include_str!("../../../docs/systemd.md")),
     ("/usr/share/doc/portcullis/attest.md", include_str!("../../../docs/attest.md")),
@@ -40,8 +41,10 @@ const TEXTS: [(&str, &str); 6] = [
     ("/etc/sysusers.d/portcullis.conf", SYSUSERS),
     ("/etc/tmpfiles.d/portcullis.conf", TMPFILES),
 ];
-const CONFIGURATION: (&str, &str) =
-    ("/etc/portcullis/portcullis.toml", include_str!("../../../systemd/portcullis.toml"));
+const CONFIGURATION: [(&str, &str); 2] = [
+    ("/etc/portcullis/trust.toml", include_str!("../../../systemd/trust.toml")),
+    ("/etc/portcullis/portcullis.toml", include_str!("../../../systemd/portcullis.toml")),
+];
 
 /// One step of looking through a program, bytes.
 const READ_AT_ONCE: u64 = 1 << 20;
@@ -113,7 +116,7 @@ impl Shipped {
 pub(super) fn shipped(from: Option<&Path>) -> Result<Vec<Shipped>, ShippedError> {
     let mut all = programs(from)?;
     all.extend(TEXTS.map(|(path, text)| Shipped::text(path, text, Kind::Text)));
-    all.push(Shipped::text(CONFIGURATION.0, CONFIGURATION.1, Kind::Configuration));
+    all.extend(CONFIGURATION.map(|(path, text)| Shipped::text(path, text, Kind::Configuration)));
     all.extend(
         UNITS.map(|(name, text)| Shipped::text(&format!("/etc/systemd/system/{name}"), text, Kind::Text)),
     );
@@ -279,14 +282,17 @@ mod tests {
             .collect();
         expected.extend(TEXTS.map(|(path, _)| (path.replace("/etc/", "/usr/lib/"), "644".to_owned())));
         expected.extend(UNITS.map(|(name, _)| (format!("/lib/systemd/system/{name}"), "644".to_owned())));
-        expected.push((CONFIGURATION.0.to_owned(), "644".to_owned()));
+        expected.extend(CONFIGURATION.map(|(path, _)| (path.to_owned(), "644".to_owned())));
         expected.sort();
         // A package has more documents, which nothing needs.
         packaged.retain(|(path, mode)| {
             !path.starts_with(DOCUMENTS) || expected.contains(&(path.clone(), mode.clone()))
         });
         assert_eq!(packaged, expected);
-        assert_eq!(deb["conf-files"].as_array().unwrap().as_slice(), [CONFIGURATION.0.into()]);
+        assert_eq!(
+            deb["conf-files"].as_array().unwrap().as_slice(),
+            [CONFIGURATION[1].0.into(), CONFIGURATION[0].0.into()]
+        );
     }
 
     /// systemd-sysusers has not run yet when the package's scripts look who has the numbers.
