@@ -33,6 +33,8 @@ pub struct Evaluated {
     pub decision: Decision,
     /// The input did not decode: the client broke the protocol, no guest was run.
     pub malformed: bool,
+    /// There was an instance that could be asked; what followed is the policy's doing.
+    pub instantiated: bool,
     /// Drop it when the reply is on its way: resetting a large memory takes longer than a small decision.
     pub residue: Residue,
 }
@@ -53,20 +55,21 @@ impl std::fmt::Debug for Host {
 /// so, and drops it, which frees the instance. It must be polled on the thread that `slice` belongs to.
 pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Evaluated {
     let digest = Some(policy.digest());
-    let ended = |result: Result<_, Refusal>, timing, malformed, residue| {
+    let ended = |result: Result<_, Refusal>, timing, (malformed, instantiated), residue| {
         let (outcome, obligations, cache) = result
             .unwrap_or_else(|refusal| (Outcome::Refused(refusal), Default::default(), Default::default()));
-        Evaluated { decision: Decision { outcome, obligations, cache, digest, timing }, malformed, residue }
+        let decision = Decision { outcome, obligations, cache, digest, timing };
+        Evaluated { decision, malformed, instantiated, residue }
     };
     let input: Input<'_> = match frame::decode(&call.input) {
         Ok(Input::Http(http)) if http.headers.len() > HEADERS_MAX => {
             let refusal = Refusal::BadRequest(format!("input: more than {HEADERS_MAX} headers"));
-            return ended(Err(refusal), Timing::default(), true, Residue(None));
+            return ended(Err(refusal), Timing::default(), (true, false), Residue(None));
         }
         Ok(input) => input,
         Err(error) => {
             let refusal = Refusal::BadRequest(format!("input: {error}"));
-            return ended(Err(refusal), Timing::default(), true, Residue(None));
+            return ended(Err(refusal), Timing::default(), (true, false), Residue(None));
         }
     };
 
@@ -74,8 +77,9 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
     let mut timing = Timing::default();
     let mut store = fresh_store(&policy, &call, slice);
     let instance = policy.pre.instantiate_async(&mut store).await;
-    let instantiated = monotonic_ns();
-    timing.instantiate_ns = instantiated.saturating_sub(started);
+    let made_ns = monotonic_ns();
+    timing.instantiate_ns = made_ns.saturating_sub(started);
+    let instantiated = instance.is_ok();
     let result = match instance {
         // Out of slots: admission counts them too, so this is a pool limit that one policy alone exceeds.
         Err(error) if error.is::<wasmtime::PoolConcurrencyLimitError>() => Err(Refusal::Overloaded),
@@ -83,7 +87,7 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
         Ok(instance) => {
             let returned =
                 with_request(&input, async |request| instance.call_decide(&mut store, request).await).await;
-            timing.run_ns = monotonic_ns().saturating_sub(instantiated);
+            timing.run_ns = monotonic_ns().saturating_sub(made_ns);
             match returned {
                 Ok(decision) => outcome::from_guest(decision),
                 Err(error) => Err(outcome::from_error(&error, store.data().growth_refused)),
@@ -91,7 +95,7 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
         }
     };
     timing.host_ns = store.data().host_ns;
-    ended(result, timing, false, Residue(Some(store)))
+    ended(result, timing, (false, instantiated), Residue(Some(store)))
 }
 
 fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {

@@ -10,12 +10,24 @@ const TRIM_THRESHOLD: i32 = 64 << 20;
 ///
 /// Blocks no longer get mappings of their own, and memory goes back to the kernel only from the main heap, above
 /// 64 MiB. A libc other than glibc has none of this to settle.
-#[cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "malloc's settings have no safe interface"))]
 pub fn settle_allocator() {
     #[cfg(target_env = "gnu")]
-    for (setting, value) in [(nix::libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD), (nix::libc::M_MMAP_MAX, 0)] {
+    set(&[(nix::libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD), (nix::libc::M_MMAP_MAX, 0)]);
+}
+
+/// For a process whose threads take large blocks, besides [`settle_allocator`]: all of them use the main heap. A thread's own
+/// ends at 64 MiB, and what does not fit into it gets a mapping of its own after all.
+pub fn share_the_main_heap() {
+    #[cfg(target_env = "gnu")]
+    set(&[(nix::libc::M_ARENA_MAX, 1)]);
+}
+
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "malloc's settings have no safe interface")]
+fn set(settings: &[(nix::libc::c_int, nix::libc::c_int)]) {
+    for (setting, value) in settings {
         // JUSTIFICATION: glibc offers no other way at run time; the environment is empty by then.
         // SAFETY: mallopt takes two integers and locks malloc's own state.
-        unsafe { nix::libc::mallopt(setting, value) };
+        unsafe { nix::libc::mallopt(*setting, *value) };
     }
 }

@@ -43,7 +43,7 @@ pub mod witness;
 
 use std::fmt;
 
-pub use allocator::settle_allocator;
+pub use allocator::{settle_allocator, share_the_main_heap};
 pub use declared::{
     ConfiguredLimit, Declared, DeclaredAccess, DeclaredDomain, DeclaredError, DeclaredLimit, Environment,
     Handled, LimitName, LimitValue, Session,

@@ -97,7 +97,7 @@ mod tests {
         (Role::Supervisor, 29),
         (Role::Spawner, 78),
         (Role::Registry, 45),
-        (Role::Builder, 45),
+        (Role::Builder, 35),
     ];
 
     const FILES: [(TargetArch, Role, &str); 12] = [

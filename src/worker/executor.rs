@@ -304,7 +304,7 @@ impl Executor {
                 self.last_yield_ns = after;
                 self.schedule.settle(pick, used, true);
             }
-            Poll::Ready(Evaluated { mut decision, malformed, residue }) => {
+            Poll::Ready(Evaluated { mut decision, malformed, residue, .. }) => {
                 decision.timing.queue_ns = queue_ns;
                 let too_late = if task.policy.is_withdrawn() {
                     Some(Refusal::Revoked)

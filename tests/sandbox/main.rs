@@ -41,6 +41,7 @@ const fn as_root(name: &'static str, body: fn()) -> Test {
 const TESTS: &[Test] = &[
     test("rules::worker_rules_live_and_changed_arguments_die", rules::worker),
     test("rules::frontend_rules_live_and_changed_arguments_die", rules::frontend),
+    test("rules::builder_rules_live_and_changed_arguments_die", rules::builder),
     test("rules::supervisor_rules_live_and_changed_arguments_die", rules::supervisor),
     test("rules::spawner_rules_live_and_changed_arguments_die", rules::spawner),
     test("rules::every_call_that_is_not_listed_dies", rules::every_other_call_dies),

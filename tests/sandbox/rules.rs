@@ -23,6 +23,10 @@ pub(crate) fn frontend() {
     rules_of(Role::Frontend);
 }
 
+pub(crate) fn builder() {
+    rules_of(Role::Builder);
+}
+
 pub(crate) fn supervisor() {
     rules_of(Role::Supervisor);
 }

@@ -1,0 +1,165 @@
+//! What a builder is asked to do, and what it answers.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use wasmtime::Engine;
+
+use super::cache::{Cache, CacheError, Recalled};
+use super::trial::{self, Subject, TrialError};
+use super::{BuilderError, cut};
+use crate::artifact::{ARTIFACT_MAX, Digest, Limits, SealError, SealedBytes};
+use crate::bundle::Platform;
+use crate::compile::{self, BuildError, Built, SOURCE_MAX};
+use crate::engine::{MadeFor, Target, Unfit};
+use crate::wire::job::{Job, Report};
+
+/// Longest reason that is reported, bytes: one screen.
+const WHY_MAX: usize = 4096;
+
+/// What there is to do a job with.
+pub(super) struct Workshop {
+    /// For one instance of a policy, with the memory of the class.
+    pub(super) engine: Engine,
+    pub(super) cache: Cache,
+    /// Largest linear memory of an instance of this class, bytes.
+    pub(super) memory: u32,
+    /// Largest code, bytes.
+    pub(super) output: u64,
+}
+
+/// Why a policy is no good, or why the job cannot be done.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("job came with {found} descriptors, expected {expected}")]
+    Descriptors { found: usize, expected: usize },
+    #[error("take source: {0}")]
+    Source(#[source] SealError),
+    #[error("take code: {0}")]
+    Code(#[source] SealError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error("check policy: it imports {0:?}, which its manifest does not name; build and sign it again")]
+    Import(String),
+    #[error("check policy: it starts with {needs} {what}, its manifest has a limit of {limit}; raise that")]
+    Limit { what: &'static str, needs: u64, limit: u32 },
+    #[error(
+        "check policy: its memory may have {limit} bytes, the class gives an instance {memory}, and it starts with {needs}"
+    )]
+    Class { needs: u64, limit: u32, memory: u32 },
+    #[error("compile policy for {0}: the compiler gave no code")]
+    Nothing(Target),
+    #[error("compile policy: its code takes {found} bytes, at most {limit} are kept; raise builder.output")]
+    Output { found: usize, limit: u64 },
+    #[error("look at code: {0}")]
+    Unfit(#[from] Unfit),
+    #[error("seal code: {0}")]
+    Seal(#[from] SealError),
+    #[error("try policy: {0}")]
+    Trial(#[from] TrialError),
+    #[error("keep code: {0}")]
+    Keep(#[from] CacheError),
+}
+
+/// Who reports go to.
+type Tell<'a> = dyn Fn(&Report, Option<BorrowedFd<'_>>) -> Result<(), BuilderError> + 'a;
+
+impl Workshop {
+    /// Does it and reports. An error is one of reporting: everything that is wrong with the job or the policy is a report.
+    pub(super) fn carry_out(
+        &self,
+        job: Job,
+        descriptors: Vec<OwnedFd>,
+        tell: impl Fn(&Report, Option<BorrowedFd<'_>>) -> Result<(), BuilderError>,
+    ) -> Result<(), BuilderError> {
+        let done = match job {
+            Job::Check { tenant, policy, imports, limits } => self
+                .check(&Subject { tenant, policy, imports, limits }, descriptors)
+                .map(|()| (Report::Sound, None)),
+            Job::Compile { tenant, policy, imports, limits } => self
+                .compile(&Subject { tenant, policy, imports, limits }, descriptors)
+                .map(|code| (Report::Compiled { cwasm: code.digest() }, Some(code))),
+            Job::Recall { cwasm } => return self.recall(&cwasm, &tell),
+        };
+        match done {
+            Ok((report, code)) => tell(&report, code.as_ref().map(AsFd::as_fd)),
+            Err(refused) => {
+                tell(&Report::Refused { why: cut(&refused.to_string(), WHY_MAX).to_owned() }, None)
+            }
+        }
+    }
+
+    /// What a signer compiled is believed to come from the source: that is what the signature says. Whether it is a policy,
+    /// asks for no more than it may and runs here is looked at.
+    fn check(&self, subject: &Subject, descriptors: Vec<OwnedFd>) -> Result<(), Refused> {
+        let [source, code] = <[OwnedFd; 2]>::try_from(descriptors)
+            .map_err(|found| Refused::Descriptors { found: found.len(), expected: 2 })?;
+        let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?;
+        let code = SealedBytes::from_fd(code, ARTIFACT_MAX).map_err(Refused::Code)?;
+        let built = compile::check_here(&source.to_vec().map_err(Refused::Source)?)?;
+        self.within(subject, &built)?;
+        MadeFor::read(&code)?.check()?;
+        Ok(trial::decides(&self.engine, subject, &built, code, self.memory)?)
+    }
+
+    fn compile(&self, subject: &Subject, descriptors: Vec<OwnedFd>) -> Result<SealedBytes, Refused> {
+        let [source] = <[OwnedFd; 1]>::try_from(descriptors)
+            .map_err(|found| Refused::Descriptors { found: found.len(), expected: 1 })?;
+        let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?.to_vec();
+        let target = Target::host();
+        let source = source.map_err(Refused::Source)?;
+        // What is refused anyway is not compiled first.
+        self.within(subject, &compile::check_here(&source)?)?;
+        let built = compile::build_here(&source, &[target])?;
+        let bytes = built.code_for(Platform::host()).ok_or(Refused::Nothing(target))?;
+        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > self.output.min(ARTIFACT_MAX as u64) {
+            return Err(Refused::Output { found: bytes.len(), limit: self.output });
+        }
+        let code = SealedBytes::of(bytes)?;
+        trial::decides(&self.engine, subject, &built, code.try_clone()?, self.memory)?;
+        self.cache.keep(code.digest(), bytes)?;
+        Ok(code)
+    }
+
+    /// It asks for nothing that its manifest does not say, and fits into what its class gives.
+    fn within(&self, subject: &Subject, built: &Built) -> Result<(), Refused> {
+        if let Some(import) = built.imports.iter().find(|import| !subject.imports.contains(import)) {
+            return Err(Refused::Import(import.clone()));
+        }
+        let Limits { memory, table_elements, .. } = subject.limits;
+        for (what, needs, limit) in [
+            ("bytes of memory", built.memory, memory),
+            ("table elements", built.table_elements, table_elements),
+        ] {
+            if needs > limit.into() {
+                return Err(Refused::Limit { what, needs, limit });
+            }
+        }
+        if built.memory > self.memory.into() {
+            return Err(Refused::Class { needs: built.memory, limit: memory, memory: self.memory });
+        }
+        Ok(())
+    }
+
+    fn recall(&self, wanted: &[Digest], tell: &Tell<'_>) -> Result<(), BuilderError> {
+        let lost = |cwasm, why: &str, corrupt| {
+            if corrupt {
+                tracing::warn!(%cwasm, why, "code in the cache was not whole");
+            }
+            tell(&Report::Lost { cwasm, why: cut(why, WHY_MAX).to_owned(), corrupt }, None)
+        };
+        if let Err(error) = self.cache.check() {
+            let why = error.to_string();
+            return wanted.iter().try_for_each(|cwasm| lost(*cwasm, &why, false));
+        }
+        for &cwasm in wanted {
+            match self.cache.recall(cwasm) {
+                Ok(Recalled::Whole(code)) => tell(&Report::Recalled { cwasm }, Some(code.as_fd()))?,
+                Ok(Recalled::Missing) => lost(cwasm, "it is not in the cache", false)?,
+                Ok(Recalled::Corrupt(why)) => lost(cwasm, &why, true)?,
+                Err(error) => lost(cwasm, &error.to_string(), false)?,
+            }
+        }
+        self.cache.sweep(wanted);
+        Ok(())
+    }
+}

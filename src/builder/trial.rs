@@ -1,0 +1,117 @@
+//! The code decides once, under its own limits, before anybody has to rely on it.
+//!
+//! What is asked is nothing in particular, so a policy may deny it, trap over it, answer nonsense or not be done with it in
+//! time: that is its answer, and a client that asks the same gets the same refusal. What is refused here is what could
+//! never answer anybody: code that does not load, imports what it may not, or has no instance.
+
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use wasmtime::Engine;
+
+use crate::artifact::{
+    self, Architecture, Expected, KeyError, Limits, SealedBytes, SignError, SigningKey, Statement,
+    VerifyError,
+};
+use crate::compile::Built;
+use crate::decision::{Input, Outcome, PolicyName, Tenant};
+use crate::engine::{
+    self, Call, LoadError, Slice, WASMTIME_VERSION, WORLD, monotonic_ns, realtime_ns, settings_digest,
+};
+use crate::wire::frame::{self, EncodeError};
+
+/// Longest that a trial may take, nanoseconds, whatever the policy's own limit is.
+const LONGEST_NS: u64 = 1_000_000_000;
+/// Largest question, bytes: nothing, and its length.
+const QUESTION_MAX: usize = 64;
+
+/// Which policy, and what it may use.
+pub(super) struct Subject {
+    pub(super) tenant: Tenant,
+    pub(super) policy: PolicyName,
+    pub(super) imports: Vec<String>,
+    pub(super) limits: Limits,
+}
+
+/// Why nothing can be asked of it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TrialError {
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("ask it: {0}")]
+    Question(#[from] EncodeError),
+    #[error("it has no instance: {0}")]
+    Instance(String),
+}
+
+/// Loads the code and asks it once.
+pub(super) fn decides(
+    engine: &Engine,
+    subject: &Subject,
+    built: &Built,
+    code: SealedBytes,
+    memory: u32,
+) -> Result<(), TrialError> {
+    let artifact = vouch(subject, built, code)?;
+    let policy = Arc::new(engine::load(engine, artifact, memory)?);
+    let input = frame::encode(&Input::Opaque { content_type: "", bytes: b"" }, QUESTION_MAX)?;
+    let call = Call { input: Bytes::from(input), clock_ns: realtime_ns(), seed: [0; 32] };
+    let slice = Arc::new(Slice::default());
+    // To the end of the process, as everything that a guest leaves: giving it back takes system calls.
+    mem::forget(Arc::clone(&policy));
+    let longest = u64::from(subject.limits.deadline_us).saturating_mul(1000).min(LONGEST_NS);
+    let until = monotonic_ns().saturating_add(longest);
+    slice.set_end(until);
+    let mut evaluation = Box::pin(engine::evaluate(policy, call, slice));
+    let Subject { tenant, policy, .. } = subject;
+    match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        // Its slice is its time: whoever yields has used all of it.
+        Poll::Pending => {
+            tracing::warn!(%tenant, %policy, "on trial it did not answer in its time");
+            mem::forget(evaluation);
+        }
+        Poll::Ready(evaluated) => {
+            mem::forget(evaluated.residue);
+            if let Outcome::Refused(refusal) = evaluated.decision.outcome {
+                if !evaluated.instantiated {
+                    return Err(TrialError::Instance(format!("{refusal:?}")));
+                }
+                tracing::warn!(%tenant, %policy, outcome = ?refusal, "on trial it did not answer");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The one gate to what can be loaded is a signature. Here it is by a key that was made a moment ago, that nobody else
+/// knows and that is forgotten at once: it says that these are the bytes which this process is about to run, for which it
+/// was made. Whether anybody else may run them is what the registry says, later and with another key.
+fn vouch(subject: &Subject, built: &Built, code: SealedBytes) -> Result<artifact::Artifact, TrialError> {
+    let key = SigningKey::generate_ed25519()?;
+    let Subject { tenant, policy, imports, limits } = subject;
+    let statement = Statement {
+        policy: policy.clone(),
+        tenant: tenant.clone(),
+        version: 0,
+        cwasm: code.digest(),
+        source: built.source,
+        bundle: built.source,
+        architecture: Architecture::host(),
+        wasmtime: WASMTIME_VERSION.into(),
+        engine: settings_digest(),
+        world: WORLD.into(),
+        imports: imports.clone(),
+        limits: *limits,
+    };
+    let signed = artifact::sign(&statement, &key)?;
+    let expected = Expected { tenant, policy, minimum_version: 0 };
+    Ok(artifact::verify(code, &signed, &[key.public_key()], &expected)?)
+}
