@@ -20,7 +20,7 @@ mod rotate;
 
 pub use evaluate::{Accepted, Candidate, NotSigned};
 pub use pattern::Pattern;
-pub use policy::TrustPolicy;
+pub use policy::{Means, TrustPolicy, Who};
 pub use read::TRUST_MAX;
 pub use refusal::Refusal;
 pub use revocation::{REVOCATIONS_MAX, RevocationError, RevocationList, Revocations, Revoked, Revokes};

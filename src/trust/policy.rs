@@ -33,14 +33,15 @@ pub(super) struct TrustedSigner {
 
 /// A key or an identity, and when it counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Means {
-    pub(super) who: Who,
-    pub(super) not_before: Option<Timestamp>,
-    pub(super) not_after: Option<Timestamp>,
+pub struct Means {
+    pub who: Who,
+    pub not_before: Option<Timestamp>,
+    pub not_after: Option<Timestamp>,
 }
 
+/// What a signature can be known by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Who {
+pub enum Who {
     Key(PublicKey),
     /// Whom an identity provider vouches for.
     Identity {
@@ -105,6 +106,11 @@ impl TrustPolicy {
         Anchors { keys: self.keys().cloned().collect(), keyless: self.keyless.clone() }
     }
 
+    /// Everybody in it, by name, with what they are known by: the one in use first, then retired keys.
+    pub fn signers(&self) -> impl Iterator<Item = (&str, &[Means])> {
+        self.signers.iter().map(|(name, signer)| (name.as_str(), signer.means.as_slice()))
+    }
+
     /// When nothing in it will hold any more.
     #[must_use]
     pub fn expires(&self) -> Option<Timestamp> {
@@ -160,7 +166,9 @@ impl TrustPolicy {
 }
 
 impl Means {
-    pub(super) fn is(&self, signer: &Signer) -> bool {
+    /// Whether it is the one that signed.
+    #[must_use]
+    pub fn is(&self, signer: &Signer) -> bool {
         match (&self.who, signer) {
             (Who::Key(key), Signer::Key(id)) => key.id() == *id,
             (Who::Identity { issuer, identity }, Signer::Identity { issuer: found, identity: name }) => {
@@ -170,7 +178,9 @@ impl Means {
         }
     }
 
-    pub(super) fn counts(&self, now: Timestamp) -> bool {
+    /// Whether it counts at this moment.
+    #[must_use]
+    pub fn counts(&self, now: Timestamp) -> bool {
         self.not_before.is_none_or(|begins| begins <= now) && self.not_after.is_none_or(|ends| now < ends)
     }
 }
