@@ -22,16 +22,18 @@ use portcullis::wire::client::{
     CLIENT_FRAME_MAX, ClientFrame, Deadline, Farewell, HELLO_MAX, SERVER_FRAME_MAX, ServerFrame, Violation,
 };
 use portcullis::wire::control::{
-    CONTROL_MAX, FromChild, FrontendAssignment, Isolation, Process, ProcessState, ProcessTable, Ready,
-    ToChild, WorkerAssignment,
+    BuilderAssignment, CONTROL_MAX, FromChild, FrontendAssignment, Isolation, Process, ProcessState,
+    ProcessTable, Ready, RegistryAssignment, ToChild, WorkerAssignment,
 };
 use portcullis::wire::frame::{self, DecodeError, PREFIX};
 use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
+use portcullis::wire::job::{Job, Report};
 use portcullis::wire::operator::{
     FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, PolicyStatus,
     Serving, Status, WorkerCounters, WorkerStatus,
 };
 use portcullis::wire::spawner::{FromSpawner, Order, SpawnerAssignment};
+use portcullis::wire::supply::FromRegistry;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -113,11 +115,13 @@ fn decode_as_everything(bytes: &[u8]) {
         FromChild,
         FrontendAssignment,
         WorkerAssignment,
+        RegistryAssignment,
+        BuilderAssignment,
         Order,
         FromSpawner,
         SpawnerAssignment
     );
-    decode_as!(ToWorker, FromWorker, OperatorRequest, OperatorReply);
+    decode_as!(ToWorker, FromWorker, OperatorRequest, OperatorReply, FromRegistry, Job, Report);
 }
 
 /// Encodes, decodes, compares; then spoils the bytes in every way that must be refused, and in ways that may not panic.
@@ -225,6 +229,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
             Refusal::Overloaded,
             Refusal::Unavailable,
             Refusal::Cancelled,
+            Refusal::Revoked,
         ]),
         text().prop_map(Refusal::BadRequest),
     ];
@@ -360,6 +365,9 @@ fn to_child() -> impl Strategy<Value = ToChild> {
         (class(), any::<u64>()).prop_map(|(class, generation)| ToChild::Route { class, generation }),
         process_table().prop_map(ToChild::Processes),
         Just(ToChild::Reassign),
+        (class(), any::<u64>()).prop_map(|(class, generation)| ToChild::Supply { class, generation }),
+        any::<u64>().prop_map(|serial| ToChild::Builder { serial }),
+        (any::<u64>(), text()).prop_map(|(serial, why)| ToChild::NoBuilder { serial, why }),
     ]
 }
 
@@ -369,6 +377,10 @@ fn from_child() -> impl Strategy<Value = FromChild> {
         any::<u64>().prop_map(|nonce| FromChild::Pong { nonce }),
         Just(FromChild::Renew),
         text().prop_map(|why| FromChild::Failed { why }),
+        (text(), option::of(text()))
+            .prop_map(|(host_key, refused)| FromChild::Surveyed { host_key, refused }),
+        (any::<u64>(), class()).prop_map(|(serial, class)| FromChild::Build { serial, class }),
+        Just(FromChild::Changed),
     ]
 }
 

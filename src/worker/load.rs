@@ -234,3 +234,249 @@ fn refused(tenant: Tenant, policy: PolicyName, why: String) -> Named {
     let status = PolicyStatus { tenant, policy, serving: None, held_back: None, refused: Some(why) };
     Named { policy: None, status }
 }
+
+#[cfg(feature = "compiler")]
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use super::*;
+    use crate::artifact::{Architecture, Digest, Limits, SigningKey, Statement, sign};
+    use crate::compile::{Built, build};
+    use crate::decision::TrustClass;
+    use crate::engine::{WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
+    use crate::wire::control::{ClassLimits, Isolation, TenantAssignment};
+    use crate::wire::supply::SUPPLY_MAX;
+
+    fn built() -> &'static Built {
+        static BUILT: OnceLock<Built> = OnceLock::new();
+        BUILT.get_or_init(|| {
+            let module = r#"(module
+                (memory (export "memory") 1)
+                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+                (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
+            build(module.as_bytes()).unwrap()
+        })
+    }
+
+    fn tenant() -> Tenant {
+        Tenant::new("acme").unwrap()
+    }
+
+    fn name(name: &str) -> PolicyName {
+        PolicyName::new(name).unwrap()
+    }
+
+    /// A registry with its key, and a worker that is to have the policies "gate" and "other".
+    struct Host {
+        key: SigningKey,
+        registry: Channel<FromRegistry, ToRegistry>,
+        supply: Supply,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let (registry, supply) = Channel::pair(SUPPLY_MAX).unwrap();
+            Self { key: SigningKey::generate_ed25519().unwrap(), registry, supply }
+        }
+
+        fn signed(&self, policy: &str, change: impl FnOnce(&mut Statement)) -> Vec<u8> {
+            let mut statement = Statement {
+                policy: name(policy),
+                tenant: tenant(),
+                version: 7,
+                cwasm: Digest::of(&built().cwasm),
+                source: built().source,
+                bundle: Digest::of(b"bundle"),
+                architecture: Architecture::host(),
+                wasmtime: WASMTIME_VERSION.into(),
+                engine: settings_digest(),
+                world: WORLD.into(),
+                imports: vec![],
+                limits: Limits::default(),
+            };
+            change(&mut statement);
+            sign(&statement, &self.key).unwrap()
+        }
+
+        fn say(&self, message: &FromRegistry) {
+            self.registry.send(message, None).unwrap();
+        }
+
+        fn give_signed(&self, policy: &str, signed: Vec<u8>, code: &[u8], held_back: Option<&str>) {
+            let code = SealedBytes::of(code).unwrap();
+            let held_back = held_back.map(ToOwned::to_owned);
+            let message = FromRegistry::Policy { tenant: tenant(), policy: name(policy), signed, held_back };
+            self.registry.send(&message, Some(code.as_fd())).unwrap();
+        }
+
+        fn give(&self, policy: &str) {
+            self.give_signed(policy, self.signed(policy, |_| {}), &built().cwasm, None);
+        }
+
+        fn refuse(&self, policy: &str, why: &str) {
+            self.say(&FromRegistry::Refused { tenant: tenant(), policy: name(policy), why: why.to_owned() });
+        }
+
+        fn load(&self) -> Result<Loaded, LoadError> {
+            let assignment = WorkerAssignment {
+                class: TrustClass::new("a").unwrap(),
+                generation: 1,
+                uid: 1,
+                gid: 1,
+                isolation: Isolation::SharedUid,
+                host_key: self.key.public_key().to_pem().unwrap(),
+                tenants: vec![TenantAssignment {
+                    tenant: tenant(),
+                    policies: vec![name("gate"), name("other")],
+                    weight: 1,
+                    max_deadline_us: 1000,
+                    default_deadline_us: 1000,
+                }],
+                limits: ClassLimits {
+                    threads: 1,
+                    memory: 4 << 20,
+                    instances: 1,
+                    queue: 1,
+                    pipeline: 1,
+                    connections: 1,
+                    stack_zeroing: true,
+                    renew_after_decisions: 0,
+                    renew_after_ms: 0,
+                },
+            };
+            load(&compiling_engine().unwrap(), &assignment, &self.supply)
+        }
+
+        #[track_caller]
+        fn refused(&self) -> String {
+            self.load().expect_err("loaded").to_string()
+        }
+    }
+
+    fn serves(loaded: &Loaded, policy: &str) -> bool {
+        let (_, of) = loaded.set.tenant("acme").unwrap();
+        of.policy(policy).is_some_and(|served| !served.is_withdrawn())
+    }
+
+    #[test]
+    fn what_the_registry_gives_serves_and_what_it_refuses_does_not() {
+        let host = Host::new();
+        host.give_signed("gate", host.signed("gate", |_| {}), &built().cwasm, Some("8 is not signed"));
+        host.refuse("other", "never delivered");
+        host.say(&FromRegistry::Complete);
+        let loaded = host.load().unwrap();
+        assert!(serves(&loaded, "gate") && !serves(&loaded, "other"));
+        let [gate, other] = loaded.statuses.as_slice() else { panic!("{loaded:?}") };
+        let serving = gate.serving.as_ref().unwrap();
+        assert_eq!((serving.version, serving.bundle), (7, Digest::of(b"bundle")));
+        assert_eq!((gate.held_back.as_deref(), &gate.refused), (Some("8 is not signed"), &None));
+        assert_eq!((&other.serving, other.refused.as_deref()), (&None, Some("never delivered")));
+    }
+
+    /// The registry is believed in nothing that the host's key does not say. Each of these is alone at fault: the other
+    /// policy serves.
+    #[test]
+    fn a_policy_that_does_not_hold_is_named_and_the_others_serve() {
+        let stranger = Host::new();
+        let host = Host::new();
+        let mut flipped = built().cwasm.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        let cases: [(Vec<u8>, &[u8], &str); 5] = [
+            (stranger.signed("gate", |_| {}), &built().cwasm, "which is not trusted here"),
+            (host.signed("gate", |_| {}), &flipped, "it was changed after signing"),
+            (host.signed("other", |_| {}), &built().cwasm, "statement is for policy \"other\""),
+            (
+                host.signed("gate", |statement| statement.tenant = Tenant::new("blue").unwrap()),
+                &built().cwasm,
+                "statement is for tenant \"blue\"",
+            ),
+            (
+                host.signed("gate", |statement| statement.wasmtime = "48.0.7".into()),
+                &built().cwasm,
+                "compiled with wasmtime \"48.0.7\"",
+            ),
+        ];
+        for (signed, code, why) in cases {
+            host.give_signed("gate", signed, code, None);
+            host.give("other");
+            host.say(&FromRegistry::Complete);
+            let loaded = host.load().unwrap();
+            assert!(!serves(&loaded, "gate") && serves(&loaded, "other"), "{why}");
+            let refused = loaded.statuses[0].refused.as_deref().unwrap();
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
+
+    #[test]
+    fn code_that_could_still_change_is_refused() {
+        let host = Host::new();
+        let file = nix::sys::memfd::memfd_create("t", nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        let signed = host.signed("gate", |_| {});
+        let message =
+            FromRegistry::Policy { tenant: tenant(), policy: name("gate"), signed, held_back: None };
+        host.registry.send(&message, Some(file.as_fd())).unwrap();
+        host.give("other");
+        host.say(&FromRegistry::Complete);
+        let loaded = host.load().unwrap();
+        assert!(loaded.statuses[0].refused.as_deref().unwrap().contains("it could still change"));
+        assert!(serves(&loaded, "other"));
+    }
+
+    #[test]
+    fn what_is_not_assigned_is_left_alone_and_what_is_not_named_does_not_serve() {
+        let host = Host::new();
+        host.give("third");
+        host.refuse("fourth", "no");
+        host.give("gate");
+        host.say(&FromRegistry::Complete);
+        let loaded = host.load().unwrap();
+        assert!(serves(&loaded, "gate") && !serves(&loaded, "third"));
+        assert_eq!(loaded.statuses.len(), 2);
+        let refused = loaded.statuses[1].refused.as_deref().unwrap();
+        assert!(refused.starts_with("the registry does not know it"), "{refused}");
+    }
+
+    #[test]
+    fn a_registry_that_breaks_the_agreement_starts_nobody() {
+        let host = Host::new();
+        host.give("gate");
+        host.give("gate");
+        assert!(host.refused().contains("named policy \"gate\" of tenant \"acme\" twice"));
+
+        let host = Host::new();
+        let signed = host.signed("gate", |_| {});
+        host.say(&FromRegistry::Policy { tenant: tenant(), policy: name("gate"), signed, held_back: None });
+        assert!(host.refused().contains("came without its code"));
+
+        let host = Host::new();
+        let cwasm = Digest::of(&built().cwasm);
+        host.say(&FromRegistry::Withdraw { tenant: tenant(), policy: name("gate"), cwasm });
+        assert!(host.refused().contains("withdrew a policy before all were named"));
+
+        let Host { key, registry, supply } = Host::new();
+        let (other, _) = Channel::pair(SUPPLY_MAX).unwrap();
+        drop(registry);
+        assert!(Host { key, registry: other, supply }.refused().contains("it is gone before all were named"));
+    }
+
+    #[test]
+    fn a_policy_is_withdrawn_once_and_only_if_it_is_that_code() {
+        let host = Host::new();
+        host.give("gate");
+        host.give("other");
+        host.say(&FromRegistry::Complete);
+        let Loaded { set, .. } = host.load().unwrap();
+        let cwasm = Digest::of(&built().cwasm);
+        let (acme, gate) = (tenant(), name("gate"));
+        assert!(!set.withdraw(&acme, &gate, Digest::of(b"other code")), "another digest");
+        assert!(!set.withdraw(&Tenant::new("blue").unwrap(), &gate, cwasm), "another tenant's");
+        assert!(!set.withdraw(&acme, &name("third"), cwasm), "another policy");
+        let (_, of) = set.tenant("acme").unwrap();
+        assert!(!of.policy("gate").unwrap().is_withdrawn(), "it has decided until now");
+        assert!(set.withdraw(&acme, &gate, cwasm));
+        assert!(of.policy("gate").unwrap().is_withdrawn());
+        assert!(!of.policy("other").unwrap().is_withdrawn(), "the same code under another name");
+        assert!(!set.withdraw(&acme, &gate, cwasm), "once");
+    }
+}

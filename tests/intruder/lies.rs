@@ -56,6 +56,10 @@ fn to_the_supervisor(role: &str) -> Vec<Lie> {
         lie("ready a second time", encoded(&FromChild::Ready(ready))),
         lie("failed, though it serves", encoded(&FromChild::Failed { why: "x".repeat(60_000) })),
         lie("an answer to nothing", encoded(&FromChild::Pong { nonce: u64::MAX })),
+        lie("what only a registry may say", encoded(&FromChild::Changed)),
+        lie("what only a registry may ask for", {
+            encoded(&FromChild::Build { serial: 1, class: TrustClass::new("one").expect("class") })
+        }),
     ]);
     if role == "frontend" {
         lies.push(lie("what only a worker may ask for", encoded(&FromChild::Renew)));
@@ -170,7 +174,7 @@ pub(crate) fn the_spawner_starts_nobody_it_was_not_told_of() {
         let stderr = std::io::stderr();
         let descriptors = vec![stderr.as_fd(); descriptors];
         let order =
-            Order { serial: 7, part, open_files: 64, processes: Some(64), grouped: false, build: None };
+            Order { serial: 7, part, open_files: 64, processes: Some(64), build: None, grouped: false };
         channel.send_with(&order, &descriptors).expect("order");
         let until = Instant::now() + PATIENCE;
         loop {

@@ -6,6 +6,7 @@
 //! | `build CLASS POLICY` | has that done and surveys when it has ended; what the supervisor says of it is why it refuses |
 //! | `refuse WHY` | refuses |
 //! | `die` | ends instead of answering |
+//! | `stale` | refuses if it is what the registry is started with, not if it is told later |
 //! | `news` | says that something has changed, once, after it surveyed |
 //! | `twice`, `serial`, `flood`, `no-key`, `ready` | misbehaves |
 
@@ -104,9 +105,18 @@ impl Registry {
         self.control.send(message, None).expect("send");
     }
 
+    fn ordered(&self, what: &str) -> bool {
+        self.orders.iter().any(|order| order == what)
+    }
+
     fn heed(&mut self, buffer: &mut Vec<u8>) {
         match self.control.receive(buffer).expect("receive") {
-            Received::Message(ToChild::Serve, None) => self.survey(),
+            Received::Message(ToChild::Serve, None) => {
+                if self.ordered("stale") {
+                    self.refused.push("expired".to_owned());
+                }
+                self.survey();
+            }
             Received::Message(ToChild::Reassign, Some(memfd)) => {
                 let mut bytes = vec![0; 1 << 16];
                 let length = nix::sys::uio::pread(&memfd, &mut bytes, 0).expect("read");
@@ -116,7 +126,8 @@ impl Registry {
             Received::Message(ToChild::Ping { nonce }, None) => self.say(&FromChild::Pong { nonce }),
             Received::Message(ToChild::Supply { .. }, Some(worker)) => {
                 let worker = Channel::new(worker, SUPPLY_MAX);
-                worker.send(&FromRegistry::Complete, None).expect("supply");
+                // It may have been ended by now.
+                worker.send(&FromRegistry::Complete, None).ok();
                 self.supplies.push(worker);
             }
             Received::Message(ToChild::Builder { serial }, Some(builder)) => {
@@ -166,6 +177,7 @@ impl Registry {
                     for _ in 0..1000 {
                         self.control.send(&FromChild::Changed, None).ok();
                     }
+                    poll(&mut [], PollTimeout::NONE).expect("poll");
                 }
                 ["no-key"] => self.say(&FromChild::Surveyed { host_key: "none".into(), refused: None }),
                 ["ready"] => self.say(&FromChild::Ready(Ready {
@@ -201,13 +213,12 @@ impl Registry {
         self.surveying = false;
         let refused = std::mem::take(&mut self.refused);
         let refused = (!refused.is_empty()).then(|| refused.join("; "));
-        let ordered = |what: &str| self.orders.iter().any(|order| order == what);
         let surveyed = FromChild::Surveyed { host_key: KEY.to_owned(), refused };
         self.say(&surveyed);
-        if ordered("twice") {
+        if self.ordered("twice") {
             self.say(&surveyed);
         }
-        if ordered("news") && !self.told_news {
+        if self.ordered("news") && !self.told_news {
             self.told_news = true;
             self.say(&FromChild::Changed);
         }

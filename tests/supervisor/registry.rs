@@ -140,20 +140,25 @@ fn without_a_registry_the_workers_go_on() {
     service.stop();
 }
 
-/// What it was started with may have become wrong while it lived: only the operator's next can help.
+/// What is in force may have become wrong while the registry lived, an expired trust policy: only the operator's next can
+/// help then.
 fn a_registry_that_cannot_come_back_is_given_something_else() {
     let site = Site::new(As::Caller);
     let mut service = site.start();
     service.wait_until_all_serve();
-    // As good now, and the end of each later one. The registry that has it lives on.
-    let table = reload(&site, &mut service, "build a crash-later", 1);
-    assert_eq!(table.last_reload_error, None);
-    fs::write(site.path("state").join(BROKEN), "").expect("write");
-    kill_registry(&table);
+    let before = reload(&site, &mut service, "stale", 1);
+    assert_eq!(before.last_reload_error, None, "good for the one that lives");
+    kill_registry(&before);
     service.wait_until(|_, table| registry(table).is_none());
-    fs::remove_file(site.path("state").join(BROKEN)).expect("remove");
-    let table = reload(&site, &mut service, "", 2);
+    let table = reload(&site, &mut service, "stale", 2);
+    let error = table.last_reload_error.as_deref();
+    assert_eq!(error, Some("registry: refused to survey: expired"), "and bad for each later one");
+    for class in ["a", "b"] {
+        assert_eq!(serving(&table, class), serving(&before, class), "nobody was touched");
+    }
+    let table = reload(&site, &mut service, "", 3);
     assert_eq!(table.last_reload_error, None);
+    assert_eq!(generations(&table), (Some(3), Some(3)));
     service.stop();
 }
 

@@ -208,6 +208,8 @@ impl Fleet {
             }
             Stage::Working { .. } | Stage::Draining { .. } | Stage::Condemned => return,
         }
+        // The next one looks at everything in any case.
+        self.survey.changed = false;
         self.forget_builders(now);
         let cut_off = |child: &Child| {
             child.supplier == Some(gone.generation) && matches!(child.stage, Stage::Starting { .. })
