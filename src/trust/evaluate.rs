@@ -144,7 +144,7 @@ impl<'a> Judge<'a> {
                 }
             }
             // As many as are needed hold until the one ends that is the last of the longest.
-            ends.sort_by(|one, other| other.0.cmp(&one.0));
+            ends.sort_by_key(|(until, _)| std::cmp::Reverse(*until));
             match minimum.checked_sub(1).and_then(|last| ends.get(last)) {
                 Some((least, _)) => {
                     until = until.min(*least);
