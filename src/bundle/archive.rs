@@ -49,6 +49,8 @@ pub enum TarError {
     Twice { name: String },
     #[error("has entry {name:?} that ends behind the end of the file: the file was cut short")]
     Size { name: String },
+    #[error("has something behind entry {name:?} where zeroes fill up its last block")]
+    Padding { name: String },
     #[error("has no end mark: the file was cut short")]
     CutShort,
     #[error("goes on behind its end mark at byte {at}")]
@@ -98,6 +100,9 @@ fn members(file: &File, len: u64) -> Result<BTreeMap<Member, (u64, u64)>, Refusa
         let size = header.entry_size().map_err(|_| TarError::Size { name: name.clone() })?;
         let end = start.checked_add(size).and_then(|end| end.checked_next_multiple_of(BLOCK));
         at = end.filter(|end| *end <= len).ok_or_else(|| TarError::Size { name: name.clone() })?;
+        if !is_zero(file, start.saturating_add(size), at)? {
+            return Err(TarError::Padding { name }.into());
+        }
         match header.entry_type() {
             EntryType::Regular => {}
             EntryType::Directory if size == 0 && is_folder(&path) => continue,
@@ -150,6 +155,14 @@ fn check_end(file: &File, at: u64, len: u64) -> Result<(), Refusal> {
             Err(TarError::Trailing { at: at.saturating_add(first) }.into())
         }
     }
+}
+
+/// Whether there are zeroes from `from` to `to`, less than a block.
+fn is_zero(file: &File, from: u64, to: u64) -> Result<bool, Refusal> {
+    let mut rest = [0; 512];
+    let len = usize::try_from(to.saturating_sub(from)).unwrap_or(rest.len()).min(rest.len());
+    let Some(rest) = rest.get_mut(..len) else { return Ok(false) };
+    Ok(read_at(file, rest, from)? == len && rest.iter().all(|byte| *byte == 0))
 }
 
 fn read_at(file: &File, buffer: &mut [u8], at: u64) -> Result<usize, Refusal> {

@@ -118,3 +118,107 @@ fn members(what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) -> V
     let gone = before.difference(after).map(|name| change(name, true));
     gone.chain(after.difference(before).map(|name| change(name, false))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::{Digest, Limits};
+    use crate::bundle::{Draft, DraftCompiled, Platform};
+    use crate::decision::{PolicyName, Tenant};
+
+    fn draft() -> Draft {
+        Draft {
+            policy: PolicyName::new("p").unwrap(),
+            tenant: Tenant::new("t").unwrap(),
+            version: 3,
+            world: "portcullis:policy@0.1.0".into(),
+            imports: vec!["clock".into()],
+            exports: vec!["decide".into()],
+            limits: Limits::default(),
+            source: b"source".to_vec(),
+            compiled: vec![DraftCompiled {
+                platform: Platform::LinuxAmd64,
+                cwasm: b"code".to_vec(),
+                wasmtime: "48.0.8".into(),
+                engine: Digest::of(b"engine"),
+            }],
+        }
+    }
+
+    fn config(change: impl Fn(&mut Draft)) -> PolicyConfig {
+        let mut draft = draft();
+        change(&mut draft);
+        draft.assemble().unwrap().bundle.config
+    }
+
+    /// What each change is called, and whether it lets the policy do more.
+    #[test]
+    fn every_widening_is_marked_and_nothing_else() {
+        type Edit = fn(&mut Draft);
+        let cases: [(Edit, &str, bool); 15] = [
+            (|d| d.imports.push("log".into()), "import log", true),
+            (|d| d.imports.clear(), "import clock", false),
+            (|d| d.limits.memory += 1, "limit memory (bytes)", true),
+            (|d| d.limits.memory -= 1, "limit memory (bytes)", false),
+            (|d| d.limits.table_elements += 1, "limit table elements", true),
+            (|d| d.limits.table_elements -= 1, "limit table elements", false),
+            (|d| d.limits.output += 1, "limit output (bytes)", true),
+            (|d| d.limits.output -= 1, "limit output (bytes)", false),
+            (|d| d.limits.deadline_us += 1, "limit deadline (microseconds)", true),
+            (|d| d.limits.deadline_us -= 1, "limit deadline (microseconds)", false),
+            (|d| d.world = "portcullis:policy@0.2.0".into(), "world", true),
+            (|d| d.policy = PolicyName::new("q").unwrap(), "policy", true),
+            (|d| d.tenant = Tenant::new("u").unwrap(), "tenant", true),
+            (|d| d.exports.push("more".into()), "export more", false),
+            (|d| d.exports.clear(), "export decide", false),
+        ];
+        for (edit, what, widening) in cases {
+            let changes = capabilities(&config(|_| {}), &config(edit));
+            let found: Vec<_> =
+                changes.iter().map(|change| (change.what.as_str(), change.widening)).collect();
+            assert_eq!(found, [(what, widening)]);
+            let widenings = widenings(&config(|_| {}), &config(edit));
+            assert_eq!(widenings.len(), usize::from(widening), "{what}");
+        }
+        assert_eq!(widenings(&config(|_| {}), &config(|draft| draft.version = 9)), []);
+    }
+
+    #[test]
+    fn a_difference_names_what_changed_before_and_after() {
+        let old = draft().assemble().unwrap().bundle;
+        let mut next = draft();
+        next.version = 4;
+        next.source = b"longer source".to_vec();
+        next.limits.memory = 8 << 20;
+        next.compiled.push(DraftCompiled {
+            platform: Platform::LinuxArm64,
+            cwasm: b"other code".to_vec(),
+            wasmtime: "48.0.9".into(),
+            engine: Digest::of(b"engine"),
+        });
+        let new = next.assemble().unwrap().bundle;
+        let (ann, bob) = (["key ann".to_owned()], ["key bob".to_owned()]);
+        let before = Side { bundle: &old, signers: &ann, commit: Some("11") };
+        let after = Side { bundle: &new, signers: &bob, commit: None };
+        assert_eq!(difference(&before, &before), []);
+        let changes = difference(&before, &after);
+        let change = |what: &str| {
+            let change = changes.iter().find(|change| change.what == what);
+            let change = change.unwrap_or_else(|| panic!("{what} is not in {changes:#?}"));
+            (change.before.as_deref(), change.after.as_deref(), change.widening)
+        };
+        assert_eq!(change("version"), (Some("3"), Some("4"), false));
+        assert_eq!(change("limit memory (bytes)"), (Some("4194304"), Some("8388608"), true));
+        assert_eq!(change("signer key ann"), (Some("key ann"), None, false));
+        assert_eq!(change("signer key bob"), (None, Some("key bob"), false));
+        assert_eq!(change("source commit"), (Some("11"), None, false));
+        assert_eq!(change("size of source"), (Some("6"), Some("13"), false));
+        assert_eq!(change("wasmtime for linux/arm64"), (None, Some("48.0.9"), false));
+        assert_eq!(change("size of code for linux/arm64"), (None, Some("10"), false));
+        assert!(!changes.iter().any(|change| change.what.contains("amd64")));
+        assert_eq!(
+            change("bundle"),
+            (Some(old.digest().to_string().as_str()), Some(new.digest().to_string().as_str()), false)
+        );
+    }
+}

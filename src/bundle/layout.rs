@@ -58,14 +58,22 @@ pub fn open_policy(
     let folder = Path::new(tenant.as_str()).join(policy.as_str());
     let tar = Path::new(tenant.as_str()).join(format!("{policy}.tar"));
     let parent = parent(&store, &folder, ownership)?;
-    let is_there = |name: &Path| {
-        let name = Path::new(name.file_name().unwrap_or_default());
-        !matches!(file::open(&parent, name, &Ownership::anyone()), Err(Refusal::Missing))
+    let found = |path: &Path| file::open(&parent, Path::new(path.file_name().unwrap_or_default()), ownership);
+    let refuse = |why| Err(LayoutError { bundle: folder.clone(), member: None, why });
+    // A folder "x.tar" is that of a policy with this name, and none of ours.
+    let tar_found = match found(&tar) {
+        Err(Refusal::Missing) | Ok(Opened::Folder(_)) => None,
+        other => Some(other),
     };
-    match (is_there(&folder), is_there(&tar)) {
-        (true, true) => Err(LayoutError { bundle: folder, member: None, why: Refusal::Ambiguous }),
-        (false, true) => Layout::at(&parent, &tar, ownership),
-        _ => Layout::at(&parent, &folder, ownership),
+    match (found(&folder), tar_found) {
+        (Err(Refusal::Missing), Some(Ok(opened))) => Layout::of(&tar, opened, ownership),
+        (Err(Refusal::Missing), Some(Err(why))) => Err(LayoutError { bundle: tar, member: None, why }),
+        (_, Some(_)) => refuse(Refusal::Ambiguous),
+        (Ok(Opened::File(_)), None) => {
+            refuse(Refusal::Kind { found: "a regular file", expected: "a folder, or a file with .tar" })
+        }
+        (Ok(opened), None) => Layout::of(&folder, opened, ownership),
+        (Err(why), None) => refuse(why),
     }
 }
 

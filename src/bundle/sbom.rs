@@ -109,3 +109,66 @@ fn relationship(from: &str, kind: &str, to: &str) -> Value {
         "relatedSpdxElement": format!("SPDXRef-{to}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::Limits;
+    use crate::bundle::Platform;
+    use crate::bundle::config::CompiledFor;
+    use crate::decision::{PolicyName, Tenant};
+
+    fn config() -> PolicyConfig {
+        PolicyConfig {
+            policy: PolicyName::new("p").unwrap(),
+            tenant: Tenant::new("t").unwrap(),
+            version: 3,
+            world: "portcullis:policy@0.1.0".into(),
+            imports: Vec::new(),
+            exports: Vec::new(),
+            limits: Limits::default(),
+            source: Digest::of(b"source"),
+            compiled: vec![CompiledFor {
+                platform: Platform::LinuxAmd64,
+                cwasm: Digest::of(b"code"),
+                wasmtime: "48.0.8".into(),
+                engine: Digest::of(b"engine"),
+            }],
+        }
+    }
+
+    #[test]
+    fn the_minimal_list_names_source_code_and_compiler_and_is_the_same_every_time() {
+        let bundle = Digest::of(b"bundle");
+        let bytes = minimal(&config(), bundle, 0).unwrap();
+        assert_eq!(bytes, minimal(&config(), bundle, 0).unwrap());
+        let list: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(list["creationInfo"]["created"], "1970-01-01T00:00:00Z");
+        assert_eq!(list["documentNamespace"], format!("urn:portcullis:bundle:{bundle}"));
+        let checksum = |package: usize| list["packages"][package]["checksums"][0]["checksumValue"].clone();
+        assert_eq!(checksum(0), hex::encode(Digest::of(b"source").as_bytes()));
+        assert_eq!(checksum(2), hex::encode(Digest::of(b"code").as_bytes()));
+        assert_eq!(list["packages"][3]["versionInfo"], "48.0.8");
+        // Each that is related is there.
+        let ids: Vec<_> = list["packages"].as_array().unwrap().iter().map(|p| p["SPDXID"].clone()).collect();
+        for relationship in list["relationships"].as_array().unwrap() {
+            assert!(ids.contains(&relationship["relatedSpdxElement"]), "{relationship}");
+        }
+        assert_eq!(attachment(bytes).unwrap().artifact_type, media::SBOM);
+        let later: Value =
+            serde_json::from_slice(&minimal(&config(), bundle, 1_700_000_000).unwrap()).unwrap();
+        assert_eq!(later["creationInfo"]["created"], "2023-11-14T22:13:20Z");
+    }
+
+    #[test]
+    fn what_is_no_list_is_not_attached() {
+        let error = |bytes: &[u8]| attachment(bytes.to_vec()).unwrap_err();
+        assert!(matches!(error(b"{"), SbomError::Json(_)));
+        assert!(matches!(error(b"{}"), SbomError::Version));
+        assert!(matches!(error(br#"{"spdxVersion":"SPDX-3.0"}"#), SbomError::Version));
+        assert!(matches!(error(&vec![b' '; SBOM_MAX + 1]), SbomError::TooLong { .. }));
+        assert_eq!(source_date_epoch(None).unwrap(), 0);
+        assert_eq!(source_date_epoch(Some("12")).unwrap(), 12);
+        assert!(matches!(source_date_epoch(Some("today")), Err(SbomError::Epoch(_))));
+    }
+}

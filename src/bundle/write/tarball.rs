@@ -1,8 +1,8 @@
 //! A tar with nothing in it that depends on who wrote it, or when.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use tar::{Builder, EntryType, Header};
@@ -14,12 +14,10 @@ use crate::bundle::layout::Member;
 pub(super) struct Tarball(Builder<File>);
 
 pub(super) fn start(path: &Path) -> io::Result<Tarball> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(FILE_MODE)
-        .open(path)
-        .map(|file| Tarball(Builder::new(file)))
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // Whatever the umask is.
+    file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+    Ok(Tarball(Builder::new(file)))
 }
 
 impl Tarball {
