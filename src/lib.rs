@@ -42,6 +42,7 @@ pub mod document;
 pub mod engine;
 pub mod frontend;
 pub mod journal;
+pub mod ledger;
 pub mod registry;
 pub mod sandbox;
 pub mod signature;

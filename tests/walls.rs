@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// One process each, or one program that only makes files for them. None knows another; they meet in `wire`.
 const ROLES: [&str; 7] = ["supervisor", "spawner", "registry", "builder", "frontend", "worker", "fetcher"];
 /// What roles and people's programs are made from. None of these knows who uses it.
-const SHARED: [&str; 11] = [
+const SHARED: [&str; 12] = [
     "artifact",
     "bundle",
     "compile",
@@ -24,6 +24,7 @@ const SHARED: [&str; 11] = [
     "document",
     "engine",
     "journal",
+    "ledger",
     "sandbox",
     "signature",
     "trust",
