@@ -95,6 +95,27 @@ pub fn finish(folder: &Path, index: Digest, attached: &[Digest]) -> Result<Bundl
     Ok(bundle)
 }
 
+/// Writes a bundle as a tar into a file that the caller made, each blob checked by whoever gives it. The caller brings it to
+/// the disk and to its place.
+///
+/// # Errors
+/// When a blob is not given, or when the file system says no.
+pub fn tar_into(
+    file: File,
+    bundle: &Bundle,
+    content: impl Fn(&Descriptor) -> Result<Vec<u8>, LayoutError>,
+) -> Result<(), WriteError> {
+    let path = Path::new("tar");
+    let failed = |source| failed(path, source);
+    let mut tar = tarball::into(file);
+    tar.add(Member::Layout, OCI_LAYOUT).map_err(failed)?;
+    tar.add(Member::Index, &index_json(path, bundle)?).map_err(failed)?;
+    for blob in sorted(bundle) {
+        tar.add(Member::Blob(blob.digest), &content(&blob)?).map_err(failed)?;
+    }
+    tar.finish().map_err(failed)
+}
+
 fn put<'a>(
     place: Place,
     path: &Path,

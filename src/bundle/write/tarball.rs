@@ -20,6 +20,11 @@ pub(super) fn start(path: &Path) -> io::Result<Tarball> {
     Ok(Tarball(Builder::new(file)))
 }
 
+/// Into a file that is there already, and empty.
+pub(super) fn into(file: File) -> Tarball {
+    Tarball(Builder::new(file))
+}
+
 impl Tarball {
     pub(super) fn add(&mut self, member: Member, bytes: &[u8]) -> io::Result<()> {
         let mut header = Header::new_ustar();
