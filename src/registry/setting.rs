@@ -1,0 +1,94 @@
+//! What a survey goes by: the assignment, the trust policy in it, and what follows from the two.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use crate::artifact::Digest;
+use crate::bundle::PolicyConfig;
+use crate::decision::{PolicyName, Tenant, TrustClass};
+use crate::signature::{Anchors, Evidence};
+use crate::trust::{Accepted, Candidate, Revocations, TrustErrors, TrustPolicy};
+use crate::wire::control::RegistryAssignment;
+
+/// Whose policy it is, and its name.
+pub(super) type Key = (Tenant, PolicyName);
+
+/// An assignment whose trust policy was understood.
+#[derive(Debug, Clone)]
+pub(super) struct Setting {
+    pub(super) assignment: RegistryAssignment,
+    pub(super) trust: TrustPolicy,
+    pub(super) anchors: Anchors,
+    /// Of the keys in it: evidence that was worked out with others is worked out again.
+    pub(super) keys: Digest,
+    policies: BTreeMap<Key, TrustClass>,
+    memory: BTreeMap<TrustClass, u32>,
+}
+
+impl Setting {
+    /// # Errors
+    /// When the trust policy is not one.
+    pub(super) fn new(assignment: RegistryAssignment) -> Result<Self, TrustErrors> {
+        let trust = TrustPolicy::parse(Path::new(&assignment.trust.path), &assignment.trust.text)?;
+        let anchors = trust.anchors();
+        let mut ids: Vec<String> = anchors.keys.iter().map(|key| key.id().to_string()).collect();
+        ids.sort();
+        ids.dedup();
+        let keys = Digest::of(ids.join("\n").as_bytes());
+        let policies = assignment.tenants.iter().flat_map(|one| {
+            one.policies.iter().map(|policy| ((one.tenant.clone(), policy.clone()), one.class.clone()))
+        });
+        let policies = policies.collect();
+        let memory = assignment.classes.iter().map(|one| (one.class.clone(), one.memory)).collect();
+        Ok(Self { trust, anchors, keys, policies, memory, assignment })
+    }
+
+    /// Every policy that is configured, and its class.
+    pub(super) fn policies(&self) -> impl Iterator<Item = (&Key, &TrustClass)> {
+        self.policies.iter()
+    }
+
+    pub(super) fn class(&self, key: &Key) -> Option<&TrustClass> {
+        self.policies.get(key)
+    }
+
+    /// Whether a bundle may decide, as far as signatures, rules and revocations go; every reason if not.
+    pub(super) fn judge(
+        &self,
+        key: &Key,
+        class: &TrustClass,
+        (bundle, config): (Digest, &PolicyConfig),
+        evidence: &Evidence,
+        (revocations, now): (&Revocations, Timestamp),
+    ) -> Result<Accepted, String> {
+        let (tenant, policy) = key;
+        let mut against = Vec::new();
+        if config.policy != *policy {
+            against.push(format!("bundle is policy \"{}\", expected \"{policy}\"", config.policy));
+        }
+        let granted = self.memory.get(class).copied().unwrap_or(0);
+        if config.limits.memory > granted {
+            let asks = config.limits.memory;
+            against.push(format!(
+                "policy asks for {asks} bytes of memory, and class \"{class}\" grants {granted}: build it with less, or \
+                 raise the class's memory"
+            ));
+        }
+        let candidate = Candidate { tenant, class, bundle, config };
+        match self.trust.evaluate(&candidate, evidence, revocations, now) {
+            Ok(accepted) if against.is_empty() => Ok(accepted),
+            Ok(_) => Err(against.join("; ")),
+            Err(refusals) => {
+                against.extend(refusals.iter().map(ToString::to_string));
+                // What was attached and did not help is often why.
+                against.extend(evidence.disregarded.iter().take(DISREGARDED_SHOWN).cloned());
+                Err(against.join("; "))
+            }
+        }
+    }
+}
+
+/// Most attachments that a refusal speaks of.
+const DISREGARDED_SHOWN: usize = 4;

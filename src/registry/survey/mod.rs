@@ -1,0 +1,299 @@
+//! One look at everything: which policy may decide from now on, and why another may not.
+//!
+//! ```text
+//! begin    trust policy, revocation list, orders: if one of them is wrong nothing changes at all
+//! step     one policy: does what is active hold? is there something newer, and may it take its place?
+//! built    a builder's word on one policy; the others do not wait for it
+//! finish   the table, on the disk at once; then what serves
+//! ```
+//!
+//! A policy that is no good is named and held back, and never stops the others. The survey works on a draft of the table:
+//! until [`Survey::finish`] nothing has happened.
+
+mod begin;
+mod goal;
+mod judge;
+mod pursue;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::revoked::InForce;
+use super::setting::{Key, Setting};
+use super::state::{PlaceError, State, StateError};
+use crate::artifact::{Digest, SealedBytes};
+use crate::bundle::PolicyConfig;
+use crate::decision::TrustClass;
+use crate::ledger::{Event, PlacedOrder, Table, What};
+use crate::signature::Evidence;
+use crate::trust::{Revocations, TrustErrors};
+use crate::wire::job::Job;
+
+pub(super) use begin::Before;
+use goal::Task;
+
+/// Most policies that wait for a builder at one time. The supervisor starts two; the others are ready when those are done.
+const WAITING_MAX: usize = 4;
+
+/// Machine code that is in memory already, by its digest.
+pub(super) type Shelf = BTreeMap<Digest, Arc<SealedBytes>>;
+
+/// Bundles that a builder found no good, and why: not built again before somebody asks for it.
+pub(super) type Unsound = BTreeMap<Digest, String>;
+
+/// A survey under way.
+pub(super) struct Survey {
+    setting: Setting,
+    draft: Table,
+    in_force: InForce,
+    /// One time for the whole of it.
+    seconds: u64,
+    now: Timestamp,
+    /// The store, or why it cannot be opened.
+    store: Result<OwnedFd, String>,
+    orders: BTreeMap<Key, VecDeque<PlacedOrder>>,
+    /// Policies that were not looked at yet.
+    todo: VecDeque<Key>,
+    /// Policies that wait for a builder, by its serial.
+    waiting: BTreeMap<u64, Task>,
+    wanted: Vec<Wanted>,
+    standings: BTreeMap<Key, Standing>,
+    shelf: Shelf,
+    /// What the classes' caches were asked for and did not have, and why.
+    lost: BTreeMap<Digest, String>,
+    unsound: Unsound,
+    /// Nothing may be written: only what is active is looked at.
+    unwritable: Option<String>,
+    serial: u64,
+    rebuilt: u64,
+}
+
+/// How a policy stands.
+#[derive(Debug, Clone)]
+pub(super) enum Standing {
+    Serves(Served),
+    Refused { class: TrustClass, why: String },
+}
+
+/// A policy that decides, and all that is needed to supply it, and to see whether it still may.
+#[derive(Debug, Clone)]
+pub(super) struct Served {
+    pub(super) class: TrustClass,
+    pub(super) bundle: Digest,
+    pub(super) config: PolicyConfig,
+    pub(super) evidence: Evidence,
+    pub(super) signed: Vec<u8>,
+    pub(super) code: Arc<SealedBytes>,
+    /// Why what is newer does not serve instead.
+    pub(super) held_back: Option<String>,
+    /// It may not decide any longer than that.
+    pub(super) until: Option<Timestamp>,
+}
+
+impl Served {
+    /// Whether it may still decide, by the rules of this moment.
+    ///
+    /// # Errors
+    /// Every reason why not.
+    pub(super) fn holds(
+        &self,
+        setting: &Setting,
+        key: &Key,
+        class: &TrustClass,
+        rules: (&Revocations, Timestamp),
+    ) -> Result<(), String> {
+        // Machine code made here may be revoked as well as what was shipped.
+        if let Some(revoked) = rules.0.digest(&self.code.digest()) {
+            return Err(format!("machine code {} was revoked: {:?}", self.code.digest(), revoked.reason));
+        }
+        setting.judge(key, class, (self.bundle, &self.config), &self.evidence, rules).map(drop)
+    }
+
+    /// The same code of the same bundle, whatever was found out about its signatures since.
+    pub(super) fn is_the_same(&self, other: &Self) -> bool {
+        self.bundle == other.bundle && self.code.digest() == other.code.digest()
+    }
+}
+
+/// A builder that is needed.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) serial: u64,
+    pub(super) class: TrustClass,
+    pub(super) job: Job,
+    /// In the order that the job says.
+    pub(super) descriptors: Vec<Arc<SealedBytes>>,
+}
+
+/// What a builder said at last.
+#[derive(Debug)]
+pub(super) enum Built {
+    Sound,
+    Compiled(Arc<SealedBytes>),
+    Recalled { found: Vec<Arc<SealedBytes>>, lost: Vec<(Digest, String)> },
+}
+
+/// Why there is nothing from a builder.
+#[derive(Debug)]
+pub(super) struct NotBuilt {
+    pub(super) why: String,
+    /// It would be the same again: the builder said so, or died of this very job.
+    pub(super) lasting: bool,
+}
+
+/// What comes after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// There is more to do at once.
+    More,
+    /// Nothing goes on before a builder answers.
+    Waits,
+    Done,
+}
+
+/// What a survey comes to.
+pub(super) struct Findings {
+    pub(super) setting: Setting,
+    pub(super) in_force: InForce,
+    pub(super) standings: BTreeMap<Key, Standing>,
+    pub(super) shelf: Shelf,
+    pub(super) unsound: Unsound,
+    pub(super) rebuilt: u64,
+}
+
+/// Why nothing changed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SurveyError {
+    #[error("{0}")]
+    Trust(#[from] TrustErrors),
+    #[error("state: list orders: {0}")]
+    Orders(#[from] PlaceError),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl Survey {
+    /// Looks at one more policy.
+    pub(super) fn step(&mut self, state: &State) -> Progress {
+        // Where what is active was compiled here, the caches have it: nobody builds anything before they were asked.
+        let recalls = self.waiting.values().any(|task| matches!(task, Task::Recall { .. }));
+        if recalls || self.waiting.len() >= WAITING_MAX {
+            return Progress::Waits;
+        }
+        match self.todo.pop_front() {
+            Some(key) => self.take_up(state, key),
+            None if self.waiting.is_empty() => return Progress::Done,
+            None => return Progress::Waits,
+        }
+        Progress::More
+    }
+
+    /// The highest number of a builder that was asked for.
+    pub(super) fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// Builders that are needed, each said once.
+    pub(super) fn wanted(&mut self) -> Vec<Wanted> {
+        std::mem::take(&mut self.wanted)
+    }
+
+    /// A builder is done, or died.
+    pub(super) fn built(&mut self, state: &State, serial: u64, result: Result<Built, NotBuilt>) {
+        if let Some(task) = self.waiting.remove(&serial) {
+            self.go_on(state, task, result);
+        }
+    }
+
+    /// Makes it so. An error means that nothing changed.
+    pub(super) fn finish(mut self, state: &mut State) -> Result<Findings, (SurveyError, Setting)> {
+        self.draft.latest = self.draft.latest.max(self.seconds);
+        if self.unwritable.is_none()
+            && let Err(error) = self.commit(state)
+        {
+            return Err((error.into(), self.setting));
+        }
+        // What does not serve needs no memory.
+        let serving: BTreeMap<Digest, Arc<SealedBytes>> = self
+            .standings
+            .values()
+            .filter_map(|standing| match standing {
+                Standing::Serves(served) => Some((served.code.digest(), Arc::clone(&served.code))),
+                Standing::Refused { .. } => None,
+            })
+            .collect();
+        Ok(Findings {
+            setting: self.setting,
+            in_force: self.in_force,
+            standings: self.standings,
+            shelf: serving,
+            unsound: self.unsound,
+            rebuilt: self.rebuilt,
+        })
+    }
+
+    fn commit(&mut self, state: &mut State) -> Result<(), StateError> {
+        let draft = std::mem::replace(&mut self.draft, Table::new(state.table().host.clone()));
+        let nothing_new = Table { latest: state.table().latest, ..draft.clone() } == *state.table();
+        match state.commit(draft) {
+            // Only the time would have been written down.
+            Err(error) if nothing_new => {
+                tracing::warn!(%error, "write down what time it is");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Adds to the history.
+    fn remember(
+        &mut self,
+        what: What,
+        key: &Key,
+        bundle: Option<(Digest, u64)>,
+        order: Option<u64>,
+        why: &str,
+    ) {
+        let (tenant, policy) = key;
+        let (digest, version) = bundle.unzip();
+        let shown = digest.map(|digest| digest.to_string());
+        match what {
+            What::Activated | What::RolledBack | What::Restored | What::Revocations | What::Recovered => {
+                tracing::info!(%tenant, %policy, version, bundle = shown, why, "{}", said(what));
+            }
+            What::Withdrawn | What::HeldBack | What::OrderRefused | What::Rebuilt => {
+                tracing::warn!(%tenant, %policy, version, bundle = shown, why, "{}", said(what));
+            }
+        }
+        self.draft.remember(Event {
+            at: self.seconds,
+            what,
+            tenant: Some(tenant.clone()),
+            policy: Some(policy.clone()),
+            bundle: digest,
+            version,
+            order,
+            why: why.to_owned(),
+        });
+    }
+}
+
+fn said(what: What) -> &'static str {
+    match what {
+        What::Activated => "policy activated",
+        What::RolledBack => "policy rolled back",
+        What::Withdrawn => "policy withdrawn",
+        What::Restored => "policy decides again",
+        What::HeldBack => "policy held back",
+        What::OrderRefused => "order refused",
+        What::Rebuilt => "policy compiled again",
+        What::Revocations => "revocation list taken",
+        What::Recovered => "table begun anew",
+    }
+}
