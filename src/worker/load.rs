@@ -242,9 +242,10 @@ mod tests {
 
     use super::*;
     use crate::artifact::{Architecture, Digest, Limits, SigningKey, Statement, sign};
+    use crate::bundle::Platform;
     use crate::compile::{Built, build};
     use crate::decision::TrustClass;
-    use crate::engine::{WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
+    use crate::engine::{Target, WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
     use crate::wire::control::{ClassLimits, Isolation, TenantAssignment};
     use crate::wire::supply::SUPPLY_MAX;
 
@@ -255,8 +256,12 @@ mod tests {
                 (memory (export "memory") 1)
                 (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
                 (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
-            build(module.as_bytes()).unwrap()
+            build(module.as_bytes(), &[Platform::host()]).unwrap()
         })
+    }
+
+    fn code() -> &'static [u8] {
+        built().code_for(Platform::host()).unwrap()
     }
 
     fn tenant() -> Tenant {
@@ -285,7 +290,7 @@ mod tests {
                 policy: name(policy),
                 tenant: tenant(),
                 version: 7,
-                cwasm: Digest::of(&built().cwasm),
+                cwasm: Digest::of(code()),
                 source: built().source,
                 bundle: Digest::of(b"bundle"),
                 architecture: Architecture::host(),
@@ -311,7 +316,7 @@ mod tests {
         }
 
         fn give(&self, policy: &str) {
-            self.give_signed(policy, self.signed(policy, |_| {}), &built().cwasm, None);
+            self.give_signed(policy, self.signed(policy, |_| {}), code(), None);
         }
 
         fn refuse(&self, policy: &str, why: &str) {
@@ -345,7 +350,7 @@ mod tests {
                     renew_after_ms: 0,
                 },
             };
-            load(&compiling_engine().unwrap(), &assignment, &self.supply)
+            load(&compiling_engine(Target::host()).unwrap(), &assignment, &self.supply)
         }
 
         #[track_caller]
@@ -362,7 +367,7 @@ mod tests {
     #[test]
     fn what_the_registry_gives_serves_and_what_it_refuses_does_not() {
         let host = Host::new();
-        host.give_signed("gate", host.signed("gate", |_| {}), &built().cwasm, Some("8 is not signed"));
+        host.give_signed("gate", host.signed("gate", |_| {}), code(), Some("8 is not signed"));
         host.refuse("other", "never delivered");
         host.say(&FromRegistry::Complete);
         let loaded = host.load().unwrap();
@@ -380,20 +385,20 @@ mod tests {
     fn a_policy_that_does_not_hold_is_named_and_the_others_serve() {
         let stranger = Host::new();
         let host = Host::new();
-        let mut flipped = built().cwasm.clone();
+        let mut flipped = code().to_vec();
         *flipped.last_mut().unwrap() ^= 1;
         let cases: [(Vec<u8>, &[u8], &str); 5] = [
-            (stranger.signed("gate", |_| {}), &built().cwasm, "which is not trusted here"),
+            (stranger.signed("gate", |_| {}), code(), "which is not trusted here"),
             (host.signed("gate", |_| {}), &flipped, "it was changed after signing"),
-            (host.signed("other", |_| {}), &built().cwasm, "statement is for policy \"other\""),
+            (host.signed("other", |_| {}), code(), "statement is for policy \"other\""),
             (
                 host.signed("gate", |statement| statement.tenant = Tenant::new("blue").unwrap()),
-                &built().cwasm,
+                code(),
                 "statement is for tenant \"blue\"",
             ),
             (
                 host.signed("gate", |statement| statement.wasmtime = "48.0.7".into()),
-                &built().cwasm,
+                code(),
                 "compiled with wasmtime \"48.0.7\"",
             ),
         ];
@@ -450,7 +455,7 @@ mod tests {
         assert!(host.refused().contains("came without its code"));
 
         let host = Host::new();
-        let cwasm = Digest::of(&built().cwasm);
+        let cwasm = Digest::of(code());
         host.say(&FromRegistry::Withdraw { tenant: tenant(), policy: name("gate"), cwasm });
         assert!(host.refused().contains("withdrew a policy before all were named"));
 
@@ -467,7 +472,7 @@ mod tests {
         host.give("other");
         host.say(&FromRegistry::Complete);
         let Loaded { set, .. } = host.load().unwrap();
-        let cwasm = Digest::of(&built().cwasm);
+        let cwasm = Digest::of(code());
         let (acme, gate) = (tenant(), name("gate"));
         assert!(!set.withdraw(&acme, &gate, Digest::of(b"other code")), "another digest");
         assert!(!set.withdraw(&Tenant::new("blue").unwrap(), &gate, cwasm), "another tenant's");
