@@ -55,7 +55,7 @@ mod tests {
         let read = |text: &str| parse::<Descriptor>(text.as_bytes(), 400).map(|_| ());
         assert_eq!(read(ONE), Ok(()));
         let not_canonical = [
-            ONE.replace(':', ": "),
+            ONE.replace("\":", "\": "),
             format!("{ONE}\n"),
             ONE.replace("a/b", "a\\/b"),
             ONE.replace(r#""size":2"#, r#""size":2,"artifactType":null"#),

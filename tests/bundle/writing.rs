@@ -248,6 +248,11 @@ fn what_would_not_be_read_again_is_not_written() {
     let mut same = draft(3);
     same.compiled[0].cwasm = same.compiled[1].cwasm.clone();
     assert!(matches!(same.assemble(), Err(DraftError::CodeTwice)));
+    assert_eq!(
+        portcullis::bundle::SOURCE_MAX,
+        portcullis::compile::SOURCE_MAX,
+        "what is compiled can be shipped"
+    );
     let empty = portcullis::bundle::Draft { source: Vec::new(), ..draft(3) };
     assert!(matches!(empty.assemble(), Err(DraftError::Empty { what: "source" })));
     let long = portcullis::bundle::Draft { source: vec![0; (32 << 20) + 1], ..draft(3) };
