@@ -29,7 +29,8 @@ const UNITS: [(&str, &str); 3] = [
     ("portcullis-operator.socket", include_str!("../../../systemd/portcullis-operator.socket")),
     ("portcullis.service", include_str!("../../../systemd/portcullis.service")),
 ];
-const TEXTS: [(&str, &str); 7] = [
+const TEXTS: [(&str, &str); 8] = [
+    ("/usr/share/doc/portcullis/bundle.md", include_str!("../../../docs/bundle.md")),
     ("/usr/share/doc/portcullis/trust.md", include_str!("../../../docs/trust.md")),
     ("/usr/share/doc/portcullis/configuration.md", include_str!("../../../docs/configuration.md")),
     ("/usr/share/doc/portcullis/systemd.md", include_str!("../../../docs/systemd.md")),
