@@ -37,7 +37,6 @@ use crate::wire::control::{CONTROL_MAX, FromChild, Ready, fd};
 use clock::Clock;
 use serve::{Control, Registry, ServeError, read_assignment};
 use state::{State, StateError};
-use watch::Watch;
 
 /// Why a registry does not serve, or not any more.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +86,8 @@ fn start(control: Control) -> Result<(Sealed, Registry), RegistryError> {
     match prepared {
         Ok((sealed, ready, parts)) => {
             control.send(&FromChild::Ready(ready), None)?;
-            let (assignment, state, clock, watch) = parts;
-            Ok((sealed, Registry::new(control, assignment, state, clock, watch)?))
+            let (assignment, state, clock) = parts;
+            Ok((sealed, Registry::new(control, assignment, state, clock)?))
         }
         Err(error) => {
             // It may be gone itself.
@@ -98,7 +97,7 @@ fn start(control: Control) -> Result<(Sealed, Registry), RegistryError> {
     }
 }
 
-type Parts = (crate::wire::control::RegistryAssignment, State, Clock, Watch);
+type Parts = (crate::wire::control::RegistryAssignment, State, Clock);
 
 fn prepare_and_seal() -> Result<(Sealed, Ready, Parts), RegistryError> {
     let memfd = take_inherited(fd::ASSIGNMENT).map_err(RegistryError::Inherited)?;
@@ -107,7 +106,6 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Parts), RegistryError> {
     // A state that is no good ends it here, with a sentence.
     let state = State::open(Path::new(&assignment.state))?;
     let clock = Clock::new(state.table().latest);
-    let watch = Watch::new(Path::new(&assignment.store));
     let places = Places::default().with("store", &assignment.store).with("state", &assignment.state);
     let confined = given.confine(&places)?;
     let landlock_abi = confined.landlock_abi();
@@ -115,5 +113,5 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Parts), RegistryError> {
     let sealed = confined.seal()?;
     let ready =
         Ready { loaded: 0, refused: 0, pagemap_scan: false, landlock_abi, landlock_proven_threads: 1 };
-    Ok((sealed, ready, (assignment, state, clock, watch)))
+    Ok((sealed, ready, (assignment, state, clock)))
 }

@@ -91,7 +91,6 @@ impl Registry {
         assignment: RegistryAssignment,
         state: State,
         clock: Clock,
-        watch: Watch,
     ) -> Result<Self, RevocationError> {
         Ok(Self {
             in_force: InForce::kept(state.table())?,
@@ -99,7 +98,7 @@ impl Registry {
             outbox: VecDeque::new(),
             state,
             clock,
-            watch,
+            watch: Watch::default(),
             assignment,
             survey: None,
             live: None,
@@ -127,9 +126,7 @@ impl Registry {
         let timeout = if self.go_on_surveying() { Duration::ZERO } else { self.timeout() };
         self.wait(timeout)?;
         self.hear(buffer)?;
-        if self.watch.has_seen() {
-            self.look_at_revocations();
-        }
+        self.watch_revocations();
         self.look_at_time();
         self.supplies.go_on(buffer);
         for (serial, result) in self.jobs.go_on(Instant::now(), buffer) {
@@ -239,6 +236,14 @@ impl Registry {
 
     fn say(&mut self, host_key: String, refused: Option<String>) {
         self.outbox.push_back(FromChild::Surveyed { host_key, refused });
+    }
+
+    /// Sees whether there is a newer revocation list.
+    fn watch_revocations(&mut self) {
+        let Some(live) = &self.live else { return };
+        if self.watch.has_changed(Path::new(&live.setting.assignment.store), Instant::now()) {
+            self.look_at_revocations();
+        }
     }
 
     /// Takes a newer revocation list into force.
@@ -368,13 +373,13 @@ impl Registry {
         });
         let full =
             (!self.outbox.is_empty() || self.supplies.watched().any(|(_, waits)| waits)).then_some(RETRY);
-        [job, expiry, full].into_iter().flatten().min().unwrap_or(Duration::MAX)
+        let watch = self.live.as_ref().map(|_| self.watch.due(Instant::now()));
+        [job, expiry, full, watch].into_iter().flatten().min().unwrap_or(Duration::MAX)
     }
 
     fn wait(&self, timeout: Duration) -> Result<(), ServeError> {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut watched: Vec<PollFd<'_>> = vec![readable(self.control.as_fd())];
-        watched.extend(self.watch.as_fd().map(readable));
         watched.extend(self.supplies.watched().map(|(fd, _)| readable(fd)));
         watched.extend(self.jobs.watched().map(readable));
         // Rounded up, or it would spin through the last millisecond.

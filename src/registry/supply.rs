@@ -112,11 +112,6 @@ impl Supplies {
     pub(super) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
         self.0.iter().map(|line| (line.channel.as_fd(), !line.queue.is_empty()))
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 impl Line {

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+use nix::unistd::{geteuid, mkdir};
 
 /// The registry's directory, open.
 pub(super) struct Disk {
@@ -61,7 +61,9 @@ pub(crate) enum PlaceError {
     Owner { path: PathBuf, owner: u32, expected: u32 },
     #[error("open {path:?}: mode {mode:04o}, expected {expected:04o}; chmod it so")]
     Mode { path: PathBuf, mode: u32, expected: u32 },
-    #[error("open {path:?}: is not a regular file of one name")]
+    #[error(
+        "open {path:?}: is not a regular file of one name (a link, or something else); put the file itself there"
+    )]
     NotAFile { path: PathBuf },
     #[error("read {path:?}: is longer than {max} bytes")]
     TooLong { path: PathBuf, max: usize },
@@ -118,7 +120,7 @@ impl Disk {
         let result = self.write_new(&temporary, write).and_then(|()| self.rename(&temporary, name));
         if result.is_err() {
             // The error that counts is the one being returned; what stays is removed at the next start.
-            let _ = unlinkat(&self.root, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+            let _ = fs::remove_file(self.path(&temporary));
             return result;
         }
         self.sync_directory(parent(name))
@@ -126,16 +128,16 @@ impl Disk {
 
     /// Removes a file, if it is there. It may come back after a power cut.
     pub(super) fn remove(&self, name: &str) -> Result<(), DiskError> {
-        match unlinkat(&self.root, name, UnlinkatFlags::NoRemoveDir) {
+        match fs::remove_file(self.path(name)) {
             Ok(()) => self.took(Step::Removed(name)).map_err(|source| self.failed("remove", name, source)),
-            Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(self.failed("remove", name, errno.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.failed("remove", name, error)),
         }
     }
 
     /// Makes a directory of this user's alone, if it is not there.
     pub(super) fn make_directory(&self, name: &str) -> Result<(), DiskError> {
-        match mkdirat(&self.root, name, Mode::S_IRWXU) {
+        match mkdir(&self.path(name), Mode::S_IRWXU) {
             Ok(()) => self
                 .took(Step::MadeDirectory(name))
                 .map_err(|source| self.failed("make directory", name, source)),
@@ -145,8 +147,7 @@ impl Disk {
     }
 
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
-        renameat(&self.root, from, &self.root, to)
-            .map_err(io::Error::from)
+        fs::rename(self.path(from), self.path(to))
             .and_then(|()| self.took(Step::Renamed(from, to)))
             .map_err(|source| self.failed("rename to", to, source))
     }
@@ -179,8 +180,10 @@ impl Disk {
     pub(super) fn file(&self, name: &str) -> Result<File, PlaceError> {
         let path = self.path(name);
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = openat(&self.root, name, flags, Mode::empty())
-            .map_err(|errno| PlaceError::Open { path: path.clone(), source: errno.into() })?;
+        let file = openat(&self.root, name, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::ELOOP => PlaceError::NotAFile { path: path.clone() },
+            _ => PlaceError::Open { path: path.clone(), source: errno.into() },
+        })?;
         let file = File::from(file);
         let metadata = file.metadata().map_err(|source| PlaceError::Open { path: path.clone(), source })?;
         if !metadata.is_file() || metadata.nlink() != 1 {
@@ -226,9 +229,9 @@ impl Disk {
         write: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> Result<(), DiskError> {
         let written = || {
-            match unlinkat(&self.root, name, UnlinkatFlags::NoRemoveDir) {
-                Ok(()) | Err(Errno::ENOENT) => {}
-                Err(errno) => return Err(errno.into()),
+            match fs::remove_file(self.path(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
             let flags =
                 OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -425,7 +425,7 @@ fn a_full_disk_leaves_the_old_table() {
         fs::remove_file(home.path().join("ballast")).unwrap();
         activate(&mut state, 2).unwrap();
         // A file system that became read-only is the same.
-        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
         mount(None::<&str>, home.path(), None::<&str>, flags, None::<&str>).unwrap();
         let error = activate(&mut state, 3).unwrap_err();
         assert!(error.to_string().contains("Read-only file system"), "{error}");
@@ -520,7 +520,7 @@ fn a_directory_of_others_is_not_used() {
             fs::rename(home.join(TABLE), home.join("t")).unwrap();
             std::os::unix::fs::symlink("t", home.join(TABLE)).unwrap();
         },
-        "table.json",
+        "table.json\": is not a regular file",
     );
     refused(
         |home| fs::hard_link(home.join(TABLE), home.join("t")).unwrap(),
