@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 use super::clock::Clock;
@@ -74,11 +74,9 @@ impl InForce {
 fn read(store: &Path) -> io::Result<Option<Vec<u8>>> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let Ok(dir) = open(store, flags, Mode::empty()) else { return Ok(None) };
-    let resolve =
-        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     // Without O_NONBLOCK a FIFO would wait for a writer.
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = match openat2(&dir, REVOCATIONS, OpenHow::new().flags(flags).resolve(resolve)) {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = match openat(&dir, REVOCATIONS, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::ENOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
