@@ -168,12 +168,15 @@ fn a_signature_speaks_of_one_bundle_by_one_key() {
     refused(&evidence(&sign(&subject(), &keys()[2]).unwrap()), "not trusted here");
 }
 
+/// What is done to a bundle before it is looked at.
+type Change = fn(&mut Value);
+
 /// A bundle with a statement as JSON, to be changed; signed by the first key.
 struct Draft {
     payload_type: &'static str,
     statement: Value,
     hint: String,
-    change: fn(&mut Value),
+    change: Change,
 }
 
 impl Draft {
@@ -268,7 +271,7 @@ fn a_good_signature_over_something_else_says_nothing() {
 
 #[test]
 fn a_bundle_in_another_form_is_refused() {
-    let cases: [(fn(&mut Value), &str); 19] = [
+    let cases: [(Change, &str); 19] = [
         (|b| b["dsseEnvelope"]["signatures"] = json!([]), "0 signatures"),
         (
             |b| {
