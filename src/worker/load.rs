@@ -245,7 +245,7 @@ mod tests {
     use crate::bundle::Platform;
     use crate::compile::{Built, build};
     use crate::decision::TrustClass;
-    use crate::engine::{Target, WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
+    use crate::engine::{PoolLimits, WASMTIME_VERSION, WORLD, serving_engine, settings_digest};
     use crate::wire::control::{ClassLimits, Isolation, TenantAssignment};
     use crate::wire::supply::SUPPLY_MAX;
 
@@ -260,7 +260,7 @@ mod tests {
         })
     }
 
-    fn code() -> &'static [u8] {
+    fn cwasm() -> &'static [u8] {
         built().code_for(Platform::host()).unwrap()
     }
 
@@ -290,7 +290,7 @@ mod tests {
                 policy: name(policy),
                 tenant: tenant(),
                 version: 7,
-                cwasm: Digest::of(code()),
+                cwasm: Digest::of(cwasm()),
                 source: built().source,
                 bundle: Digest::of(b"bundle"),
                 architecture: Architecture::host(),
@@ -316,7 +316,7 @@ mod tests {
         }
 
         fn give(&self, policy: &str) {
-            self.give_signed(policy, self.signed(policy, |_| {}), code(), None);
+            self.give_signed(policy, self.signed(policy, |_| {}), cwasm(), None);
         }
 
         fn refuse(&self, policy: &str, why: &str) {
@@ -350,7 +350,8 @@ mod tests {
                     renew_after_ms: 0,
                 },
             };
-            load(&compiling_engine(Target::host()).unwrap(), &assignment, &self.supply)
+            let limits = PoolLimits { instances: 1, memory: 4 << 20, stack_zeroing: true };
+            load(&serving_engine(&limits).unwrap().engine, &assignment, &self.supply)
         }
 
         #[track_caller]
@@ -367,7 +368,7 @@ mod tests {
     #[test]
     fn what_the_registry_gives_serves_and_what_it_refuses_does_not() {
         let host = Host::new();
-        host.give_signed("gate", host.signed("gate", |_| {}), code(), Some("8 is not signed"));
+        host.give_signed("gate", host.signed("gate", |_| {}), cwasm(), Some("8 is not signed"));
         host.refuse("other", "never delivered");
         host.say(&FromRegistry::Complete);
         let loaded = host.load().unwrap();
@@ -385,20 +386,20 @@ mod tests {
     fn a_policy_that_does_not_hold_is_named_and_the_others_serve() {
         let stranger = Host::new();
         let host = Host::new();
-        let mut flipped = code().to_vec();
+        let mut flipped = cwasm().to_vec();
         *flipped.last_mut().unwrap() ^= 1;
         let cases: [(Vec<u8>, &[u8], &str); 5] = [
-            (stranger.signed("gate", |_| {}), code(), "which is not trusted here"),
+            (stranger.signed("gate", |_| {}), cwasm(), "which is not trusted here"),
             (host.signed("gate", |_| {}), &flipped, "it was changed after signing"),
-            (host.signed("other", |_| {}), code(), "statement is for policy \"other\""),
+            (host.signed("other", |_| {}), cwasm(), "statement is for policy \"other\""),
             (
                 host.signed("gate", |statement| statement.tenant = Tenant::new("blue").unwrap()),
-                code(),
+                cwasm(),
                 "statement is for tenant \"blue\"",
             ),
             (
                 host.signed("gate", |statement| statement.wasmtime = "48.0.7".into()),
-                code(),
+                cwasm(),
                 "compiled with wasmtime \"48.0.7\"",
             ),
         ];
@@ -455,7 +456,7 @@ mod tests {
         assert!(host.refused().contains("came without its code"));
 
         let host = Host::new();
-        let cwasm = Digest::of(code());
+        let cwasm = Digest::of(cwasm());
         host.say(&FromRegistry::Withdraw { tenant: tenant(), policy: name("gate"), cwasm });
         assert!(host.refused().contains("withdrew a policy before all were named"));
 
@@ -472,7 +473,7 @@ mod tests {
         host.give("other");
         host.say(&FromRegistry::Complete);
         let Loaded { set, .. } = host.load().unwrap();
-        let cwasm = Digest::of(code());
+        let cwasm = Digest::of(cwasm());
         let (acme, gate) = (tenant(), name("gate"));
         assert!(!set.withdraw(&acme, &gate, Digest::of(b"other code")), "another digest");
         assert!(!set.withdraw(&Tenant::new("blue").unwrap(), &gate, cwasm), "another tenant's");
