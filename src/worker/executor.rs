@@ -31,6 +31,9 @@ mod endings;
 mod intake;
 mod questions;
 mod running;
+#[cfg(feature = "compiler")]
+#[cfg(test)]
+mod tests;
 
 /// Longest a guest runs before others get their turn.
 /// Less than a fine tick, so that the first tick after it ends it.

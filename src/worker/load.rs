@@ -241,27 +241,20 @@ mod tests {
     use std::sync::OnceLock;
 
     use super::*;
-    use crate::artifact::{Architecture, Digest, Limits, SigningKey, Statement, sign};
-    use crate::bundle::Platform;
-    use crate::compile::{Built, build};
+    use crate::artifact::{Digest, SigningKey, Statement, sign};
+    use crate::compile::Built;
     use crate::decision::TrustClass;
-    use crate::engine::{PoolLimits, WASMTIME_VERSION, WORLD, serving_engine, settings_digest};
     use crate::wire::control::{ClassLimits, Isolation, TenantAssignment};
     use crate::wire::supply::SUPPLY_MAX;
+    use crate::worker::samples;
 
     fn built() -> &'static Built {
         static BUILT: OnceLock<Built> = OnceLock::new();
-        BUILT.get_or_init(|| {
-            let module = r#"(module
-                (memory (export "memory") 1)
-                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
-                (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
-            build(module.as_bytes(), &[Platform::host()]).unwrap()
-        })
+        BUILT.get_or_init(|| samples::built(samples::ANSWERS))
     }
 
     fn cwasm() -> &'static [u8] {
-        built().code_for(Platform::host()).unwrap()
+        samples::code(built())
     }
 
     fn tenant() -> Tenant {
@@ -286,20 +279,7 @@ mod tests {
         }
 
         fn signed(&self, policy: &str, change: impl FnOnce(&mut Statement)) -> Vec<u8> {
-            let mut statement = Statement {
-                policy: name(policy),
-                tenant: tenant(),
-                version: 7,
-                cwasm: Digest::of(cwasm()),
-                source: built().source,
-                bundle: Digest::of(b"bundle"),
-                architecture: Architecture::host(),
-                wasmtime: WASMTIME_VERSION.into(),
-                engine: settings_digest(),
-                world: WORLD.into(),
-                imports: vec![],
-                limits: Limits::default(),
-            };
+            let mut statement = samples::statement(built(), tenant(), name(policy));
             change(&mut statement);
             sign(&statement, &self.key).unwrap()
         }
@@ -350,8 +330,7 @@ mod tests {
                     renew_after_ms: 0,
                 },
             };
-            let limits = PoolLimits { instances: 1, memory: 4 << 20, stack_zeroing: true };
-            load(&serving_engine(&limits).unwrap().engine, &assignment, &self.supply)
+            load(&samples::serving().engine, &assignment, &self.supply)
         }
 
         #[track_caller]

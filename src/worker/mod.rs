@@ -12,6 +12,9 @@ mod load;
 mod mailbox;
 mod outbound;
 mod policies;
+#[cfg(feature = "compiler")]
+#[cfg(test)]
+mod samples;
 mod schedule;
 mod steward;
 mod tasks;

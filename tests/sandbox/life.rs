@@ -405,6 +405,9 @@ pub(crate) fn program(role: Role) {
             let _sealed = confined.seal().expect("seal");
             runtime.block_on(tokio::task::yield_now());
         }
+        Role::Registry | Role::Builder => {
+            let _sealed = confine(role).seal().expect("seal");
+        }
     }
     report_and_wait(tell, hold);
     end(0)

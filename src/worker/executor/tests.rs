@@ -1,0 +1,176 @@
+//! An executor on a thread of its own, asked over a socket as by a client.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rand_chacha::rand_core::SeedableRng;
+
+use super::*;
+use crate::artifact::{Expected, SealedBytes, SigningKey, sign, verify};
+use crate::decision::{Input, Outcome, PolicyName, Tenant};
+use crate::engine;
+use crate::wire::client::{CLIENT_FRAME_MAX, ClientFrame, Deadline, SERVER_FRAME_MAX, ServerFrame};
+use crate::wire::control::TenantAssignment;
+use crate::wire::frame;
+use crate::worker::policies::Served;
+use crate::worker::samples;
+
+fn tenant(name: &str) -> Tenant {
+    Tenant::new(name).unwrap()
+}
+
+fn gate() -> PolicyName {
+    PolicyName::new("gate").unwrap()
+}
+
+/// One for all tests: a process ticks one engine.
+fn serving() -> &'static engine::Serving {
+    static SERVING: OnceLock<engine::Serving> = OnceLock::new();
+    SERVING.get_or_init(samples::serving)
+}
+
+/// The tenant "spins" has a policy that never answers, "answers" one that does.
+fn set() -> PolicySet {
+    let key = SigningKey::generate_ed25519().unwrap();
+    let mut set = PolicySet::default();
+    for (name, decide) in [("spins", samples::SPINS), ("answers", samples::ANSWERS)] {
+        let built = samples::built(decide);
+        let signed = sign(&samples::statement(&built, tenant(name), gate()), &key).unwrap();
+        let expected = Expected { tenant: &tenant(name), policy: &gate(), minimum_version: 0 };
+        let code = SealedBytes::of(samples::code(&built)).unwrap();
+        let artifact = verify(code, &signed, &[key.public_key()], &expected).unwrap();
+        let policy = engine::load(&serving().engine, artifact, 4 << 20).unwrap();
+        let assignment = TenantAssignment {
+            tenant: tenant(name),
+            policies: vec![gate()],
+            weight: 1,
+            max_deadline_us: 60_000_000,
+            default_deadline_us: 60_000_000,
+        };
+        set.insert(&assignment, HashMap::from([(gate(), Arc::new(Served::new(Arc::new(policy))))]));
+    }
+    set
+}
+
+struct Client {
+    stream: UnixStream,
+    received: BytesMut,
+}
+
+impl Client {
+    fn ask(&mut self, id: u64, tenant: &str) {
+        let input = frame::encode(&Input::Opaque { content_type: "", bytes: b"" }, 100).unwrap();
+        let question =
+            ClientFrame::Decide { id, tenant, policy: "gate", deadline: Deadline::Default, input: &input };
+        let mut bytes = BytesMut::new();
+        frame::encode_frame(&question, &mut bytes, CLIENT_FRAME_MAX).unwrap();
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    fn next(&mut self) -> (u64, Decision) {
+        loop {
+            if let Some(frame) = frame::next_frame(&mut self.received, SERVER_FRAME_MAX).unwrap() {
+                match frame::decode(&frame).unwrap() {
+                    ServerFrame::Decision { id, decision } => return (id, decision),
+                    other => panic!("{other:?}"),
+                }
+            }
+            let mut bytes = [0; 4096];
+            let length = self.stream.read(&mut bytes).expect("an answer in time");
+            assert_ne!(length, 0, "the connection stays");
+            self.received.extend_from_slice(&bytes[..length]);
+        }
+    }
+}
+
+/// An executor, and a client of it that may ask for both tenants.
+fn start(set: &Arc<PolicySet>) -> (Arc<Shared>, Client) {
+    let shared = Arc::new(Shared {
+        mailbox: Mailbox::new().unwrap(),
+        tickets: Tickets::default(),
+        counters: Counters::default(),
+        step_began_ns: 0.into(),
+        ticking: false.into(),
+    });
+    let (engine, set, its) = (serving().engine.clone(), Arc::clone(set), Arc::clone(&shared));
+    // It ends with the process: an executor never leaves its loop.
+    std::thread::spawn(move || {
+        let capacity =
+            Capacity { instances: 4, instances_per_tenant: 1, queue: 64, queue_per_tenant: 64, pipeline: 64 };
+        let executor = Executor::new(Parts {
+            shared: its,
+            steward: Arc::new(Mailbox::new().unwrap()),
+            watchdog: Arc::new(Mailbox::new().unwrap()),
+            set,
+            capacity,
+            ticker: Ticker::new(&engine).unwrap(),
+            seeds: ChaCha20Rng::from_seed([7; 32]),
+        });
+        executor.unwrap().run()
+    });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    shared.mailbox.put(ToExecutor::Adopt(Adopted {
+        outbound: Arc::new(Outbound::new(theirs.into())),
+        cookie: Cookie(1),
+        grant: [true, true].into(),
+        unread: Vec::new(),
+    }));
+    (shared, Client { stream: ours, received: BytesMut::new() })
+}
+
+/// One runs, two wait for its instance, and all three are answered once; what comes later is not begun. Nobody else is
+/// touched.
+#[test]
+fn what_is_asked_of_a_withdrawn_policy_is_refused_wherever_it_is() {
+    let set = Arc::new(set());
+    let (shared, mut client) = start(&set);
+    for id in 1..=3 {
+        client.ask(id, "spins");
+    }
+    client.ask(4, "answers");
+    let (id, decision) = client.next();
+    assert_eq!(id, 4, "the others have not been answered, and their turns have begun");
+    assert!(!matches!(decision.outcome, Outcome::Refused(_)), "{decision:?}");
+
+    let (_, spins) = set.tenant("spins").unwrap();
+    let digest = spins.policy("gate").unwrap().digest();
+    assert!(set.withdraw(&tenant("spins"), &gate(), digest));
+    shared.mailbox.put(ToExecutor::Withdrawn);
+    let mut answered = Vec::new();
+    for _ in 1..=3 {
+        let (id, decision) = client.next();
+        assert_eq!(decision.outcome, Outcome::Refused(Refusal::Revoked), "{id}");
+        assert_eq!(decision.digest, Some(digest), "whose right it was is said");
+        answered.push(id);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 2, 3]);
+
+    client.ask(5, "spins");
+    assert_eq!(client.next().1.outcome, Outcome::Refused(Refusal::Revoked), "not begun");
+    client.ask(6, "answers");
+    let (id, decision) = client.next();
+    assert_eq!(id, 6, "nothing is answered twice");
+    assert!(!matches!(decision.outcome, Outcome::Refused(_)), "{decision:?}");
+}
+
+/// Nobody has told the executor yet: what a policy says after it was withdrawn does not count all the same.
+#[test]
+fn what_a_withdrawn_policy_has_under_way_does_not_outlive_its_slice() {
+    let set = Arc::new(set());
+    let (_shared, mut client) = start(&set);
+    client.ask(1, "spins");
+    client.ask(2, "answers");
+    assert_eq!(client.next().0, 2);
+    let (_, spins) = set.tenant("spins").unwrap();
+    assert!(set.withdraw(&tenant("spins"), &gate(), spins.policy("gate").unwrap().digest()));
+    // A spinning guest is seen to at the end of its slice.
+    let (id, decision) = client.next();
+    assert_eq!((id, decision.outcome), (1, Outcome::Refused(Refusal::Revoked)));
+}

@@ -1,0 +1,48 @@
+//! Policies for the unit tests of this room.
+
+use crate::artifact::{Architecture, Digest, Limits, Statement};
+use crate::bundle::Platform;
+use crate::compile::{Built, build};
+use crate::decision::{PolicyName, Tenant};
+use crate::engine::{PoolLimits, Serving, WASMTIME_VERSION, WORLD, serving_engine, settings_digest};
+
+/// Always answers the same 68 bytes.
+pub(super) const ANSWERS: &str = "(i32.const 512)";
+/// Never answers.
+pub(super) const SPINS: &str = "(loop (br 0)) (unreachable)";
+
+/// A policy whose function `decide` is that.
+pub(super) fn built(decide: &str) -> Built {
+    let module = format!(
+        r#"(module
+            (memory (export "memory") 1)
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+            (func (export "decide") (param i32) (result i32) {decide}))"#
+    );
+    build(module.as_bytes(), &[Platform::host()]).unwrap()
+}
+
+pub(super) fn code(built: &Built) -> &[u8] {
+    built.code_for(Platform::host()).unwrap()
+}
+
+pub(super) fn statement(built: &Built, tenant: Tenant, policy: PolicyName) -> Statement {
+    Statement {
+        policy,
+        tenant,
+        version: 7,
+        cwasm: Digest::of(code(built)),
+        source: built.source,
+        bundle: Digest::of(b"bundle"),
+        architecture: Architecture::host(),
+        wasmtime: WASMTIME_VERSION.into(),
+        engine: settings_digest(),
+        world: WORLD.into(),
+        imports: vec![],
+        limits: Limits { deadline_us: 60_000_000, ..Limits::default() },
+    }
+}
+
+pub(super) fn serving() -> Serving {
+    serving_engine(&PoolLimits { instances: 8, memory: 4 << 20, stack_zeroing: true }).unwrap()
+}
