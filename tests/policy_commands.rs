@@ -1,11 +1,22 @@
-//! `portcullis policy ...` as it is typed: what is written, what is refused, and the exit codes.
+//! `portcullis policy ...` and `portcullis trust ...` as they are typed: what is written, what is refused, and the exit codes.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![cfg(feature = "compiler")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use portcullis::artifact::Digest;
+use portcullis::bundle::write::{NewAttachment, attach};
+use portcullis::bundle::{Annotations, media, open_path};
+use serde_json::Value;
 
 const POLICY: &str = r#"(module
     (import "portcullis:policy/clock@0.1.0" "now" (func (result i64)))
@@ -13,7 +24,8 @@ const POLICY: &str = r#"(module
     (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
     (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
 
-const WHO: &str = "--policy gate --tenant acme";
+/// Who it is for, as `build` wants to know it.
+const WHO: &str = "--tenant acme --policy gate";
 
 /// A directory with a policy in it, to run commands in.
 struct Desk(tempfile::TempDir);
@@ -37,87 +49,212 @@ impl Desk {
         names
     }
 
-    fn run(&self, arguments: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_portcullis"))
-            .arg("policy")
-            .args(arguments.split(' '))
-            .current_dir(self.path())
-            .output()
-            .unwrap()
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        command.args(arguments).current_dir(self.path()).env_remove("SOURCE_DATE_EPOCH");
+        // A checkout of this test's own, whatever the machine's users have configured.
+        command.env("HOME", self.path()).env("GIT_CONFIG_NOSYSTEM", "1");
+        command
     }
 
+    fn run(&self, arguments: &str) -> Output {
+        let mut all = vec!["policy"];
+        if arguments.starts_with("trust ") {
+            all.clear();
+        }
+        all.extend(arguments.split(' '));
+        self.command(&all).output().unwrap()
+    }
+
+    /// Done, with nothing on standard error.
     fn good(&self, arguments: &str) -> String {
+        self.ends(arguments, 0)
+    }
+
+    fn ends(&self, arguments: &str, code: i32) -> String {
         let output = self.run(arguments);
-        assert_eq!(output.status.code(), Some(0), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
-        assert!(output.stderr.is_empty());
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Refused, with nothing on standard output.
     fn bad(&self, arguments: &str, code: i32) -> String {
-        let output = self.run(arguments);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments}: {error}");
-        assert!(output.stdout.is_empty());
+        let (error, output) = self.refused(arguments, code);
+        assert!(output.is_empty(), "{output}");
         error
     }
 
-    fn json(&self, arguments: &str) -> serde_json::Value {
-        serde_json::from_str(&self.good(arguments)).unwrap()
+    /// Refused after a report.
+    fn refused(&self, arguments: &str, code: i32) -> (String, String) {
+        let output = self.run(arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments}: {error}");
+        assert!(error.starts_with("portcullis: ") || code == 64, "{error}");
+        (error, String::from_utf8(output.stdout).unwrap())
     }
 
-    /// Makes a key and `gate.cwasm` with its statement.
+    fn json(&self, arguments: &str) -> Value {
+        serde_json::from_str(&self.good(&format!("{arguments} --json"))).unwrap()
+    }
+
+    /// Makes a key and `gate.bundle`, version 3, for this machine only, signed.
     fn signed(&self, key: &str) {
         self.good(&format!("keygen --out {key}"));
-        self.good("build gate.wat -o gate.cwasm");
-        self.good(&format!(
-            "sign gate.cwasm --source gate.wat --key {key} {WHO} --version 3 --deadline 100ms"
-        ));
+        self.built("gate.bundle", 3);
+        self.good(&format!("sign gate.bundle --key {key}"));
+    }
+
+    fn built(&self, out: &str, version: u64) -> Value {
+        self.json(&format!("build gate.wat {WHO} --version {version} --platform {} -o {out}", host()))
     }
 }
 
+fn host() -> String {
+    portcullis::bundle::Platform::host().to_string()
+}
+
+/// The names of the checks of `verify`, and how each ended.
+fn verdicts(report: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let checks = report["checks"].as_array().unwrap();
+    checks.iter().map(|check| (text(&check["check"]), text(&check["verdict"]))).collect()
+}
+
+fn verdict<'a>(verdicts: &'a [(String, String)], check: &str) -> &'a str {
+    let found = verdicts.iter().find(|(name, _)| name == check);
+    &found.unwrap_or_else(|| panic!("no {check} in {verdicts:?}")).1
+}
+
+/// The whole way of a policy, with two signers of two algorithms, until after a key was rotated.
 #[test]
-fn from_key_to_verified_policy() {
+fn from_source_to_verified_after_a_rotation() {
+    let desk = Desk::new();
+    let release = desk.json("keygen --out release");
+    let security = desk.json("keygen --out security --algorithm p256");
+    desk.good("keygen --out ci");
+
+    // Two platforms, and the same bundle each time, as a folder and as a tar.
+    let built = desk.json(&format!("build gate.wat {WHO} --version 3 --deadline 100ms -o gate.bundle"));
+    assert_eq!(built["config"]["imports"], serde_json::json!(["clock"]));
+    assert_eq!(built["config"]["limits"]["deadline_us"], 100_000);
+    let platforms: Vec<_> = built["code"].as_array().unwrap().iter().map(|code| &code["platform"]).collect();
+    assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
+    let again = desk.json(&format!("build gate.wat {WHO} --version 3 --deadline 100ms -o again.tar"));
+    assert_eq!((&again["bundle"], &again["code"]), (&built["bundle"], &built["code"]));
+    assert_eq!(desk.ends("diff gate.bundle again.tar", 0).lines().next(), Some("the same bundle"));
+
+    // Two people vouch for it, and whoever built it says how.
+    for (key, id) in [("release", &release["key_id"]), ("security", &security["key_id"])] {
+        let signed = desk.json(&format!("sign gate.bundle --key {key}"));
+        assert_eq!(
+            (&signed["signer"], &signed["rebuilt"], &signed["again"]),
+            (id, &true.into(), &false.into())
+        );
+    }
+    desk.json(
+        "attest gate.bundle --key ci --builder-id https://ci.example.test/runner \
+         --repository https://example.test/acme/policies --ref refs/tags/v3 \
+         --commit 0123456789abcdef0123456789abcdef01234567"
+            .replace("  ", "")
+            .as_str(),
+    );
+    desk.good(
+        "trust new --key release=release.pub --key security=security.pub --key ci=ci.pub -o trust.toml",
+    );
+    // `ci` attests and does not vouch.
+    let trust = fs::read_to_string(desk.path().join("trust.toml")).unwrap();
+    let trust =
+        trust.replace("all_of = [\"release\", \"security\", \"ci\"]", "all_of = [\"release\", \"security\"]");
+    let provenance = "\n[default.provenance]\nsigners = [\"ci\"]\nbuilder = \"https://ci.example.test/runner\"\n\
+                      repository = \"https://example.test/acme/*\"\nref = \"refs/tags/*\"\n";
+    fs::write(desk.path().join("trust.toml"), trust + provenance).unwrap();
+    desk.good("trust check trust.toml");
+
+    let verify = "verify gate.bundle --trust trust.toml --tenant acme --policy gate --minimum-version 3";
+    let report = desk.json(verify);
+    let found = verdicts(&report);
+    for check in ["layout", "contents", "policy", "machine code", "names", "version", "trust"] {
+        assert_eq!(verdict(&found, check), "ok", "{report}");
+    }
+    assert_eq!((&report["good"], &report["bundle"]), (&true.into(), &built["bundle"]));
+    let text = desk.good(verify);
+    for said in ["trust         ok", "release (key", "security (key", "built as ci says", "(runs here)"] {
+        assert!(text.contains(said), "{said} is not in {text}");
+    }
+    let accepted = desk.json("trust check trust.toml --bundle gate.bundle");
+    assert_eq!(accepted["signers"], serde_json::json!(["release", "security"]));
+
+    let shown = desk.json("inspect gate.bundle --key release.pub");
+    assert_eq!(shown["evidence"]["signers"], serde_json::json!([{ "key": release["key_id"] }]));
+    let kinds: Vec<_> =
+        shown["attached"].as_array().unwrap().iter().map(|one| one["kind"].as_str().unwrap()).collect();
+    for (kind, count) in [("signature", 2), ("provenance", 1), ("sbom", 1)] {
+        assert_eq!(kinds.iter().filter(|found| **found == kind).count(), count, "{kind} in {kinds:?}");
+    }
+    let text = desk.good("inspect gate.bundle");
+    for said in
+        ["gate", "acme", "clock", "decide", "100 ms", "4 MiB", "linux/arm64", "refs/tags/v3", "not checked"]
+    {
+        assert!(text.contains(said), "{said} is not in {text}");
+    }
+
+    // The release key is replaced. Until the window ends the old signature is enough, afterwards it is not.
+    desk.good("keygen --out release-2");
+    let rotated = desk.json("trust rotate trust.toml --signer release --new release-2.pub --overlap 30d");
+    assert_eq!(rotated["old"], release["key_id"]);
+    let end = rotated["old_until"].as_str().unwrap();
+    desk.good(verify);
+    let after = format!("{verify} --at {end}");
+    let (error, text) = desk.refused(&after, 1);
+    assert!(error.contains("refused by 1 of 8 checks: trust"), "{error}");
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        words.contains("needs signer \"release\", and it signed with a key that counted until"),
+        "{text}"
+    );
+
+    // So the new key vouches for what the old one vouched for, without a compiler. The bundle stays what it was.
+    let resigned = desk.json("sign gate.bundle --key release-2 --resign --signed-by release.pub");
+    assert_eq!((&resigned["rebuilt"], &resigned["bundle"]), (&false.into(), &built["bundle"]));
+    desk.good(verify);
+    desk.good(&after);
+
+    let changes: Value =
+        serde_json::from_str(&desk.ends("diff again.tar gate.bundle --trust trust.toml --json", 2)).unwrap();
+    assert_eq!((&changes["widens"], &changes["same"]), (&false.into(), &false.into()));
+    let what: Vec<_> = changes["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| change["what"].as_str().unwrap())
+        .collect();
+    assert!(what.iter().any(|what| what.starts_with("signer release")), "{what:?}");
+    assert!(what.contains(&"source commit"), "{what:?}");
+}
+
+#[test]
+fn keys_have_their_modes_and_are_never_overwritten() {
+    let desk = Desk::new();
     for algorithm in ["ed25519", "p256"] {
-        let desk = Desk::new();
-        let key = desk.json(&format!("keygen --out k --algorithm {algorithm} --json"));
+        let key = desk.json(&format!("keygen --out {algorithm} --algorithm {algorithm}"));
         assert_eq!(key["algorithm"], algorithm);
         let mode = |name: &str| fs::metadata(desk.path().join(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode("k"), mode("k.pub")), (0o600, 0o644));
-
-        let built = desk.json("build gate.wat -o gate.cwasm --json");
-        assert_eq!((&built["imports"][0], &built["memory"]), (&"clock".into(), &131_072.into()));
-        let signed = desk.json(&format!(
-            "sign gate.cwasm --source gate.wat --key k {WHO} --version 3 --memory 1MiB --deadline 100ms --json"
-        ));
-        assert_eq!(signed["path"], "gate.statement.json");
-        assert_eq!(signed["statement"]["cwasm"], built["cwasm"]);
-        assert_eq!(signed["statement"]["limits"]["memory"], 1 << 20);
-        assert_eq!(signed["statement"]["limits"]["deadline_us"], 100_000);
-
-        let verified = desk.json(&format!("verify gate.cwasm --key k.pub {WHO} --json"));
-        assert_eq!((&verified["signer"], &verified["statement"]), (&key["key_id"], &signed["statement"]));
-        assert!(desk.good(&format!("verify gate.cwasm --key k.pub {WHO}")).starts_with("good"));
-
-        let text = desk.good("inspect gate.cwasm");
-        for said in ["gate", "acme", "\"clock\"", "100 ms", "1 MiB", "(the file beside it)", "not checked"] {
-            assert!(text.contains(said), "{said} is not in {text}");
-        }
-        assert!(desk.good("inspect gate.statement.json --key k.pub").contains("good, by key"));
-        assert_eq!(desk.json("inspect gate.cwasm --json")["cwasm_matches"], true);
+        assert_eq!((mode(algorithm), mode(&format!("{algorithm}.pub"))), (0o600, 0o644));
     }
-}
-
-#[test]
-fn a_key_is_never_overwritten() {
-    let desk = Desk::new();
-    desk.good("keygen --out k");
-    let before = fs::read(desk.path().join("k")).unwrap();
-    assert!(desk.bad("keygen --out k", 1).starts_with("portcullis: write \"k\": File exists"));
-    assert_eq!(fs::read(desk.path().join("k")).unwrap(), before);
+    let before = fs::read(desk.path().join("p256")).unwrap();
+    assert!(desk.bad("keygen --out p256", 1).starts_with("portcullis: write \"p256\": File exists"));
+    assert_eq!(fs::read(desk.path().join("p256")).unwrap(), before);
 
     fs::write(desk.path().join("other.pub"), "mine").unwrap();
     desk.bad("keygen --out other", 1);
-    assert_eq!(desk.names(), ["gate.wat", "k", "k.pub", "other.pub"]);
+    assert!(!desk.names().contains(&"other".to_owned()));
     assert_eq!(fs::read(desk.path().join("other.pub")).unwrap(), b"mine");
 }
 
@@ -127,61 +264,501 @@ fn a_policy_that_is_refused_leaves_nothing_behind() {
     let wasi = r#"(component (import "wasi:cli/stdin@0.2.0" (instance)))"#;
     fs::write(desk.path().join("wasi.wat"), wasi).unwrap();
     fs::write(desk.path().join("junk.wasm"), b"\x7fELF").unwrap();
-    fs::write(desk.path().join("old.cwasm"), "old").unwrap();
-    let error = desk.bad("build wasi.wat -o old.cwasm", 1);
+    let old = desk.built("old", 1);
+    let before = desk.names();
+    let build = |source: &str, more: &str, out: &str| {
+        desk.bad(&format!("build {source} {WHO} --version 2{more} -o {out}"), 1)
+    };
+    let error = build("wasi.wat", "", "old");
     assert!(error.starts_with("portcullis: check policy: it imports \"wasi:cli/stdin@0.2.0\""), "{error}");
-    desk.bad("build junk.wasm -o new.cwasm", 1);
-    let error = desk.bad("build missing.wasm -o new.cwasm", 1);
+    build("junk.wasm", "", "new");
+    let error = build("missing.wasm", "", "new");
     assert!(error.starts_with("portcullis: open \"missing.wasm\": No such"), "{error}");
-    let error = desk.bad("build gate.wat -o nowhere/new.cwasm", 1);
-    assert!(error.starts_with("portcullis: write \"nowhere/new.cwasm\""), "{error}");
-    assert_eq!(desk.names(), ["gate.wat", "junk.wasm", "old.cwasm", "wasi.wat"]);
-    assert_eq!(fs::read(desk.path().join("old.cwasm")).unwrap(), b"old");
+    let error = build("gate.wat", "", "nowhere/new");
+    assert!(error.contains("nowhere/new"), "{error}");
+    let error = build("gate.wat", " --memory 64KiB", "new");
+    assert!(
+        error.contains("starts with 131072 bytes of memory, its limit would be 65536; raise --memory"),
+        "{error}"
+    );
+    let error = build("gate.wat", " --sbom junk.wasm", "new");
+    assert!(error.contains("junk.wasm") && error.contains("expected SPDX or CycloneDX"), "{error}");
+    // What is no bundle is nobody's to replace.
+    fs::write(desk.path().join("mine"), "mine").unwrap();
+    build("gate.wat", "", "mine");
+    assert_eq!(fs::read(desk.path().join("mine")).unwrap(), b"mine");
+    fs::remove_file(desk.path().join("mine")).unwrap();
+    assert_eq!(desk.names(), before);
+    assert_eq!(desk.json("inspect old")["bundle"], old["bundle"]);
 }
 
 #[test]
-fn only_what_was_built_from_the_source_is_signed() {
+fn a_list_of_parts_is_made_taken_or_left_out() {
+    let desk = Desk::new();
+    let kinds = |bundle: &str| {
+        let shown = desk.json(&format!("inspect {bundle}"));
+        let kinds = shown["attached"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["artifact_type"].as_str().unwrap().to_owned());
+        kinds.collect::<Vec<_>>()
+    };
+    let one = format!("build gate.wat {WHO} --version 1 --no-code");
+    let first = desk.json(&format!("{one} -o made"));
+    assert_eq!(kinds("made"), [media::SBOM]);
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/template/Cargo.lock");
+    let second = desk.json(&format!("{one} --sbom {} -o locked", lock.display()));
+    assert_eq!(kinds("locked"), [media::SBOM]);
+    fs::write(desk.path().join("parts.json"), r#"{"bomFormat":"CycloneDX","specVersion":"1.6"}"#).unwrap();
+    desk.good(&format!("{one} --sbom parts.json -o given"));
+    assert_eq!(kinds("given"), ["application/vnd.cyclonedx+json"]);
+    desk.good(&format!("{one} --no-sbom -o without"));
+    assert!(kinds("without").is_empty());
+    // It is attached, so it is no part of what is signed.
+    assert_eq!(first["bundle"], second["bundle"]);
+    // A bundle without code is a policy all the same: each host compiles it.
+    assert!(desk.good("inspect made").contains("each host compiles the source itself"));
+    desk.bad(&format!("{one} --sbom parts.json --no-sbom -o both"), 64);
+}
+
+#[test]
+fn building_the_same_again_keeps_its_signatures() {
     let desk = Desk::new();
     desk.signed("k");
-    fs::remove_file(desk.path().join("gate.statement.json")).unwrap();
-    let sign = format!("sign gate.cwasm {WHO} --version 3");
-
-    fs::write(desk.path().join("other.wat"), POLICY.replace("512", "600")).unwrap();
-    let error = desk.bad(&format!("{sign} --key k --source other.wat"), 1);
-    assert!(error.contains("build it again"), "{error}");
-    let error = desk.bad(&format!("{sign} --key k --source gate.wat --memory 64KiB"), 1);
-    assert!(error.contains("starts with 131072 bytes of memory, its limit would be 65536"), "{error}");
-    let error = desk.bad(&format!("{sign} --key k.pub --source gate.wat"), 1);
-    assert!(error.contains("BEGIN PRIVATE KEY"), "{error}");
-    assert!(!desk.names().contains(&"gate.statement.json".to_owned()));
-    desk.good(&format!("{sign} --key k --source gate.wat"));
+    desk.built("gate.bundle", 3);
+    desk.good("verify gate.bundle --key k.pub");
+    // Another version is another bundle, which nobody has signed.
+    desk.built("gate.bundle", 4);
+    let (error, _) = desk.refused("verify gate.bundle --key k.pub", 1);
+    assert!(error.contains("refused by 1 of 7 checks: signatures"), "{error}");
 }
 
 #[test]
-fn verify_refuses_what_a_worker_would() {
+fn only_what_its_source_builds_to_is_signed() {
+    let desk = Desk::new();
+    desk.good("keygen --out k");
+    desk.good("keygen --out other");
+    let error = desk.bad("sign missing --key k", 1);
+    assert!(error.contains("missing"), "{error}");
+
+    // A bundle whose parts all fit together, with code that another source gives.
+    desk.built("gate.bundle", 3);
+    fs::write(desk.path().join("other.wat"), POLICY.replace("512", "600")).unwrap();
+    desk.good(&format!("build other.wat {WHO} --version 3 --platform {} -o other.bundle", host()));
+    swap_code(&desk, "other.bundle", "gate.bundle", "swapped.tar");
+    desk.good("inspect swapped.tar");
+    let error = desk.bad("sign swapped.tar --key k", 1);
+    assert!(error.contains("its source builds to") && error.contains("build it again"), "{error}");
+    let (error, text) = desk.refused("verify swapped.tar --key k.pub --rebuild", 1);
+    assert!(error.contains("signatures, rebuilt") && text.contains("rebuilt       FAILED"), "{error}{text}");
+    // It was never looked at, so somebody who trusts a signature alone would run it.
+    let error = desk.bad("sign swapped.tar --key k --resign --signed-by other.pub", 1);
+    assert!(error.contains("none of the keys of --signed-by has a good signature on it"), "{error}");
+
+    let error = desk.bad("sign gate.bundle --key k.pub", 1);
+    assert!(error.contains("BEGIN PRIVATE KEY"), "{error}");
+    desk.bad("sign gate.bundle --key k --resign", 64);
+    desk.bad("sign gate.bundle --key k --signed-by other.pub", 64);
+    assert_eq!(desk.json("inspect gate.bundle --key k.pub")["evidence"]["signers"], serde_json::json!([]));
+
+    assert_eq!(desk.json("sign gate.bundle --key k")["again"], false);
+    let before = fs::read(desk.path().join("gate.bundle/index.json")).unwrap();
+    assert_eq!(desk.json("sign gate.bundle --key k")["again"], true);
+    assert_eq!(fs::read(desk.path().join("gate.bundle/index.json")).unwrap(), before);
+}
+
+/// Makes a bundle of the source of one and the code of another.
+fn swap_code(desk: &Desk, source: &str, code: &str, out: &str) {
+    use portcullis::bundle::{Draft, DraftCompiled, write};
+    let layouts = [source, code].map(|name| open_path(&desk.path().join(name)).unwrap());
+    let [source, code] = layouts.each_ref().map(|layout| layout.read().unwrap());
+    let bytes = |layout: usize, blob| layouts[layout].bytes(blob, 64 << 20).unwrap();
+    let (said, compiled) = code.compiled_for(portcullis::bundle::Platform::host()).unwrap();
+    let draft = Draft {
+        policy: source.config.policy.clone(),
+        tenant: source.config.tenant.clone(),
+        version: source.config.version,
+        world: source.config.world.clone(),
+        imports: source.config.imports.clone(),
+        exports: source.config.exports.clone(),
+        limits: source.config.limits,
+        source: bytes(0, &source.source),
+        compiled: vec![DraftCompiled {
+            platform: said.platform,
+            cwasm: bytes(1, &compiled.cwasm),
+            wasmtime: said.wasmtime.clone(),
+            engine: said.engine,
+        }],
+    };
+    write::create(&draft.assemble().unwrap(), &desk.path().join(out)).unwrap();
+}
+
+#[test]
+fn what_is_attested_is_said_in_full_or_refused() {
+    let desk = Desk::new();
+    desk.signed("k");
+    let attest = "attest gate.bundle --key k --builder-id";
+    let only_builder = desk.json(&format!("{attest} https://ci.example.test/runner"));
+    assert_eq!(only_builder["commit"], Value::Null);
+    let error = desk.bad(&format!("{attest} runner"), 1);
+    assert!(error.contains("builder \"runner\" is not a URI"), "{error}");
+    let source = "--repository https://example.test/acme/policies";
+    desk.bad(&format!("{attest} https://ci.example.test/runner {source}"), 64);
+    let error = desk.bad(&format!("{attest} https://ci.example.test/runner {source} --commit 123"), 1);
+    assert!(error.contains("commit \"123\" is not 40 or 64"), "{error}");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let error =
+        desk.bad(&format!("{attest} https://ci.example.test/runner {source} --commit {commit} --ref v3"), 1);
+    assert!(error.contains("ref \"v3\" is not a full one"), "{error}");
+    // To say how it was built is not to vouch for it.
+    desk.built("unsigned", 3);
+    desk.good("attest unsigned --key k --builder-id https://ci.example.test/runner");
+    let (error, _) = desk.refused("verify unsigned --key k.pub", 1);
+    assert!(error.contains("signatures"), "{error}");
+}
+
+#[test]
+fn a_checkout_says_where_source_is_from() {
+    let desk = Desk::new();
+    desk.signed("k");
+    let git = |arguments: &str| {
+        let status = Command::new("git")
+            .args(["-C", "checkout", "-c", "user.name=x", "-c", "user.email=x@example.test"])
+            .args(arguments.split(' '))
+            .current_dir(desk.path())
+            .env("HOME", desk.path())
+            .stdout(Stdio::null())
+            .status();
+        assert!(status.expect_git().success(), "git {arguments}");
+    };
+    let attest = "attest gate.bundle --key k --builder-id https://ci.example.test/runner --from-git checkout";
+    let error = desk.bad(attest, 1);
+    assert!(error.contains("ask git about \"checkout\""), "{error}");
+    fs::create_dir(desk.path().join("checkout")).unwrap();
+    fs::write(desk.path().join("checkout/lib.rs"), "x").unwrap();
+    git("init --quiet --initial-branch=main");
+    let error = desk.bad(attest, 1);
+    assert!(error.contains("HEAD"), "{error}");
+    git("add lib.rs");
+    git("commit --quiet -m x");
+    let error = desk.bad(attest, 1);
+    assert!(error.contains("has no remote called origin"), "{error}");
+    git("remote add origin /srv/policies");
+    let error = desk.bad(attest, 1);
+    assert!(error.contains("which nobody else could fetch from"), "{error}");
+    git("remote set-url origin https://me:secret@example.test/acme/policies");
+    let said = desk.json(attest);
+    assert_eq!(said["repository"], "https://example.test/acme/policies");
+    assert_eq!(said["ref"], "refs/heads/main");
+    assert_eq!(said["commit"].as_str().unwrap().len(), 40);
+    git("tag v1");
+    assert_eq!(desk.json(attest)["ref"], "refs/tags/v1");
+    git("tag v1.0");
+    let error = desk.bad(attest, 1);
+    assert!(error.contains("its commit has 2 tags; say which with --ref"), "{error}");
+    assert_eq!(desk.json(&format!("{attest} --ref refs/tags/v1"))["ref"], "refs/tags/v1");
+    // Nobody could build again what was never committed.
+    fs::write(desk.path().join("checkout/lib.rs"), "y").unwrap();
+    let error = desk.bad(&format!("{attest} --ref refs/tags/v1"), 1);
+    assert!(error.contains("1 files differ from its commit, \"lib.rs\" for one"), "{error}");
+}
+
+trait ExpectGit {
+    fn expect_git(self) -> std::process::ExitStatus;
+}
+
+impl ExpectGit for std::io::Result<std::process::ExitStatus> {
+    fn expect_git(self) -> std::process::ExitStatus {
+        self.unwrap_or_else(|error| panic!("start git: {error}; apt-get install git"))
+    }
+}
+
+#[test]
+fn verify_refuses_what_the_registry_would() {
     let desk = Desk::new();
     desk.signed("k");
     desk.good("keygen --out stranger");
-    let refused = |arguments: &str, why: &str| {
-        let error = desk.bad(&format!("verify gate.cwasm {arguments}"), 1);
-        assert!(error.starts_with("portcullis: verify \"gate.cwasm\": "), "{error}");
-        assert_eq!(error.matches(why).count(), 1, "{why:?} once in {error}");
+    let refused = |arguments: &str, check: &str, why: &str| {
+        let (error, text) = desk.refused(&format!("verify gate.bundle {arguments}"), 1);
+        assert!(error.starts_with("portcullis: verify \"gate.bundle\": refused by 1 of "), "{error}");
+        assert!(error.trim_end().ends_with(&format!(": {check}")), "{error}");
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(&format!("{check} FAILED")) && words.contains(why), "{why:?} in {text}");
+        assert_eq!(text.matches("FAILED").count(), 1, "{text}");
     };
-    refused(
-        "--key k.pub --policy gate --tenant globex",
-        "statement is for tenant \"acme\", expected \"globex\"",
+    refused("--key k.pub --tenant globex", "names", "bundle is for tenant \"acme\", expected \"globex\"");
+    refused("--key k.pub --policy door", "names", "bundle is for policy \"gate\", expected \"door\"");
+    refused("--key stranger.pub", "signatures", "no key that was named has signed it");
+    refused("--key k.pub --minimum-version 4", "version", "at least 4 is needed");
+    desk.good(
+        "verify gate.bundle --key stranger.pub --key k.pub --tenant acme --policy gate --minimum-version 3",
     );
-    refused(&format!("--key stranger.pub {WHO}"), "which is not trusted here");
-    refused(&format!("--key k.pub {WHO} --minimum-version 4"), "at least 4 is needed");
 
-    let path = desk.path().join("gate.cwasm");
-    let mut cwasm = fs::read(&path).unwrap();
-    let last = cwasm.len() - 1;
-    cwasm[last] ^= 1;
-    fs::write(&path, cwasm).unwrap();
-    refused(&format!("--key k.pub {WHO}"), "it was changed after signing");
-    assert!(desk.good("inspect gate.cwasm").contains("NOT the file beside it"));
-    assert!(desk.good("inspect gate.cwasm --key stranger.pub").contains("NOT GOOD"));
+    desk.good("trust new --key release=k.pub -o trust.toml");
+    desk.good("trust new --key release=stranger.pub -o other.toml");
+    desk.good("verify gate.bundle --trust trust.toml");
+    refused(
+        "--trust other.toml",
+        "trust",
+        "[default] needs signer \"release\", and it did not sign this bundle",
+    );
+    let trust = fs::read_to_string(desk.path().join("trust.toml")).unwrap();
+    let changed = |from: &str, to: &str| {
+        assert!(trust.contains(from), "{trust}");
+        fs::write(desk.path().join("changed.toml"), trust.replacen(from, to, 1)).unwrap();
+    };
+    changed("\"clock\", \"log\", \"random\"]\n", "\"log\"]\n");
+    refused("--trust changed.toml", "trust", "policy imports \"clock\"");
+    changed("#[default.limits]\n#memory = \"4MiB\"", "[default.limits]\nmemory = \"1MiB\"");
+    refused("--trust changed.toml", "trust", "asks for 4194304 bytes of memory");
+    changed("#expires = 2027-12-31T00:00:00Z", "expires = 2020-01-01T00:00:00Z");
+    refused("--trust changed.toml", "trust", "trust policy expired");
+    changed("[default]", "[class.web]");
+    let error = desk.bad("verify gate.bundle --trust changed.toml", 1);
+    assert!(error.contains("\"default\"") || error.contains("--class"), "{error}");
+
+    // Neither standard, or both.
+    desk.bad("verify gate.bundle", 64);
+    desk.bad("verify gate.bundle --key k.pub --trust trust.toml", 64);
+}
+
+#[test]
+fn a_changed_byte_is_refused_and_named() {
+    let desk = Desk::new();
+    desk.signed("k");
+    let flip = |path: &Path| {
+        let before = fs::read(path).unwrap();
+        let mut bytes = before.clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).unwrap();
+        before
+    };
+    let mut files =
+        vec![desk.path().join("gate.bundle/index.json"), desk.path().join("gate.bundle/oci-layout")];
+    let blobs = fs::read_dir(desk.path().join("gate.bundle/blobs/sha256")).unwrap();
+    files.extend(blobs.map(|blob| blob.unwrap().path()));
+    assert!(files.len() > 8, "{files:?}");
+    for file in files {
+        let before = flip(&file);
+        let (error, text) = desk.refused("verify gate.bundle --key k.pub", 1);
+        assert!(error.contains("refused by "), "{error}");
+        let check = if text.contains("layout        FAILED") { "layout" } else { "contents" };
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(&format!("{check} FAILED read ")), "{file:?}: {text}");
+        fs::write(&file, before).unwrap();
+    }
+    desk.good("verify gate.bundle --key k.pub");
+    let error = {
+        flip(&desk.path().join("gate.bundle/index.json"));
+        desk.bad("inspect gate.bundle", 1)
+    };
+    assert!(error.contains("gate.bundle"), "{error}");
+}
+
+#[test]
+fn what_asks_for_more_is_marked_and_would_be_held_back() {
+    let desk = Desk::new();
+    desk.signed("k");
+    let wider = POLICY.replace(
+        "portcullis:policy/clock@0.1.0\" \"now\" (func (result i64))",
+        "portcullis:policy/random@0.1.0\" \"get-u64\" (func (result i64))",
+    );
+    fs::write(desk.path().join("gate.wat"), wider).unwrap();
+    desk.good(&format!(
+        "build gate.wat {WHO} --version 4 --platform {} --memory 8MiB --output 1KiB -o next.tar",
+        host()
+    ));
+    desk.good("sign next.tar --key k");
+
+    let text = desk.ends("diff gate.bundle next.tar --key k.pub", 3);
+    for line in [
+        "+ import random: new",
+        "  import clock: gone",
+        "+ limit memory (bytes): 4194304 -> 8388608",
+        "  limit output (bytes): 65536 -> 1024",
+        "  version: 3 -> 4",
+        "2 widenings: activation needs --accept-capabilities",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");
+    }
+    let changes: Value = serde_json::from_str(&desk.ends("diff gate.bundle next.tar --json", 3)).unwrap();
+    assert_eq!((&changes["widens"], &changes["signers_checked"]), (&true.into(), &false.into()));
+    // The other way round it asks for `clock`, which the other does not.
+    let text = desk.ends("diff next.tar gate.bundle", 3);
+    assert!(text.contains("+ import clock: new"), "{text}");
+    let error = desk.bad("diff gate.bundle missing", 1);
+    assert!(error.contains("missing"), "{error}");
+    desk.bad("diff gate.bundle", 64);
+
+    let verify = "verify next.tar --key k.pub";
+    desk.good(verify);
+    let report: Value =
+        serde_json::from_str(&desk.ends(&format!("{verify} --active gate.bundle --json"), 2)).unwrap();
+    assert_eq!((&report["good"], &report["held_back"]), (&true.into(), &true.into()));
+    assert_eq!(verdict(&verdicts(&report), "capabilities"), "held_back");
+    desk.good(&format!("{verify} --active next.tar"));
+}
+
+#[test]
+fn trust_policies_are_checked_with_line_and_column() {
+    let desk = Desk::new();
+    desk.signed("k");
+    desk.good("trust new --key release=k.pub -o trust.toml");
+    assert_eq!(desk.json("trust check trust.toml")["may_revoke"], true);
+    let trust = fs::read_to_string(desk.path().join("trust.toml")).unwrap();
+    fs::write(
+        desk.path().join("wrong.toml"),
+        trust.replace("all_of = [\"release\"]", "all_of = [\"relaese\"]\nsometimes = 1"),
+    )
+    .unwrap();
+    let error = desk.bad("trust check wrong.toml", 1);
+    for line in error.trim_start_matches("portcullis: ").lines() {
+        let mut parts = line.splitn(4, ':');
+        assert_eq!(parts.next(), Some("wrong.toml"), "{error}");
+        assert!(
+            parts.next().unwrap().parse::<u32>().is_ok() && parts.next().unwrap().parse::<u32>().is_ok(),
+            "{error}"
+        );
+    }
+    assert!(
+        error.lines().count() >= 2 && error.contains("relaese") && error.contains("sometimes"),
+        "{error}"
+    );
+
+    // Nothing is overwritten, and what would be no trust policy is not written.
+    let error = desk.bad("trust new --key release=k.pub -o trust.toml", 1);
+    assert!(error.contains("something is there already"), "{error}");
+    desk.bad("trust new --key a=k.pub --key b=k.pub -o new.toml", 1);
+    desk.bad("trust new --key release -o new.toml", 64);
+    assert!(!desk.names().contains(&"new.toml".to_owned()));
+
+    let error = desk.bad("trust check trust.toml --bundle missing", 1);
+    assert!(error.contains("missing"), "{error}");
+    desk.good("keygen --out stranger");
+    desk.good("trust new --key release=stranger.pub -o other.toml");
+    let (error, text) = desk.refused("trust check other.toml --bundle gate.bundle --json", 1);
+    assert!(error.contains("does not accept bundle \"gate.bundle\", for 1 reasons"), "{error}");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["accepted"], false);
+    assert_eq!(report["refusals"].as_array().unwrap().len(), 1);
+    let (error, _) = desk.refused("trust check trust.toml --bundle gate.bundle --tenant globex", 1);
+    assert!(error.contains("does not accept"), "{error}");
+}
+
+#[test]
+fn a_key_is_rotated_and_nothing_else_changes() {
+    let desk = Desk::new();
+    desk.good("keygen --out k");
+    desk.good("keygen --out k2 --algorithm p256");
+    desk.good("trust new --key release=k.pub -o trust.toml");
+    let before = fs::read_to_string(desk.path().join("trust.toml")).unwrap();
+    let rotate = "trust rotate trust.toml --overlap 30d --new k2.pub --signer";
+    let error = desk.bad(&format!("{rotate} nobody"), 1);
+    assert!(error.contains("there is no such signer"), "{error}");
+    let error = desk.bad("trust rotate trust.toml --overlap 30d --new k.pub --signer release", 1);
+    assert!(error.contains("already one of signer"), "{error}");
+    desk.bad("trust rotate trust.toml --overlap soon --new k2.pub --signer release", 64);
+    assert_eq!(fs::read_to_string(desk.path().join("trust.toml")).unwrap(), before);
+
+    desk.good(&format!("{rotate} release --out elsewhere.toml"));
+    assert_eq!(fs::read_to_string(desk.path().join("trust.toml")).unwrap(), before);
+    desk.good(&format!("{rotate} release"));
+    let after = fs::read_to_string(desk.path().join("trust.toml")).unwrap();
+    let pem = fs::read_to_string(desk.path().join("k2.pub")).unwrap();
+    assert!(after.contains(&pem) && after.contains("[[signer.release.retired]]"), "{after}");
+    for comment in before.lines().filter(|line| line.starts_with('#')) {
+        assert!(after.contains(comment), "{comment} is gone");
+    }
+    desk.good("trust check trust.toml");
+}
+
+#[test]
+fn what_is_revoked_is_on_a_list_that_only_grows() {
+    let desk = Desk::new();
+    desk.signed("k");
+    let id = desk.json("inspect gate.bundle --key k.pub")["evidence"]["signers"][0]["key"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let bundle = desk.json("inspect gate.bundle")["bundle"].as_str().unwrap().to_owned();
+    desk.good("trust new --key release=k.pub -o trust.toml");
+    let revoke = |what: &str| format!("revoke {what} --reason leaked --sign-key k --list revocations.json");
+    let first = desk.json(&revoke(&format!("--bundle {bundle}")));
+    assert_eq!((&first["version"], &first["in_force"]), (&1.into(), &false.into()));
+    let (error, text) =
+        desk.refused("verify gate.bundle --trust trust.toml --revocations revocations.json", 1);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        error.contains(": trust") && words.contains("was revoked on") && words.contains("leaked"),
+        "{error}{text}"
+    );
+    let error = desk.bad(&revoke(&format!("--bundle {bundle}")), 1);
+    assert!(error.contains("is on the list already"), "{error}");
+    assert_eq!(desk.json(&revoke(&format!("--key-id {id}")))["version"], 2);
+
+    // A list that somebody else signed, and one that was changed, count for nothing.
+    desk.good("keygen --out stranger");
+    desk.good(&format!("revoke --bundle {bundle} --reason x --sign-key stranger --list theirs.json"));
+    let (error, _) = desk.refused("verify gate.bundle --trust trust.toml --revocations theirs.json", 1);
+    assert!(error.contains("revocations"), "{error}");
+    let list = fs::read_to_string(desk.path().join("revocations.json")).unwrap();
+    fs::write(desk.path().join("revocations.json"), list.replace("ey", "eY")).unwrap();
+    let error = desk.bad(&revoke("--source sha256:x"), 64);
+    assert!(error.contains("sha256"), "{error}");
+    desk.bad(&revoke(&format!("--source {}", Digest::of(b"x"))), 1);
+    desk.bad(&revoke(""), 64);
+    desk.bad(&revoke(&format!("--bundle {bundle} --key-id {id}")), 64);
+}
+
+#[test]
+fn commands_for_a_service_say_that_there_is_none() {
+    let desk = Desk::new();
+    let place = "--config missing.toml";
+    for command in [
+        "list",
+        "history",
+        "activate --tenant acme --policy gate",
+        "rollback --tenant acme --policy gate --reason x",
+    ] {
+        let error = desk.bad(&format!("{command} {place}"), 1);
+        assert!(error.contains("missing.toml"), "{command}: {error}");
+    }
+    desk.bad("rollback --tenant acme --policy gate", 64);
+    desk.bad("activate --tenant acme", 64);
+    desk.bad("activate --tenant acme --policy gate --bundle sha256:x", 64);
+    desk.bad("list --tenant ../etc", 64);
+    let error = desk.bad(&format!("trust recover --reason x {place}"), 1);
+    assert!(error.contains("missing.toml"), "{error}");
+}
+
+/// Texts in a bundle are whoever's who made it.
+#[test]
+fn a_bundle_cannot_drive_the_terminal() {
+    let desk = Desk::new();
+    desk.signed("k");
+    let escape = "\u{1b}[2J\u{202e}";
+    let hostile = NewAttachment::one(&format!("x/{escape}"), b"x".to_vec(), Annotations::default());
+    attach(&desk.path().join("gate.bundle"), &hostile, |_| false).unwrap();
+    let not_sigstore = NewAttachment::one(
+        media::SIGSTORE_BUNDLE,
+        format!("{{\"{escape}\":1}}").into_bytes(),
+        Annotations::default(),
+    );
+    attach(&desk.path().join("gate.bundle"), &not_sigstore, |_| false).unwrap();
+    for command in
+        ["inspect gate.bundle", "inspect gate.bundle --key k.pub", "verify gate.bundle --key k.pub"]
+    {
+        let text = desk.good(command);
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{command}: {text:?}");
+    }
+    assert!(desk.good("inspect gate.bundle").contains("x/\\u{1b}[2J"));
+    // In JSON they are data.
+    let shown = desk.json("inspect gate.bundle");
+    let kinds =
+        shown["attached"].as_array().unwrap().iter().map(|one| one["artifact_type"].as_str().unwrap());
+    assert!(kinds.into_iter().any(|kind| kind.contains(escape)));
 }
 
 #[test]
@@ -189,29 +766,72 @@ fn a_core_module_becomes_a_component() {
     let desk = Desk::new();
     desk.good("componentize gate.wat -o gate.wasm");
     assert_eq!(fs::read(desk.path().join("gate.wasm")).unwrap()[..8], *b"\0asm\x0d\0\x01\0");
-    let built = desk.json("build gate.wasm -o from-component.cwasm --json");
-    assert_eq!(built["cwasm"], desk.json("build gate.wat -o from-module.cwasm --json")["cwasm"]);
+    let build = format!("{WHO} --version 1 --no-code");
+    let from_component = desk.json(&format!("build gate.wasm {build} -o component.bundle"));
+    assert_eq!(
+        from_component["bundle"],
+        desk.json(&format!("build gate.wat {build} -o module.bundle"))["bundle"]
+    );
+    desk.bad("componentize missing.wat -o x.wasm", 1);
+    fs::write(desk.path().join("junk.wat"), "junk").unwrap();
+    desk.bad("componentize junk.wat -o x.wasm", 1);
+    assert!(!desk.names().contains(&"x.wasm".to_owned()));
+}
+
+#[test]
+fn a_new_policy_is_a_whole_project() {
+    let desk = Desk::new();
+    let made = desk.json("new door");
+    assert_eq!((&made["policy"], &made["path"]), (&"door".into(), &"door".into()));
+    for file in made["files"].as_array().unwrap() {
+        let path = desk.path().join("door").join(file.as_str().unwrap());
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        assert!(!text.contains("policy-name"), "{path:?}");
+    }
+    let script = fs::metadata(desk.path().join("door/build.sh")).unwrap();
+    assert_eq!(script.permissions().mode() & 0o777, 0o755);
+    let readme = fs::read_to_string(desk.path().join("door/README.md")).unwrap();
+    assert!(readme.contains("portcullis policy build door.wasm --tenant acme --policy door"), "{readme}");
+
+    // Whatever is there stays.
+    let error = desk.bad("new door", 1);
+    assert!(error.contains("something is there already"), "{error}");
+    symlink("nowhere", desk.path().join("link")).unwrap();
+    desk.bad("new gate --dir link", 1);
+    desk.bad("new gate --dir missing/gate", 1);
+    desk.bad("new ../gate", 64);
+    assert_eq!(desk.names(), ["door", "gate.wat", "link"]);
 }
 
 #[test]
 fn a_wrong_command_line_is_exit_code_64_and_help_is_not() {
     let desk = Desk::new();
-    let sign = "sign gate.cwasm --source gate.wat --key k --tenant acme";
     for wrong in [
         "build".to_owned(),
         "frobnicate".to_owned(),
         "keygen --out k --algorithm rsa".to_owned(),
-        format!("{sign} --policy ../x --version 1"),
-        format!("{sign} --policy x --version -1"),
-        format!("{sign} --policy x --version 1 --memory lots"),
-        format!("{sign} --policy x --policy y --version 1"),
+        "build gate.wat --tenant acme --policy ../x --version 1 -o x".to_owned(),
+        format!("build gate.wat {WHO} --version -1 -o x"),
+        format!("build gate.wat {WHO} --version 1 --memory lots -o x"),
+        format!("build gate.wat {WHO} --policy y --version 1 -o x"),
+        format!("build gate.wat {WHO} --version 1 --platform linux/mips -o x"),
+        format!("build gate.wat {WHO} --version 1 --platform linux/amd64 --no-code -o x"),
+        "verify x --key y --at tomorrow".to_owned(),
     ] {
         assert!(!desk.bad(&wrong, 64).is_empty());
     }
     assert_eq!(desk.names(), ["gate.wat"]);
     // Lines are wrapped to the terminal's width.
-    let help = |arguments| desk.good(arguments).split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(help("--help").contains("64 the command line is wrong"));
+    let help = |arguments: &str| desk.good(arguments).split_whitespace().collect::<Vec<_>>().join(" ");
+    for (command, codes) in [
+        ("build", "0 done; 1 refused or failed"),
+        ("diff", "2 something changed; 3 something changed and the later one may do more"),
+        ("verify", "2 good, but it asks for more than --active does"),
+        ("activate", "2 held back, with the reason"),
+        ("revoke", "3 written, but not known whether it is in force"),
+    ] {
+        assert!(help(&format!("{command} --help")).contains(codes), "{command}");
+    }
     assert!(help("build --help").contains("On any error nothing is written"));
 }
 
@@ -221,11 +841,42 @@ fn a_reader_that_went_away_is_no_reason_to_complain() {
     desk.signed("k");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(["policy", "inspect", "gate.cwasm"])
-        .current_dir(desk.path())
-        .stdout(Stdio::from(writer))
-        .output()
-        .unwrap();
+    let output =
+        desk.command(&["policy", "inspect", "gate.bundle"]).stdout(Stdio::from(writer)).output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), &b""[..]));
+}
+
+#[test]
+fn pages_and_completions_are_those_of_the_program() {
+    let desk = Desk::new();
+    let run = |arguments: &[&str]| {
+        let output = desk.command(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["man", "--out", "pages", "--completions"]);
+    let pages: Vec<String> = fs::read_dir(desk.path().join("pages"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    for page in [
+        "portcullis.1",
+        "portcullis-policy-build.1",
+        "portcullis-trust-rotate.1",
+        "portcullis",
+        "_portcullis",
+    ] {
+        assert!(pages.contains(&page.to_owned()), "{page} is not in {pages:?}");
+    }
+    for (shell, file) in [("bash", "portcullis"), ("zsh", "_portcullis"), ("fish", "portcullis.fish")] {
+        let printed = run(&["completions", shell]);
+        assert_eq!(printed, fs::read_to_string(desk.path().join("pages").join(file)).unwrap(), "{shell}");
+        assert!(printed.contains("accept-capabilities"), "{shell}");
+    }
+    run(&["man", "--out", "only-pages"]);
+    assert!(!desk.path().join("only-pages/_portcullis").exists());
+    assert_eq!(desk.command(&["completions", "tcsh"]).output().unwrap().status.code(), Some(64));
+    let file = desk.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert_eq!(desk.command(&["man", "--out", "file"]).output().unwrap().status.code(), Some(1));
 }

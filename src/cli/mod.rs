@@ -3,21 +3,24 @@
 mod attest;
 mod decide;
 mod demo;
+mod files;
 mod install;
 mod operator;
 mod output;
+mod pages;
 mod policy;
 mod question;
 mod reload;
 mod status;
 mod terminal;
+mod trust;
 mod units;
 
 use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// The command line is not one (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;
@@ -43,11 +46,16 @@ enum Command {
     Status(status::StatusArgs),
     Attest(attest::AttestArgs),
     Reload(reload::ReloadArgs),
-    /// Make keys; build, sign, check and look at policies
+    /// Make, build, sign and look at policies; see and say which of them serve
     #[command(subcommand, after_help = EXIT_CODES)]
     Policy(policy::Command),
+    /// Who may vouch for policies: start, check and change trust policies
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Trust(trust::Command),
     Install(install::InstallArgs),
     Uninstall(install::UninstallArgs),
+    Completions(pages::CompletionsArgs),
+    Man(pages::ManArgs),
 }
 
 /// Runs the command that the process was started with.
@@ -67,8 +75,11 @@ pub fn main() -> ExitCode {
         Command::Attest(args) => attest::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Reload(args) => reload::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Policy(command) => command.run(),
+        Command::Trust(command) => command.run(),
         Command::Install(args) => install::run(&args),
         Command::Uninstall(args) => install::run_uninstall(&args),
+        Command::Completions(args) => pages::run_completions(&args),
+        Command::Man(args) => pages::run_man(&args),
     };
     result.unwrap_or_else(|error| {
         if !is_broken_pipe(&*error) {
@@ -76,6 +87,11 @@ pub fn main() -> ExitCode {
         }
         ExitCode::FAILURE
     })
+}
+
+/// All commands and options, as clap knows them.
+fn command_line() -> clap::Command {
+    CommandLine::command()
 }
 
 /// For commands whose exit codes say more than that they failed.
@@ -108,13 +124,11 @@ fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        CommandLine::command().debug_assert();
+        command_line().debug_assert();
     }
 
     #[derive(Debug, thiserror::Error)]

@@ -40,7 +40,16 @@ pub(super) fn table<const N: usize>(indent: usize, head: [&str; N], rows: &[[Str
 
 /// A text over as many lines as it takes, the first after `first`, the others indented.
 pub(super) fn paragraph(first: &str, text: &str) -> String {
-    let indent = " ".repeat(first.chars().take_while(|c| *c == ' ').count() + 2);
+    wrap(first, first.chars().take_while(|c| *c == ' ').count() + 2, text)
+}
+
+/// The same, with the others under the first word of the text: for columns.
+pub(super) fn hanging(first: &str, text: &str) -> String {
+    wrap(first, first.chars().count(), text)
+}
+
+fn wrap(first: &str, indent: usize, text: &str) -> String {
+    let indent = " ".repeat(indent);
     let mut lines = String::new();
     let mut line = first.to_owned();
     for word in text.split_whitespace() {

@@ -131,6 +131,12 @@ impl TrustPolicy {
         versions.and_then(|versions| versions.get(policy)).copied().unwrap_or(0)
     }
 
+    /// Whether it makes a difference which class this tenant is in.
+    #[must_use]
+    pub fn needs_class(&self, tenant: &Tenant) -> bool {
+        !self.classes.is_empty() && !self.tenants.contains_key(tenant)
+    }
+
     /// The lowest version of the revocation list; above 0, there must be one.
     #[must_use]
     pub fn minimum_revocations(&self) -> u64 {

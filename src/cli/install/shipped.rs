@@ -1,5 +1,6 @@
 //! What an installation consists of: programs from beside this one, and texts that are part of it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor, Read, Seek};
@@ -11,6 +12,7 @@ use nix::fcntl::OFlag;
 use super::root::resolve;
 use super::tree::{TreeError, digest_of};
 use crate::artifact::Digest;
+use crate::cli::pages::{Page, pages};
 use crate::sandbox::Role;
 
 /// Programs that nobody types the names of.
@@ -55,6 +57,8 @@ const READ_AT_ONCE: u64 = 1 << 20;
 pub(super) enum ShippedError {
     #[error("find the programs: {0}")]
     Here(#[source] io::Error),
+    #[error("make the manual pages: {0}")]
+    Pages(#[source] io::Error),
     #[error(
         "open program {path:?}: {source}; all of them are expected in one directory, say which with --from"
     )]
@@ -88,7 +92,7 @@ pub(super) struct Shipped {
 #[derive(Debug)]
 enum Content {
     Program(File),
-    Text(&'static str),
+    Text(Cow<'static, [u8]>),
 }
 
 impl Shipped {
@@ -104,12 +108,21 @@ impl Shipped {
                 file.rewind()?;
                 Ok(Box::new(file))
             }
-            Content::Text(text) => Ok(Box::new(Cursor::new(text))),
+            Content::Text(text) => Ok(Box::new(Cursor::new(text.as_ref()))),
         }
     }
 
     fn text(path: &str, text: &'static str, kind: Kind) -> Self {
-        Self { path: path.into(), kind, digest: Digest::of(text.as_bytes()), content: Content::Text(text) }
+        Self::of(path.into(), Cow::Borrowed(text.as_bytes()), kind)
+    }
+
+    /// What the program gives itself.
+    fn page(page: Page) -> Self {
+        Self::of(page.path, Cow::Owned(page.text), Kind::Text)
+    }
+
+    fn of(path: PathBuf, text: Cow<'static, [u8]>, kind: Kind) -> Self {
+        Self { path, kind, digest: Digest::of(&text), content: Content::Text(text) }
     }
 }
 
@@ -117,6 +130,7 @@ impl Shipped {
 pub(super) fn shipped(from: Option<&Path>) -> Result<Vec<Shipped>, ShippedError> {
     let mut all = programs(from)?;
     all.extend(TEXTS.map(|(path, text)| Shipped::text(path, text, Kind::Text)));
+    all.extend(pages().map_err(ShippedError::Pages)?.into_iter().map(Shipped::page));
     all.extend(CONFIGURATION.map(|(path, text)| Shipped::text(path, text, Kind::Configuration)));
     all.extend(
         UNITS.map(|(name, text)| Shipped::text(&format!("/etc/systemd/system/{name}"), text, Kind::Text)),
@@ -261,16 +275,29 @@ mod tests {
         let cargo = std::fs::read_to_string(in_repository("Cargo.toml")).unwrap();
         let cargo: toml::Table = cargo.parse().unwrap();
         let deb = &cargo["package"]["metadata"]["deb"];
+        // What `portcullis man --out target/man --completions` writes.
+        let pages = pages().unwrap();
+        let page_names = || pages.iter().map(|page| page.path.file_name().unwrap().to_str().unwrap());
         let mut packaged: Vec<(String, String)> = deb["assets"]
             .as_array()
             .unwrap()
             .iter()
-            .map(|asset| {
+            .flat_map(|asset| {
                 let part = |index: usize| asset[index].as_str().unwrap().to_owned();
-                let (source, target) = (PathBuf::from(part(0)), part(1));
-                let name = source.file_name().unwrap().to_str().unwrap();
-                let target = if target.ends_with('/') { target + name } else { target };
-                (format!("/{}", target.trim_start_matches('/')), part(2))
+                let (source, target, mode) = (part(0), part(1), part(2));
+                let names: Vec<String> = match source.strip_prefix("target/man/") {
+                    Some("*.1") => page_names().filter(|name| name.ends_with(".1")).map(Into::into).collect(),
+                    Some(name) => {
+                        assert!(page_names().any(|page| page == name), "{name} is not made");
+                        vec![name.to_owned()]
+                    }
+                    None => vec![Path::new(&source).file_name().unwrap().to_str().unwrap().to_owned()],
+                };
+                let target = move |name: String| match target.strip_prefix('/').unwrap_or(&target) {
+                    folder if folder.ends_with('/') => (format!("/{folder}{name}"), mode.clone()),
+                    whole => (format!("/{whole}"), mode.clone()),
+                };
+                names.into_iter().map(target)
             })
             .collect();
         packaged.sort();
@@ -282,6 +309,7 @@ mod tests {
             })
             .collect();
         expected.extend(TEXTS.map(|(path, _)| (path.replace("/etc/", "/usr/lib/"), "644".to_owned())));
+        expected.extend(pages.iter().map(|page| (page.path.to_str().unwrap().to_owned(), "644".to_owned())));
         expected.extend(UNITS.map(|(name, _)| (format!("/lib/systemd/system/{name}"), "644".to_owned())));
         expected.extend(CONFIGURATION.map(|(path, _)| (path.to_owned(), "644".to_owned())));
         expected.sort();

@@ -4,53 +4,200 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
-use crate::artifact::{Architecture, Digest};
-use crate::bundle::Platform;
-use crate::cli::{CommandResult, output, units};
-use crate::compile::{self, SOURCE_MAX};
-use crate::engine::{WASMTIME_VERSION, settings_digest};
+use super::rebuild::{LimitError, check_limits};
+use super::sbom::{self, PartsError};
+use super::stored::Stored;
+use crate::artifact::{Digest, Limits};
+use crate::bundle::write::{self, NewAttachment};
+use crate::bundle::{Attachment, Draft, DraftCompiled, Platform, PolicyConfig, media};
+use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
+use crate::compile::{self, Built, SOURCE_MAX};
+use crate::decision::{PolicyName, Tenant};
+use crate::engine::{Target, WASMTIME_VERSION, WORLD, settings_digest_of};
 
-/// Check a policy and compile it for this kind of machine
+/// Check a policy, compile it, and write it as a bundle
 ///
-/// The same input always gives the same output, so a signer can build again and compare. On any error nothing is
-/// written.
+/// A bundle is an OCI image layout: a folder, or one file where OUT ends in .tar. It has the source, machine code for
+/// each platform, what the policy asks for, and a list of what it is made of. The same input always gives the same
+/// bundle, on any machine, so a signer can build again and compare. On any error nothing is written.
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Build {
     /// A component of the world portcullis:policy@0.1.0, or a core module of it
-    component: PathBuf,
-    /// Where to write the compiled policy
-    #[arg(short, long, value_name = "OUT.cwasm")]
+    source: PathBuf,
+    /// Who it decides for
+    #[arg(long, value_name = "NAME")]
+    tenant: Tenant,
+    /// Name of the policy
+    #[arg(long, value_name = "NAME")]
+    policy: PolicyName,
+    /// Grows with every release; a lower one never replaces a higher one
+    #[arg(long, value_name = "N")]
+    version: u64,
+    /// What to compile it for, with commas between
+    #[arg(
+        long,
+        value_name = "PLATFORMS",
+        value_delimiter = ',',
+        default_value = "linux/amd64,linux/arm64",
+        value_parser = PossibleValuesParser::new(["linux/amd64", "linux/arm64"]).try_map(|name| name.parse::<Platform>())
+    )]
+    platform: Vec<Platform>,
+    /// No machine code: each host compiles the source itself
+    #[arg(long, conflicts_with = "platform")]
+    no_code: bool,
+    /// Where to write the bundle: a folder, or a file that ends in .tar. A bundle that is there is replaced
+    #[arg(short, long, value_name = "OUT")]
     out: PathBuf,
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// What it is made of: SPDX or CycloneDX in JSON, or a Cargo.lock to make it from [default: made from the source]
+    #[arg(long, value_name = "FILE")]
+    sbom: Option<PathBuf>,
+    /// No list of what it is made of
+    #[arg(long, conflicts_with = "sbom")]
+    no_sbom: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+/// What a policy may use, at most.
+#[derive(Debug, Args)]
+struct LimitArgs {
+    /// Most linear memory it may use [default: 4MiB]
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
+    memory: Option<u32>,
+    /// Most table elements it may have, all tables together [default: 10000]
+    #[arg(long, value_name = "N")]
+    table_elements: Option<u32>,
+    /// Most bytes a decision may return [default: 64KiB]
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
+    output: Option<u32>,
+    /// Longest a decision may take [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = units::microseconds)]
+    deadline: Option<u32>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("build {path:?}: {source}")]
+struct OverLimit {
+    path: PathBuf,
+    source: LimitError,
+}
+
 impl Build {
     pub(super) fn run(self) -> CommandResult {
-        let built = compile::build(&super::read(&self.component, SOURCE_MAX)?, &[Platform::host()])?;
-        let code = built.code_for(Platform::host()).unwrap_or_default();
-        super::write(&self.out, code)?;
-        let digest = Digest::of(code);
-        if self.json {
-            output::json(&json!({
-                "cwasm": digest, "path": self.out, "bytes": code.len(), "source": built.source,
-                "imports": built.imports, "memory": built.memory, "table_elements": built.table_elements,
-                "architecture": Architecture::host(), "wasmtime": WASMTIME_VERSION,
-                "engine": settings_digest(),
-            }))?;
-        } else {
-            output::text(format_args!(
-                "built    {} ({} bytes)\ncwasm    {digest}\nsource   {}\nimports  {}\nstarts   with {} of memory\n",
-                self.out.display(),
-                code.len(),
-                built.source,
-                if built.imports.is_empty() { "nothing".into() } else { built.imports.join(", ") },
-                units::show_bytes(built.memory),
-            ))?;
+        let platforms = self.platforms();
+        let mut source = files::read(&self.source, SOURCE_MAX)?;
+        if !source.starts_with(b"\0asm") {
+            // A text form is nobody's build.
+            source = compile::componentize(&source)?;
         }
+        let built = compile::build(&source, &platforms)?;
+        let limits = self.limits.limits();
+        check_limits(&limits, &built).map_err(|source| OverLimit { path: self.source.clone(), source })?;
+        let draft = self.draft(source, &built, limits);
+        let assembled = draft.assemble()?;
+        let parts = self.parts(&assembled.bundle.config, assembled.digest())?;
+        // The same again: signatures stay on it.
+        let unchanged =
+            Stored::open(&self.out).is_ok_and(|there| there.bundle.digest() == assembled.digest());
+        if !unchanged {
+            write::create(&assembled, &self.out)?;
+        }
+        if let Some(parts) = &parts {
+            let is_list =
+                |old: &Attachment| [media::SBOM, sbom::CYCLONEDX].contains(&old.artifact_type.as_str());
+            write::attach(&self.out, parts, is_list)?;
+        }
+        self.report(&Stored::open(&self.out)?, &built)
+    }
+
+    fn draft(&self, source: Vec<u8>, built: &Built, limits: Limits) -> Draft {
+        let compiled = built.compiled.iter().map(|(platform, cwasm)| DraftCompiled {
+            platform: *platform,
+            cwasm: cwasm.clone(),
+            wasmtime: WASMTIME_VERSION.into(),
+            engine: settings_digest_of(Target::of(*platform)),
+        });
+        Draft {
+            policy: self.policy.clone(),
+            tenant: self.tenant.clone(),
+            version: self.version,
+            world: WORLD.into(),
+            imports: built.imports.clone(),
+            exports: built.exports.clone(),
+            limits,
+            source,
+            compiled: compiled.collect(),
+        }
+    }
+
+    fn report(&self, stored: &Stored, built: &Built) -> CommandResult {
+        let (bundle, digest) = (&stored.bundle, stored.bundle.digest());
+        if self.json {
+            let code: Vec<_> = bundle
+                .compiled
+                .iter()
+                .map(|code| json!({ "platform": code.platform, "cwasm": code.cwasm.digest, "bytes": code.cwasm.size }))
+                .collect();
+            output::json(&json!({
+                "bundle": digest, "path": self.out, "bytes": stored.size(), "config": bundle.config, "code": code,
+                "memory": built.memory, "table_elements": built.table_elements,
+            }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let config = &bundle.config;
+        let mut text = format!(
+            "built    policy {} version {} for tenant {}\nbundle   {digest}\n         {} ({} bytes)\nsource   {}\n",
+            config.policy,
+            config.version,
+            config.tenant,
+            self.out.display(),
+            stored.size(),
+            config.source,
+        );
+        for code in &bundle.compiled {
+            text +=
+                &format!("code     {}: {} ({} bytes)\n", code.platform, code.cwasm.digest, code.cwasm.size);
+        }
+        text += &format!(
+            "imports  {}\nstarts   with {} of memory\n",
+            if built.imports.is_empty() { "nothing".into() } else { built.imports.join(", ") },
+            units::show_bytes(built.memory),
+        );
+        output::text(format_args!("{text}"))?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn platforms(&self) -> Vec<Platform> {
+        let mut platforms = if self.no_code { Vec::new() } else { self.platform.clone() };
+        platforms.sort_unstable();
+        platforms.dedup();
+        platforms
+    }
+
+    fn parts(&self, config: &PolicyConfig, bundle: Digest) -> Result<Option<NewAttachment>, PartsError> {
+        match &self.sbom {
+            Some(path) => sbom::given(path, config, bundle).map(Some),
+            None if self.no_sbom => Ok(None),
+            None => sbom::made(config, bundle).map(Some),
+        }
+    }
+}
+
+impl LimitArgs {
+    fn limits(&self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            memory: self.memory.unwrap_or(default.memory),
+            table_elements: self.table_elements.unwrap_or(default.table_elements),
+            output: self.output.unwrap_or(default.output),
+            deadline_us: self.deadline.unwrap_or(default.deadline_us),
+        }
     }
 }

@@ -7,13 +7,14 @@ use clap::Args;
 use serde_json::json;
 
 use crate::artifact::Digest;
-use crate::cli::{CommandResult, output};
+use crate::cli::{CommandResult, EXIT_CODES, files, output};
 use crate::compile::{self, SOURCE_MAX};
 
 /// Turn a core WebAssembly module into a component
 ///
 /// For toolchains that make core modules. `build` does the same by itself; this is for whoever wants the component.
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Componentize {
     /// A core module that implements the world portcullis:policy@0.1.0
     module: PathBuf,
@@ -27,8 +28,8 @@ pub(in crate::cli) struct Componentize {
 
 impl Componentize {
     pub(super) fn run(self) -> CommandResult {
-        let component = compile::componentize(&super::read(&self.module, SOURCE_MAX)?)?;
-        super::write(&self.out, &component)?;
+        let component = compile::componentize(&files::read(&self.module, SOURCE_MAX)?)?;
+        files::write(&self.out, &component)?;
         let digest = Digest::of(&component);
         if self.json {
             output::json(&json!({ "component": digest, "path": self.out, "bytes": component.len() }))?;

@@ -6,19 +6,21 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use crate::artifact::envelope::Envelope;
-use crate::artifact::{PublicKey, SIGNED_STATEMENT_MAX, Statement, check_signature, peek};
-use crate::cli::{CommandResult, output, units};
+use super::stored::{Claim, Kind, Stored, signer};
+use crate::bundle::PolicyConfig;
+use crate::cli::terminal::printable;
+use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
+use crate::signature::{Anchors, Evidence};
 
-/// Show what a signed statement says, trusted or not
+/// Show what is in a bundle, trusted or not
 ///
-/// Without --key nothing is checked: it shows what somebody claims. With --key it also says whether one of those keys
-/// signed it. Whether a worker would load it is what `verify` says.
+/// Whose it is, what it imports and exports, its limits, machine code, source, and what is attached. Without --key no
+/// signature is checked: it shows what somebody claims. Whether it would be accepted is what `verify` says.
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Inspect {
-    /// A .statement.json, or a .cwasm that has one beside it
-    file: PathBuf,
-    /// A public key to check the signature with; may be given more than once
+    bundle: PathBuf,
+    /// A public key to check signatures with; may be given more than once
     #[arg(long = "key", value_name = "PUB")]
     keys: Vec<PathBuf>,
     /// Print JSON
@@ -28,68 +30,115 @@ pub(in crate::cli) struct Inspect {
 
 impl Inspect {
     pub(super) fn run(self) -> CommandResult {
-        let is_cwasm = self.file.extension().is_some_and(|extension| extension == "cwasm");
-        let path = if is_cwasm { super::statement_beside(&self.file)? } else { self.file.clone() };
-        let keys = super::read_public_keys(&self.keys)?;
-        let envelope = Envelope::from_bytes(&super::read(&path, SIGNED_STATEMENT_MAX)?)
-            .map_err(|error| format!("inspect {path:?}: signed statement {error}"))?;
-        let statement = peek(&envelope).map_err(|error| format!("inspect {path:?}: {error}"))?;
-        let digest = if is_cwasm { Some(super::read_sealed(&self.file)?.digest()) } else { None };
-
-        let signature = signature_in_words(&envelope, &keys);
-        let signers: Vec<_> = envelope.signatures.iter().map(|signature| &signature.key).collect();
-        let matches = digest.map(|digest| digest == statement.cwasm);
+        let keys = files::read_public_keys(&self.keys)?;
+        let stored = Stored::open(&self.bundle)?;
+        let claims = stored.claims();
+        let checked = !keys.is_empty();
+        let evidence = checked.then(|| stored.evidence(&Anchors { keys, ..Anchors::default() }));
         if self.json {
+            let bundle = &stored.bundle;
+            let code: Vec<_> = bundle
+                .compiled
+                .iter()
+                .map(|code| json!({ "platform": code.platform, "cwasm": code.cwasm.digest, "bytes": code.cwasm.size }))
+                .collect();
             output::json(&json!({
-                "statement": statement, "signers": signers, "signature": signature, "cwasm_matches": matches,
+                "path": self.bundle, "bundle": bundle.digest(), "tar": stored.layout.is_tar(), "bytes": stored.size(),
+                "config": bundle.config, "code": code, "source": { "wasm": bundle.source.digest, "bytes": bundle.source.size },
+                "attached": claims, "evidence": evidence,
             }))?;
         } else {
-            let cwasm = match matches {
-                Some(true) => "  (the file beside it)",
-                Some(false) => "  (NOT the file beside it)",
-                None => "",
-            };
-            output::text(format_args!("{}", describe(&statement, cwasm)))?;
-            for signer in signers {
-                output::text(format_args!("signer        {signer:?}\n"))?;
-            }
-            output::text(format_args!("signature     {signature}\n"))?;
+            output::text(format_args!("{}", for_people(&stored, &claims, evidence.as_ref())))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn signature_in_words(envelope: &Envelope, keys: &[PublicKey]) -> String {
-    if keys.is_empty() {
-        return "not checked (give --key)".into();
+/// Names in a manifest are names; other texts in a bundle may be anything.
+fn for_people(stored: &Stored, claims: &[Claim], evidence: Option<&Evidence>) -> String {
+    let bundle = &stored.bundle;
+    let form = if stored.layout.is_tar() { "tar" } else { "folder" };
+    let mut text =
+        format!("bundle      {}\n            {form}, {} bytes in all\n", bundle.digest(), stored.size());
+    text += &describe(&bundle.config);
+    text += &format!("source      {} ({} bytes)\n", bundle.source.digest, bundle.source.size);
+    for code in &bundle.compiled {
+        let (platform, digest, size) = (code.platform, code.cwasm.digest, code.cwasm.size);
+        text += &format!("code        {platform}: {digest} ({size} bytes)\n");
+        if let Some((declared, _)) = bundle.compiled_for(platform) {
+            let (wasmtime, engine) = (printable(&declared.wasmtime), declared.engine.short());
+            text += &format!("            by wasmtime {wasmtime}, engine settings {engine}\n");
+        }
     }
-    match check_signature(envelope, keys) {
-        Ok(key) => format!("good, by key {key}"),
-        Err(error) => format!("NOT GOOD: {error}"),
+    if bundle.compiled.is_empty() {
+        text += "code        none: each host compiles the source itself\n";
     }
+    text += &claims.iter().map(Claim::for_people).collect::<String>();
+    if claims.is_empty() {
+        text += "attached    nothing: nobody has signed it\n";
+    }
+    match evidence {
+        None => text += "signatures  not checked (give --key)\n",
+        Some(evidence) => text += &show_evidence(evidence),
+    }
+    text
 }
 
-/// Names in a statement are names; other strings in it may be anything, so they are quoted.
-fn describe(statement: &Statement, cwasm: &str) -> String {
-    let limits = &statement.limits;
-    let imports = statement.imports.iter().map(|import| format!("{import:?}")).collect::<Vec<_>>().join(", ");
+/// The capability manifest.
+pub(super) fn describe(config: &PolicyConfig) -> String {
+    let limits = &config.limits;
+    let list = |names: &[String]| match names {
+        [] => "nothing".to_owned(),
+        names => names.iter().map(|name| printable(name)).collect::<Vec<_>>().join(", "),
+    };
     format!(
-        "policy        {}\ntenant        {}\nversion       {}\ncwasm         {}{cwasm}\nsource        {}\n\
-         architecture  {:?}\nwasmtime      {:?}\nengine        {}\nworld         {:?}\nimports       {}\n\
-         limits        memory {}, {} table elements, output {}, deadline {}\n",
-        statement.policy,
-        statement.tenant,
-        statement.version,
-        statement.cwasm,
-        statement.source,
-        statement.architecture,
-        statement.wasmtime,
-        statement.engine,
-        statement.world,
-        if imports.is_empty() { "nothing" } else { &imports },
+        "policy      {}\ntenant      {}\nversion     {}\nworld       {}\nimports     {}\nexports     {}\n\
+         limits      memory {}, {} table elements, output {}, deadline {}\n",
+        config.policy,
+        config.tenant,
+        config.version,
+        printable(&config.world),
+        list(&config.imports),
+        list(&config.exports),
         units::show_bytes(limits.memory.into()),
         limits.table_elements,
         units::show_bytes(limits.output.into()),
         units::show_microseconds(limits.deadline_us),
     )
+}
+
+impl Claim {
+    fn for_people(&self) -> String {
+        let by = match &self.key {
+            Some(key) => format!(", says key {key}"),
+            None => String::new(),
+        };
+        let mut text = match self.kind {
+            Kind::Signature => format!("attached    signature{by}\n"),
+            Kind::Provenance => format!("attached    provenance{by}\n"),
+            Kind::Sbom => {
+                format!("attached    sbom ({}, {} bytes)\n", printable(&self.artifact_type), self.size)
+            }
+            Kind::Other => format!("attached    {} ({} bytes)\n", printable(&self.artifact_type), self.size),
+        };
+        for (name, value) in [("builder", &self.builder), ("source", &self.source), ("commit", &self.commit)]
+        {
+            if let Some(value) = value {
+                text += &format!("            {name} {}\n", printable(value));
+            }
+        }
+        text
+    }
+}
+
+fn show_evidence(evidence: &Evidence) -> String {
+    let mut text: String =
+        evidence.signers.iter().map(|who| format!("signatures  good, by {}\n", signer(who, None))).collect();
+    for built in &evidence.provenance {
+        text += &format!("provenance  good, by {}\n", signer(&built.signer, None));
+    }
+    for why in &evidence.disregarded {
+        text += &format!("signatures  NOT GOOD: {}\n", printable(why));
+    }
+    if text.is_empty() { "signatures  none\n".to_owned() } else { text }
 }

@@ -9,12 +9,13 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::FileError;
 use crate::artifact::SigningKey;
-use crate::cli::{CommandResult, output};
+use crate::cli::files::FileError;
+use crate::cli::{CommandResult, EXIT_CODES, output};
 
 /// Make a key pair to sign policies with
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Keygen {
     /// Where to write the private key; the public key goes to KEY.pub. Neither may exist
     #[arg(short, long, value_name = "KEY")]

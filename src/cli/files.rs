@@ -1,0 +1,63 @@
+//! Files that commands read and write: once, no more than so many bytes, whole or not at all.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use crate::artifact::{KeyError, PublicKey, SigningKey, store};
+
+/// Longest key file that is read, bytes.
+const KEY_MAX: usize = 16 << 10;
+
+/// A file that is in the way of a command.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FileError {
+    #[error("open {path:?}: {source}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("read {path:?}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("read {path:?}: it is longer than {max} bytes")]
+    TooLong { path: PathBuf, max: usize },
+    #[error("read key {path:?}: {source}")]
+    Key { path: PathBuf, source: KeyError },
+    #[error("read key {path:?}: it is not text")]
+    KeyText { path: PathBuf },
+    #[error("write {path:?}: {source}")]
+    Write { path: PathBuf, source: io::Error },
+}
+
+/// Reads a file once, at most `max` bytes of it.
+pub(super) fn read(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
+    let file = File::open(path).map_err(|source| FileError::Open { path: path.into(), source })?;
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|source| FileError::Read { path: path.into(), source })?;
+    if bytes.len() > max { Err(FileError::TooLong { path: path.into(), max }) } else { Ok(bytes) }
+}
+
+fn read_key_text(path: &Path) -> Result<Zeroizing<String>, FileError> {
+    let bytes = Zeroizing::new(read(path, KEY_MAX)?);
+    let text = std::str::from_utf8(&bytes).map_err(|_| FileError::KeyText { path: path.into() })?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+pub(super) fn read_signing_key(path: &Path) -> Result<SigningKey, FileError> {
+    SigningKey::from_pem(&read_key_text(path)?).map_err(|source| FileError::Key { path: path.into(), source })
+}
+
+pub(super) fn read_public_key(path: &Path) -> Result<PublicKey, FileError> {
+    PublicKey::from_pem(&read_key_text(path)?).map_err(|source| FileError::Key { path: path.into(), source })
+}
+
+pub(super) fn read_public_keys(paths: &[PathBuf]) -> Result<Vec<PublicKey>, FileError> {
+    paths.iter().map(|path| read_public_key(path)).collect()
+}
+
+/// Writes a whole file or, on any error, nothing.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    store::replace(path, bytes, 0o644).map_err(|source| FileError::Write { path: path.into(), source })
+}

@@ -1,0 +1,126 @@
+//! Building a bundle's source again: the only way to know that its machine code comes from it.
+
+use super::stored::{Stored, StoredError};
+use crate::artifact::{Digest, Limits};
+use crate::bundle::{CompiledFor, Platform, PolicyConfig};
+use crate::compile::{self, BuildError, Built};
+use crate::engine::{MadeFor, Target, WASMTIME_VERSION, WORLD, settings_digest_of};
+
+/// Why what is in a bundle is not what its source gives.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RebuildError {
+    #[error(transparent)]
+    Stored(#[from] StoredError),
+    #[error("build its source again: {0}")]
+    Build(#[from] BuildError),
+    #[error(
+        "its code for {platform} was compiled with wasmtime {found:?}, this is {WASMTIME_VERSION}, which makes other code; \
+         build it again with this program, or vouch for what a key signed before with --resign --signed-by PUB"
+    )]
+    Wasmtime { platform: Platform, found: String },
+    #[error(
+        "its code for {platform} was compiled with engine settings {found}, these are {expected}; build it again with \
+         this program, or vouch for what a key signed before with --resign --signed-by PUB"
+    )]
+    Engine { platform: Platform, found: Digest, expected: Digest },
+    #[error(
+        "its code for {platform} has digest {found}, its source builds to {built}; build it again, with this program"
+    )]
+    Code { platform: Platform, found: Digest, built: Digest },
+    #[error("it says that it {what} {said:?}, its source {found:?}; build it again, with this program")]
+    Manifest { what: &'static str, said: Vec<String>, found: Vec<String> },
+    #[error("it implements world {found:?}, this is {WORLD:?}; build it against that world")]
+    World { found: String },
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+}
+
+/// A policy that could not even start within its own limits.
+#[derive(Debug, thiserror::Error)]
+#[error("it starts with {needs} {what}, its limit would be {limit}; raise {option}")]
+pub(super) struct LimitError {
+    what: &'static str,
+    needs: u64,
+    limit: u32,
+    option: &'static str,
+}
+
+/// Compiles the source for each platform of the bundle and compares, byte for byte.
+pub(super) fn rebuild(stored: &Stored) -> Result<(), RebuildError> {
+    let config = &stored.bundle.config;
+    // Said first, since everything else follows from it.
+    for compiled in &config.compiled {
+        check_compiler(compiled)?;
+    }
+    let platforms: Vec<Platform> = config.compiled.iter().map(|compiled| compiled.platform).collect();
+    let built = compile::build(&stored.source()?, &platforms)?;
+    check_manifest(config, &built)?;
+    for CompiledFor { platform, cwasm: found, .. } in &config.compiled {
+        let built = Digest::of(built.code_for(*platform).unwrap_or_default());
+        if built != *found {
+            return Err(RebuildError::Code { platform: *platform, found: *found, built });
+        }
+    }
+    Ok(())
+}
+
+/// Is the manifest what the source asks for? Without compiling it.
+pub(super) fn check_manifest(config: &PolicyConfig, built: &Built) -> Result<(), RebuildError> {
+    if config.world != WORLD {
+        return Err(RebuildError::World { found: config.world.clone() });
+    }
+    for (what, said, found) in
+        [("imports", &config.imports, &built.imports), ("exports", &config.exports, &built.exports)]
+    {
+        if said != found {
+            return Err(RebuildError::Manifest { what, said: said.clone(), found: found.clone() });
+        }
+    }
+    Ok(check_limits(&config.limits, built)?)
+}
+
+pub(super) fn check_limits(limits: &Limits, built: &Built) -> Result<(), LimitError> {
+    for (what, needs, limit, option) in [
+        ("bytes of memory", built.memory, limits.memory, "--memory"),
+        ("table elements", built.table_elements, limits.table_elements, "--table-elements"),
+    ] {
+        if needs > limit.into() {
+            return Err(LimitError { what, needs, limit, option });
+        }
+    }
+    Ok(())
+}
+
+fn check_compiler(compiled: &CompiledFor) -> Result<(), RebuildError> {
+    let CompiledFor { platform, wasmtime, engine, .. } = compiled;
+    if wasmtime != WASMTIME_VERSION {
+        return Err(RebuildError::Wasmtime { platform: *platform, found: wasmtime.clone() });
+    }
+    let expected = settings_digest_of(Target::of(*platform));
+    if *engine != expected {
+        return Err(RebuildError::Engine { platform: *platform, found: *engine, expected });
+    }
+    Ok(())
+}
+
+/// What code says of itself has to be what the manifest says of it.
+pub(super) fn check_code(declared: &CompiledFor, found: &MadeFor) -> Result<(), String> {
+    let CompiledFor { platform, wasmtime, engine, .. } = declared;
+    if found.platform != Some(*platform) {
+        let found = found.platform.map_or_else(|| "another machine".to_owned(), |found| found.to_string());
+        return Err(format!("the code for {platform} is code for {found}"));
+    }
+    if found.wasmtime != *wasmtime {
+        let (found, said) = (&found.wasmtime, wasmtime);
+        return Err(format!(
+            "the code for {platform} is from wasmtime {found:?}, its manifest says {said:?}"
+        ));
+    }
+    if found.settings != *engine {
+        let found = found.settings;
+        return Err(format!(
+            "the code for {platform} has engine settings {found}, its manifest says {engine}"
+        ));
+    }
+    Ok(())
+}
