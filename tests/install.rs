@@ -28,6 +28,7 @@ const TABLE: &str = "\
 755 etc
 755 etc/portcullis
 644 etc/portcullis/portcullis.toml
+644 etc/portcullis/trust.toml
 755 etc/systemd
 755 etc/systemd/system
 644 etc/systemd/system/portcullis-operator.socket
@@ -50,6 +51,7 @@ const TABLE: &str = "\
 644 usr/share/doc/portcullis/configuration.md
 644 usr/share/doc/portcullis/portcullis.example.toml
 644 usr/share/doc/portcullis/systemd.md
+644 usr/share/doc/portcullis/trust.md
 ";
 
 /// Of every program that the crate has.
@@ -202,6 +204,22 @@ fn bad(output: &Output, code: i32) -> String {
 fn expected_table() -> Vec<String> {
     let mut lines: Vec<String> = TABLE.lines().map(str::to_owned).collect();
     lines.extend(programs().iter().map(|name| format!("755 {}", place_of(name))));
+    // Which pages there are is for the program to say.
+    let pages = tempfile::tempdir().unwrap();
+    let output = Command::new(PORTCULLIS).args(["man", "--completions", "--out"]).arg(pages.path()).output();
+    good(&output.unwrap());
+    for page in fs::read_dir(pages.path()).unwrap() {
+        let name = page.unwrap().file_name().into_string().unwrap();
+        let folder = match name.as_str() {
+            "portcullis" => "usr/share/bash-completion/completions",
+            "portcullis.fish" => "usr/share/fish/vendor_completions.d",
+            "_portcullis" => "usr/share/zsh/vendor-completions",
+            _ => "usr/share/man/man1",
+        };
+        let folders = Path::new(folder).ancestors().filter(|above| !above.as_os_str().is_empty());
+        lines.extend(folders.map(|above| format!("755 {}", above.display())));
+        lines.push(format!("644 {folder}/{name}"));
+    }
     lines.sort();
     lines.dedup();
     lines

@@ -257,7 +257,7 @@ fn package() -> PathBuf {
     assert_eq!(
         packages.len(),
         1,
-        "one package is expected in {target:?}; cargo install cargo-deb --locked --version 3.8.0 && cargo deb --no-build \
+        "one package is expected in {target:?}; cargo install cargo-deb --locked --version 3.8.0 && target/debug/portcullis man --out target/man --completions && cargo deb --no-build \
          --no-strip --fast --profile dev"
     );
     packages.remove(0)
