@@ -40,6 +40,8 @@ pub mod compile;
 pub mod decision;
 pub mod document;
 pub mod engine;
+#[cfg(feature = "fetcher")]
+pub mod fetcher;
 pub mod frontend;
 pub mod journal;
 pub mod ledger;

@@ -25,6 +25,7 @@ mod manifest;
 pub mod media;
 mod platform;
 mod read;
+mod reference;
 pub mod sbom;
 pub mod write;
 
@@ -41,6 +42,7 @@ pub use read::{
     ATTACHED_LAYERS_MAX, ATTACHED_MAX, ATTACHMENTS_MAX, Attachment, Bundle, BundleError, Compiled, Part,
     cosign_tag,
 };
+pub use reference::{InvalidReference, Reference};
 
 /// Largest source, bytes.
 pub const SOURCE_MAX: usize = 32 << 20;

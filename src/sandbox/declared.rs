@@ -118,6 +118,8 @@ pub enum DeclaredAccess {
     Execute,
     /// Read and execute one program.
     ExecuteFile,
+    /// Connect to TCP ports, on any machine. They have names, as paths have that the configuration gives.
+    ConnectTcp,
 }
 
 /// One resource limit, soft and hard.
@@ -233,6 +235,7 @@ impl Declared {
             Role::Worker => include_str!("../../sandbox/worker.json"),
             Role::Registry => include_str!("../../sandbox/registry.json"),
             Role::Builder => include_str!("../../sandbox/builder.json"),
+            Role::Fetcher => include_str!("../../sandbox/fetcher.json"),
         }
     }
 
@@ -282,6 +285,7 @@ pub struct DeclaredError {
 mod tests {
     use super::*;
     use crate::wire::control::fd;
+    use crate::wire::fetch;
 
     fn every() -> impl Iterator<Item = (Role, Declared)> {
         Role::ALL.into_iter().map(|role| (role, Declared::of(role).expect("file")))
@@ -309,6 +313,7 @@ mod tests {
         assert_eq!(mask(Role::Worker), 0);
         assert_eq!(mask(Role::Registry), 0);
         assert_eq!(mask(Role::Builder), 0);
+        assert_eq!(mask(Role::Fetcher), 0);
         assert_eq!(mask(Role::Supervisor), 1 << 5, "CAP_KILL");
         assert_eq!(mask(Role::Spawner), 1 << 6 | 1 << 7 | 1 << 8, "CAP_SETGID, CAP_SETUID, CAP_SETPCAP");
     }
@@ -347,6 +352,7 @@ mod tests {
         assert_eq!(numbers(Role::Registry), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
         assert_eq!(numbers(Role::Builder), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST]);
         assert_eq!(numbers(Role::Frontend), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);
+        assert_eq!(numbers(Role::Fetcher), [fetch::fd::CHANNEL, fetch::fd::FOLDER, 2]);
         assert_eq!(numbers(Role::Spawner), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
         assert_eq!(numbers(Role::Supervisor), [0, 1, 2]);
     }

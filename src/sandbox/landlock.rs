@@ -7,8 +7,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, NetPort,
+    PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use nix::unistd::gettid;
 
@@ -19,26 +19,45 @@ use super::{Role, SealError};
 const REQUIRED: ABI = ABI::V6;
 
 /// Which paths the names in braces stand for, in a role's `landlock` rules (`sandbox/<role>.json`). A name may have any
-/// number of paths; one without a path allows nothing.
+/// number of paths; one without a path allows nothing. Ports have names in the same way.
 #[derive(Debug, Clone, Default)]
-pub struct Places(Vec<(&'static str, PathBuf)>);
+pub struct Places {
+    paths: Vec<(&'static str, PathBuf)>,
+    ports: Vec<(&'static str, u16)>,
+}
 
 impl Places {
     /// One more path for `name`, which is without its braces.
     #[must_use]
     pub fn with(mut self, name: &'static str, path: impl Into<PathBuf>) -> Self {
-        self.0.push((name, path.into()));
+        self.paths.push((name, path.into()));
+        self
+    }
+
+    /// One more TCP port to connect to for `name`, which is without its braces.
+    #[must_use]
+    pub fn with_port(mut self, name: &'static str, port: u16) -> Self {
+        self.ports.push((name, port));
         self
     }
 
     fn of<'a>(&'a self, rule: &'a DeclaredAllow) -> Vec<&'a Path> {
-        match rule.path.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+        match named(rule) {
             None => vec![Path::new(&rule.path)],
             Some(name) => {
-                self.0.iter().filter(|(of, _)| *of == name).map(|(_, path)| path.as_path()).collect()
+                self.paths.iter().filter(|(of, _)| *of == name).map(|(_, path)| path.as_path()).collect()
             }
         }
     }
+
+    fn ports_of(&self, rule: &DeclaredAllow) -> impl Iterator<Item = u16> {
+        let name = named(rule);
+        self.ports.iter().filter(move |(of, _)| Some(*of) == name).map(|(_, port)| *port)
+    }
+}
+
+fn named(rule: &DeclaredAllow) -> Option<&str> {
+    rule.path.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'))
 }
 
 fn rights(access: DeclaredAccess) -> BitFlags<AccessFs> {
@@ -59,6 +78,8 @@ fn rights(access: DeclaredAccess) -> BitFlags<AccessFs> {
         }
         DeclaredAccess::RemoveFile => AccessFs::RemoveFile.into(),
         DeclaredAccess::ExecuteFile => AccessFs::Execute | AccessFs::ReadFile,
+        // Not a right to files.
+        DeclaredAccess::ConnectTcp => BitFlags::EMPTY,
         DeclaredAccess::Execute => AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir,
     }
 }
@@ -100,7 +121,7 @@ pub fn prove_landlock() -> Result<(), SealError> {
 pub(super) const fn probe(role: Role) -> &'static str {
     match role {
         Role::Supervisor | Role::Spawner => "/",
-        Role::Frontend | Role::Worker | Role::Registry | Role::Builder => "/proc/self/status",
+        Role::Frontend | Role::Worker | Role::Registry | Role::Builder | Role::Fetcher => "/proc/self/status",
     }
 }
 
@@ -139,6 +160,14 @@ pub(super) fn restrict(domain: &DeclaredDomain, places: &Places) -> Result<u32, 
             }
         })?;
     for rule in &domain.allow {
+        if rule.access == DeclaredAccess::ConnectTcp {
+            for port in places.ports_of(rule) {
+                ruleset = ruleset
+                    .add_rule(NetPort::new(port, AccessNet::ConnectTcp))
+                    .map_err(SealError::Landlock)?;
+            }
+            continue;
+        }
         for place in places.of(rule) {
             // Distributions differ in what there is.
             if rule.optional && !place.exists() {
@@ -237,6 +266,29 @@ mod tests {
                 std::fs::remove_file(write.join("file")).expect("remove");
                 let other = std::fs::read(at("other").join("file")).expect_err("not listed");
                 assert_eq!(other.raw_os_error(), Some(nix::libc::EACCES));
+            });
+        });
+    }
+
+    #[test]
+    fn ports_that_are_named_are_reached_and_others_are_not() {
+        use std::net::{TcpListener, TcpStream};
+        let listen = || TcpListener::bind("127.0.0.1:0").expect("bind");
+        let (allowed, other) = (listen(), listen());
+        let port = |listener: &TcpListener| listener.local_addr().expect("address").port();
+        let connect = |listener: &TcpListener| TcpStream::connect(("127.0.0.1", port(listener)));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                connect(&other).expect("before");
+                let rule = |name: &str| allow(DeclaredAccess::ConnectTcp, Path::new(name));
+                let handles = vec![Handled::Files, Handled::Tcp];
+                let allow = vec![rule("{registry}"), rule("{nobody}")];
+                let domain = DeclaredDomain { handles, allow, comment: String::new() };
+                let places = Places::default().with_port("registry", port(&allowed));
+                restrict(&domain, &places).expect("landlock");
+                connect(&allowed).expect("a port that is named");
+                let error = connect(&other).expect_err("another port");
+                assert_eq!(error.raw_os_error(), Some(nix::libc::EACCES));
             });
         });
     }

@@ -52,6 +52,20 @@ pub fn open_program(name: &str, isolation: Isolation) -> Result<OwnedFd, Program
     check_and_open(&path, trusted, isolation).map_err(|why| ProgramError { path, why })
 }
 
+/// Opens a program that people's program starts: beside it, or in `../lib/portcullis/`, where what nobody types is installed.
+///
+/// # Errors
+/// Says what is wrong with the file and what to do.
+pub fn open_companion(name: &str, isolation: Isolation) -> Result<OwnedFd, ProgramError> {
+    let (directory, trusted) = own_directory()?;
+    let beside = directory.join(name);
+    let path = match directory.parent() {
+        Some(above) if !beside.exists() => above.join("lib/portcullis").join(name),
+        _ => beside,
+    };
+    check_and_open(&path, trusted, isolation).map_err(|why| ProgramError { path, why })
+}
+
 fn check_and_open(path: &Path, trusted: u32, isolation: Isolation) -> Result<OwnedFd, String> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
     let open = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);

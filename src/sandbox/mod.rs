@@ -66,12 +66,21 @@ pub enum Role {
     Worker,
     Registry,
     Builder,
+    /// Not of the service: `portcullis policy push | pull` starts it.
+    Fetcher,
 }
 
 impl Role {
     /// Every role there is.
-    pub const ALL: [Self; 6] =
-        [Self::Supervisor, Self::Spawner, Self::Registry, Self::Builder, Self::Frontend, Self::Worker];
+    pub const ALL: [Self; 7] = [
+        Self::Supervisor,
+        Self::Spawner,
+        Self::Registry,
+        Self::Builder,
+        Self::Frontend,
+        Self::Worker,
+        Self::Fetcher,
+    ];
 
     /// As in the binary's name, the folder's and the profile's.
     #[must_use]
@@ -83,6 +92,7 @@ impl Role {
             Self::Worker => "worker",
             Self::Registry => "registry",
             Self::Builder => "builder",
+            Self::Fetcher => "fetcher",
         }
     }
 
@@ -102,7 +112,7 @@ impl Role {
     #[must_use]
     pub const fn filters_in_force(self) -> u32 {
         match self {
-            Self::Supervisor | Self::Spawner => self.filters(),
+            Self::Supervisor | Self::Spawner | Self::Fetcher => self.filters(),
             // Born under the spawner's.
             Self::Frontend | Self::Worker | Self::Registry | Self::Builder => {
                 Self::Spawner.filters() + self.filters()

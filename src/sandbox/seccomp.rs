@@ -13,6 +13,7 @@ mod profiles {
     pub(super) const WORKER: &str = include_str!("../../sandbox/x86_64/worker.json");
     pub(super) const REGISTRY: &str = include_str!("../../sandbox/x86_64/registry.json");
     pub(super) const BUILDER: &str = include_str!("../../sandbox/x86_64/builder.json");
+    pub(super) const FETCHER: &str = include_str!("../../sandbox/x86_64/fetcher.json");
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -24,6 +25,7 @@ mod profiles {
     pub(super) const WORKER: &str = include_str!("../../sandbox/aarch64/worker.json");
     pub(super) const REGISTRY: &str = include_str!("../../sandbox/aarch64/registry.json");
     pub(super) const BUILDER: &str = include_str!("../../sandbox/aarch64/builder.json");
+    pub(super) const FETCHER: &str = include_str!("../../sandbox/aarch64/fetcher.json");
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -37,13 +39,14 @@ pub(super) const fn profile(role: Role) -> &'static str {
         Role::Worker => profiles::WORKER,
         Role::Registry => profiles::REGISTRY,
         Role::Builder => profiles::BUILDER,
+        Role::Fetcher => profiles::FETCHER,
     }
 }
 
-/// How many filters a role's profile is: the spawner has a second one, for calls that are refused and not deadly.
+/// How many filters a role's profile is: spawner and fetcher have a second one, for calls that are refused and not deadly.
 pub(super) const fn filters(role: Role) -> u32 {
     match role {
-        Role::Spawner => 2,
+        Role::Spawner | Role::Fetcher => 2,
         Role::Supervisor | Role::Frontend | Role::Worker | Role::Registry | Role::Builder => 1,
     }
 }
@@ -91,16 +94,17 @@ mod tests {
 
     /// Distinct system calls, the limits of the project: a worker and a frontend hold what a client or a policy wrote.
     /// The spawner's includes all that its children need, since a filter is inherited (`sandbox/README.md`).
-    const AT_MOST: [(Role, usize); 6] = [
+    const AT_MOST: [(Role, usize); 7] = [
         (Role::Worker, 24),
         (Role::Frontend, 19),
         (Role::Supervisor, 29),
         (Role::Spawner, 78),
         (Role::Registry, 45),
         (Role::Builder, 35),
+        (Role::Fetcher, 47),
     ];
 
-    const FILES: [(TargetArch, Role, &str); 12] = [
+    const FILES: [(TargetArch, Role, &str); 14] = [
         (TargetArch::x86_64, Role::Spawner, include_str!("../../sandbox/x86_64/spawner.json")),
         (TargetArch::aarch64, Role::Spawner, include_str!("../../sandbox/aarch64/spawner.json")),
         (TargetArch::x86_64, Role::Supervisor, include_str!("../../sandbox/x86_64/supervisor.json")),
@@ -108,11 +112,13 @@ mod tests {
         (TargetArch::x86_64, Role::Worker, include_str!("../../sandbox/x86_64/worker.json")),
         (TargetArch::x86_64, Role::Registry, include_str!("../../sandbox/x86_64/registry.json")),
         (TargetArch::x86_64, Role::Builder, include_str!("../../sandbox/x86_64/builder.json")),
+        (TargetArch::x86_64, Role::Fetcher, include_str!("../../sandbox/x86_64/fetcher.json")),
         (TargetArch::aarch64, Role::Supervisor, include_str!("../../sandbox/aarch64/supervisor.json")),
         (TargetArch::aarch64, Role::Frontend, include_str!("../../sandbox/aarch64/frontend.json")),
         (TargetArch::aarch64, Role::Worker, include_str!("../../sandbox/aarch64/worker.json")),
         (TargetArch::aarch64, Role::Registry, include_str!("../../sandbox/aarch64/registry.json")),
         (TargetArch::aarch64, Role::Builder, include_str!("../../sandbox/aarch64/builder.json")),
+        (TargetArch::aarch64, Role::Fetcher, include_str!("../../sandbox/aarch64/fetcher.json")),
     ];
 
     fn rules(role: Role, text: &str) -> Vec<Value> {
@@ -147,7 +153,11 @@ mod tests {
         for (arch, role, text) in FILES {
             let file: Value = serde_json::from_str(text).expect("JSON");
             let refuses = &file[format!("{role}-refuses")];
-            assert_eq!(refuses.is_object(), role == Role::Spawner, "{arch:?} {role}");
+            assert_eq!(refuses.is_object(), filters(role) == 2, "{arch:?} {role}");
+            if role == Role::Fetcher {
+                assert_eq!(refuses["match_action"]["errno"], nix::libc::EACCES, "{arch:?}");
+                assert_eq!(refuses["filter"][0]["syscall"], "socket", "{arch:?}");
+            }
             if role == Role::Spawner {
                 assert_eq!(refuses["match_action"]["errno"], nix::libc::ENOSYS, "{arch:?}");
                 assert_eq!(refuses["filter"][0]["syscall"], "clone3", "{arch:?}");
@@ -259,9 +269,12 @@ mod tests {
         let not_even_reading = ["open", "openat", "openat2", "memfd_create"];
         for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| *role != Role::Spawner) {
             let calls = calls(role, text);
-            let reads = matches!(role, Role::Supervisor | Role::Registry | Role::Builder);
+            let reads = matches!(role, Role::Supervisor | Role::Registry | Role::Builder | Role::Fetcher);
             let strict = if reads { &[][..] } else { &not_even_reading };
-            for call in never.iter().chain(strict) {
+            // The one with a network.
+            let network =
+                |call: &&&str| role == Role::Fetcher && ["socket", "connect", "bind"].contains(**call);
+            for call in never.iter().chain(strict).filter(|call| !network(call)) {
                 assert!(!calls.contains(*call), "{arch:?} {role} allows {call}");
             }
             assert_eq!(calls.contains("kill"), role == Role::Supervisor, "{arch:?} {role}: kill");
@@ -279,7 +292,7 @@ mod tests {
     /// The spawner's filter is inherited, so whatever it lacks its children cannot do either.
     #[test]
     fn the_spawner_allows_every_call_of_its_children() {
-        let children = |role: &Role| !matches!(role, Role::Supervisor | Role::Spawner);
+        let children = |role: &Role| !matches!(role, Role::Supervisor | Role::Spawner | Role::Fetcher);
         for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| children(role)) {
             let (_, _, above) = FILES
                 .iter()

@@ -7,6 +7,7 @@
 pub mod channel;
 pub mod client;
 pub mod control;
+pub mod fetch;
 pub mod frame;
 pub mod handover;
 pub mod job;

@@ -42,6 +42,7 @@ const TESTS: &[Test] = &[
     test("rules::worker_rules_live_and_changed_arguments_die", rules::worker),
     test("rules::frontend_rules_live_and_changed_arguments_die", rules::frontend),
     test("rules::builder_rules_live_and_changed_arguments_die", rules::builder),
+    test("rules::fetcher_rules_live_and_changed_arguments_die", rules::fetcher),
     test("rules::supervisor_rules_live_and_changed_arguments_die", rules::supervisor),
     test("rules::spawner_rules_live_and_changed_arguments_die", rules::spawner),
     test("rules::every_call_that_is_not_listed_dies", rules::every_other_call_dies),

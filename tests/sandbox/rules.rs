@@ -23,6 +23,10 @@ pub(crate) fn frontend() {
     rules_of(Role::Frontend);
 }
 
+pub(crate) fn fetcher() {
+    rules_of(Role::Fetcher);
+}
+
 pub(crate) fn builder() {
     rules_of(Role::Builder);
 }
@@ -202,20 +206,20 @@ macro_rules! table {
 fn numbers() -> BTreeMap<&'static str, i64> {
     #[cfg_attr(target_arch = "aarch64", expect(unused_mut, reason = "nothing to add"))]
     let mut all = table![
-        SYS_accept4 SYS_brk SYS_capget SYS_capset SYS_chdir SYS_clock_gettime SYS_clone SYS_clone3
-        SYS_close SYS_close_range SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2
+        SYS_accept4 SYS_bind SYS_brk SYS_capget SYS_capset SYS_chdir SYS_clock_gettime SYS_clone SYS_clone3
+        SYS_close SYS_close_range SYS_connect SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2
         SYS_execveat SYS_exit_group SYS_faccessat SYS_fchmod SYS_fcntl SYS_fstat
-        SYS_fsync SYS_futex SYS_getcwd SYS_getdents64 SYS_geteuid SYS_getgid SYS_getpid
-        SYS_getppid SYS_getrandom SYS_getsockopt SYS_gettid SYS_ioctl SYS_kill
+        SYS_fsync SYS_futex SYS_getcwd SYS_getdents64 SYS_geteuid SYS_getgid SYS_getpeername SYS_getpid
+        SYS_getppid SYS_getrandom SYS_getsockname SYS_getsockopt SYS_gettid SYS_ioctl SYS_kill
         SYS_landlock_create_ruleset SYS_landlock_restrict_self SYS_lseek SYS_madvise
         SYS_membarrier SYS_memfd_create SYS_mkdirat SYS_mmap SYS_mprotect SYS_munmap SYS_newfstatat
         SYS_openat SYS_ppoll SYS_prctl SYS_pread64 SYS_prlimit64
         SYS_read SYS_readlinkat SYS_recvfrom SYS_recvmsg SYS_renameat SYS_restart_syscall
         SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_yield
-        SYS_seccomp SYS_sendmsg SYS_sendto SYS_set_robust_list SYS_set_tid_address SYS_setgroups SYS_setresgid
-        SYS_setresuid SYS_setsid SYS_sigaltstack SYS_socketpair SYS_statx
+        SYS_seccomp SYS_sendmmsg SYS_sendmsg SYS_sendto SYS_set_robust_list SYS_set_tid_address SYS_setgroups SYS_setresgid
+        SYS_setresuid SYS_setsid SYS_setsockopt SYS_shutdown SYS_sigaltstack SYS_socket SYS_socketpair SYS_statx
         SYS_tgkill SYS_timer_create SYS_timer_settime SYS_umask
-        SYS_unlinkat SYS_wait4 SYS_waitid SYS_write
+        SYS_uname SYS_unlinkat SYS_wait4 SYS_waitid SYS_write SYS_writev
     ];
     #[cfg(target_arch = "x86_64")]
     all.append(&mut table![

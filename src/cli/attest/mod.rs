@@ -262,6 +262,8 @@ impl Expectations {
             (Isolation::SharedUid, _) | (_, Role::Supervisor | Role::Spawner) => Some(Identity { uid, gid }),
             (_, Role::Frontend) => Some(config?.frontend.identity),
             (_, Role::Registry) => Some(config?.registry.identity),
+            // No part of the service.
+            (_, Role::Fetcher) => None,
             (_, Role::Worker | Role::Builder) => {
                 let class = subject.class.as_deref();
                 let of_it = |one: &&Class| Some(one.name.as_str()) == class;

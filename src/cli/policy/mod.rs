@@ -13,6 +13,10 @@ mod inspect;
 mod keygen;
 mod list;
 mod new;
+#[cfg(feature = "fetcher")]
+mod pull;
+#[cfg(feature = "fetcher")]
+mod push;
 mod rebuild;
 mod revoke;
 mod rollback;
@@ -20,6 +24,8 @@ mod sbom;
 pub(super) mod service;
 mod sign;
 pub(super) mod stored;
+#[cfg(feature = "fetcher")]
+mod transfer;
 mod verify;
 
 use clap::Subcommand;
@@ -43,6 +49,10 @@ pub(super) enum Command {
     History(history::History),
     Revoke(revoke::Revoke),
     Componentize(componentize::Componentize),
+    #[cfg(feature = "fetcher")]
+    Push(push::Push),
+    #[cfg(feature = "fetcher")]
+    Pull(pull::Pull),
 }
 
 impl Command {
@@ -62,6 +72,10 @@ impl Command {
             Self::History(command) => command.run(),
             Self::Revoke(command) => command.run(),
             Self::Componentize(command) => command.run(),
+            #[cfg(feature = "fetcher")]
+            Self::Push(command) => command.run(),
+            #[cfg(feature = "fetcher")]
+            Self::Pull(command) => command.run(),
         }
     }
 }

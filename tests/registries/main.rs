@@ -1,0 +1,16 @@
+//! Bundles to registries and back: Debian's docker-registry on loopback, and a registry of our own that lies.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test says no by panicking"
+)]
+
+mod cutting;
+mod desk;
+mod docker;
+mod fake;
+mod lies;
+mod locked;
