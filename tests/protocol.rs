@@ -401,7 +401,7 @@ fn what_is_refused_is_refused() {
 #[test]
 fn every_variant_has_a_vector() {
     let covered: BTreeSet<_> = refusals().iter().map(number).collect();
-    assert_eq!(covered, (0..11).collect());
+    assert_eq!(covered, (0..12).collect());
     let client: BTreeSet<_> = client_frames()
         .iter()
         .map(|(_, frame)| match frame {

@@ -125,6 +125,19 @@ pub struct Builder {
     pub wall: Duration,
 }
 
+impl Default for Builder {
+    fn default() -> Self {
+        let limits = BuildLimits { cpu: 30, memory: 1 << 30, output: 64 << 20 };
+        Self { limits, wall: Duration::from_secs(60) }
+    }
+}
+
+impl Builder {
+    fn cpu(&self) -> Duration {
+        Duration::from_secs(self.limits.cpu.into())
+    }
+}
+
 /// One trust class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Class {

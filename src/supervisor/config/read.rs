@@ -431,19 +431,6 @@ impl<'d> Reader<'_, 'd> {
     }
 }
 
-impl Default for Builder {
-    fn default() -> Self {
-        let limits = BuildLimits { cpu: 30, memory: 1 << 30, output: 64 << 20 };
-        Self { limits, wall: MINUTE }
-    }
-}
-
-impl Builder {
-    fn cpu(&self) -> Duration {
-        Duration::from_secs(self.limits.cpu.into())
-    }
-}
-
 impl Frontend {
     fn with_defaults(identity: Found<Identity>) -> Self {
         Self {
