@@ -98,7 +98,7 @@ mod tests {
         (Role::Worker, 24),
         (Role::Frontend, 19),
         (Role::Supervisor, 29),
-        (Role::Spawner, 78),
+        (Role::Spawner, 79),
         (Role::Registry, 45),
         (Role::Builder, 35),
         (Role::Fetcher, 47),
