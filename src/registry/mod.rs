@@ -23,6 +23,8 @@ mod setting;
 mod state;
 mod supply;
 mod survey;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::io;

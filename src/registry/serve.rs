@@ -162,7 +162,10 @@ impl Registry {
         }
         self.said_changed = false;
         self.jobs.forget();
-        self.survey = None;
+        if let Some(survey) = self.survey.take() {
+            // Serials only ever grow, whatever becomes of a survey.
+            self.serial = survey.serial();
+        }
         let begun = match Setting::new(self.assignment.clone()) {
             Ok(setting) => {
                 let before = self.before();
