@@ -398,7 +398,8 @@ pub(crate) fn program(role: Role) {
     assert_eq!(std::env::vars_os().count(), 0, "the environment is empty");
     match role {
         Role::Worker => run_guests(check(role)),
-        Role::Frontend | Role::Spawner | Role::Supervisor => {
+        // Of a builder `tests/builder/` runs the whole program.
+        Role::Frontend | Role::Spawner | Role::Supervisor | Role::Registry | Role::Builder => {
             let confined = confine(role);
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
