@@ -42,7 +42,8 @@ fn run(site: &Site, arguments: &str) -> Output {
 #[track_caller]
 fn ends(site: &Site, arguments: &str, code: i32) -> String {
     let output = run(site, arguments);
-    let (text, error) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let (text, error) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(code), "{arguments}: {text}{error}");
     assert_eq!(matches!(code, 1 | 3), error.starts_with("portcullis: "), "{error}");
     text + &error
@@ -154,7 +155,8 @@ fn what_is_revoked_stops_deciding_and_everybody_is_told_why() {
     let outcome = || service.ask("acme", "gate", b"x").outcome;
     assert_eq!(outcome(), Outcome::Allow);
     fs::write(site.path("mine.key"), site.key.to_pem().unwrap().as_bytes()).unwrap();
-    fs::write(site.path("other.key"), SigningKey::generate_ed25519().unwrap().to_pem().unwrap().as_bytes()).unwrap();
+    fs::write(site.path("other.key"), SigningKey::generate_ed25519().unwrap().to_pem().unwrap().as_bytes())
+        .unwrap();
     let digest = bundle_digest(site);
     let revoke = |key: &str| format!("revoke --bundle {digest} --reason it~leaks --sign-key {key}");
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -85,12 +86,15 @@ fn hash() {
     assert!(run("hash") >= 4);
 }
 
-/// Runs every case of a policy, reports all that differ, and returns how many there were.
 fn run(policy: &str) -> usize {
-    let file = folder().join(policy).join("cases.json");
-    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(&file).unwrap())
+    run_file(&folder().join(policy).join("cases.json"), &component(policy))
+}
+
+/// Runs every case of a policy, reports all that differ, and returns how many there were.
+pub(crate) fn run_file(file: &Path, component: &[u8]) -> usize {
+    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(file).unwrap())
         .unwrap_or_else(|error| panic!("read {file:?}: {error}"));
-    let guest = Guest::new(&component(policy)).unwrap();
+    let guest = Guest::new(component).unwrap();
     let wrong: Vec<_> = cases
         .iter()
         .filter_map(|case| {

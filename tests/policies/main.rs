@@ -14,6 +14,7 @@
 mod cases;
 mod guest;
 mod hostile;
+mod new;
 mod tokens;
 
 use std::path::{Path, PathBuf};
