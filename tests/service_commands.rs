@@ -78,7 +78,7 @@ fn what_asks_for_more_waits_until_an_operator_accepts_it() {
     let first = decides(&service);
     assert!(first.is_some(), "nothing decides");
     let text = ends(site, "list", 0);
-    for said in ["acme/gate: version 1 serves", "from the bundle", "signed by key-1 (", "floor 1:"] {
+    for said in ["acme/gate: version 1 serves", "from the bundle", "signed by key-1 (key ", "floor 1:"] {
         assert!(words(&text).contains(said), "{said:?} is not in\n{text}");
     }
 

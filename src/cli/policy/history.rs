@@ -11,9 +11,9 @@ use crate::cli::{CommandResult, EXIT_CODES, output};
 use crate::decision::{PolicyName, Tenant};
 use crate::ledger::{Event, What};
 
-/// Show what became active, was held back, rolled back, withdrawn or compiled again on this host, when and why
+/// Show what happened to policies on this host, when and why
 ///
-/// Oldest first. Run it as root.
+/// What became active, was held back, rolled back, withdrawn, compiled again; by which order, if it was one. Oldest first. Run it as root.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct History {

@@ -11,9 +11,9 @@ use crate::cli::{CommandResult, EXIT_CODES, output};
 use crate::decision::{PolicyName, Tenant};
 use crate::ledger::{Entry, Record};
 
-/// Show which version of each policy serves on this host, which are kept for a way back, and what is held back and why
+/// Show which versions serve on this host, are kept for a way back, or are held back
 ///
-/// As the registry has written it down at its last survey. Run it as root.
+/// With who signed them, since when they serve, and why what is held back is. As the registry has written it down at its last survey. Run it as root.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct List {

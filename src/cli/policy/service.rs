@@ -140,22 +140,9 @@ impl Service {
     }
 
     pub(super) fn signers(&self, entry: &Entry) -> String {
-        let name = |who| signer_in_short(who, self.trust.as_ref());
+        let name = |who| signer(who, self.trust.as_ref().and_then(|trust| trust.name_of(who)));
         let signers: Vec<_> = entry.evidence.signers.iter().map(name).collect();
         if signers.is_empty() { "nobody who is still trusted".to_owned() } else { signers.join(", ") }
-    }
-}
-
-/// By its name, else by the beginning of its key.
-fn signer_in_short(who: &crate::signature::Signer, trust: Option<&TrustPolicy>) -> String {
-    use crate::signature::Signer;
-    let name = trust.and_then(|trust| trust.name_of(who));
-    match (name, who) {
-        (Some(name), Signer::Key(id)) => {
-            format!("{} ({})", crate::cli::terminal::printable(name), id.short())
-        }
-        (None, Signer::Key(id)) => format!("key {}", id.short()),
-        (name, who) => signer(who, name),
     }
 }
 

@@ -174,9 +174,10 @@ fn wrong(layout: &Layout, error: BundleError) -> StoredError {
     StoredError::Bundle { path: layout.path().into(), source: error.into() }
 }
 
-/// A signer for people: by the name that a trust policy has for it, where it has one.
+/// A signer for people: by the name that a trust policy has for it, where it has one. Who has none is named in full.
 pub(in crate::cli) fn signer(signer: &Signer, name: Option<&str>) -> String {
     let who = match signer {
+        Signer::Key(id) if name.is_some() => format!("key {}", id.short()),
         Signer::Key(id) => format!("key {id}"),
         Signer::Identity { issuer, identity } => {
             format!("{} by {}", printable(identity), printable(issuer))

@@ -51,9 +51,9 @@ impl New {
             output::json(&json!({ "path": self.out, "signers": names, "key_ids": ids }))?;
         } else {
             output::text(format_args!(
-                "written  {} ({} signers)\nnext     portcullis trust check {}\n",
+                "written  {}\nsigners  {}\nnext     portcullis trust check {}\n",
                 self.out.display(),
-                names.len(),
+                names.join(", "),
                 self.out.display()
             ))?;
         }

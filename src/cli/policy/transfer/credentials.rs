@@ -76,7 +76,7 @@ pub(super) fn find(reference: &Reference) -> Result<Credentials, CredentialsErro
         Err(error) => return Err(wrong(error.to_string())),
         Ok(true) => {}
     }
-    let text = super::super::read(&path, CONFIG_MAX).map_err(|error| wrong(error.to_string()))?;
+    let text = crate::cli::files::read(&path, CONFIG_MAX).map_err(|error| wrong(error.to_string()))?;
     // Not serde's own words: they may quote a secret.
     let config: Config = serde_json::from_slice(&text).map_err(|error| {
         wrong(format!("line {}, column {}: not as docker writes it", error.line(), error.column()))
