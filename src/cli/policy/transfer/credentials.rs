@@ -134,18 +134,22 @@ fn ask(helper: &str, registry: &str) -> Result<Credentials, CredentialsError> {
     if helper.is_empty() || !helper.bytes().all(legal) {
         return Err(failed("that is no name of a helper".to_owned()));
     }
-    let io = |error: io::Error| failed(error.to_string());
+    let broken = |error: io::Error| failed(error.to_string());
     let mut child = Command::new(format!("docker-credential-{helper}"))
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
-        .map_err(io)?;
+        .map_err(broken)?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(registry.as_bytes()).map_err(io)?;
+        match stdin.write_all(registry.as_bytes()) {
+            // It did not want to know; what it says instead is worth more.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(broken(error)),
+            _ => {}
+        }
     }
-    let output = child.wait_with_output().map_err(io)?;
+    let output = child.wait_with_output().map_err(broken)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stdout);
         if said.contains(NOT_FOUND) {
