@@ -295,6 +295,32 @@ fn who_has_privilege_links_no_runtime_no_compiler_and_no_engine() {
     );
 }
 
+/// Who speaks HTTP and TLS is one program, which is no part of the service and has neither engine nor compiler.
+#[test]
+fn only_the_fetcher_has_a_network() {
+    let fetcher = Program::read(env!("CARGO_BIN_EXE_portcullis-fetcher"));
+    for (what, symbol) in [("HTTP", "7reqwest"), ("TLS", "6rustls")] {
+        assert!(
+            fetcher.functions_with(symbol) > 0,
+            "{symbol} is not found where it is: the test sees nothing"
+        );
+        for (name, program) in [
+            ("command", env!("CARGO_BIN_EXE_portcullis")),
+            ("supervisor", env!("CARGO_BIN_EXE_portcullis-supervisor")),
+            ("spawner", env!("CARGO_BIN_EXE_portcullis-spawner")),
+            ("frontend", env!("CARGO_BIN_EXE_portcullis-frontend")),
+            ("worker", env!("CARGO_BIN_EXE_portcullis-worker")),
+            ("registry", env!("CARGO_BIN_EXE_portcullis-registry")),
+            ("builder", env!("CARGO_BIN_EXE_portcullis-builder")),
+        ] {
+            assert_eq!(Program::read(program).functions_with(symbol), 0, "the {name} has {what}");
+        }
+    }
+    for (what, symbol) in [("a compiler", "cranelift_codegen"), ("an engine", "6engine6Engine3new")] {
+        assert_eq!(fetcher.functions_with(symbol), 0, "the fetcher has {what}");
+    }
+}
+
 /// As much of an ELF file as the test needs: sizes of code, names of functions.
 struct Program {
     functions: Vec<String>,
