@@ -355,7 +355,6 @@ fn without_a_store_the_last_good_set_serves() {
     assert_eq!(service.reload(), None);
     let decision = service.ask("acme", "gate", b"allow");
     assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, digest));
-    assert!(shown(&service, "acme").held_back.is_some_and(|why| why.contains("store")));
 
     // Not even a new registry and a new worker need it.
     kill(Pid::from_raw(serving(&service, "registry").pid), Signal::SIGKILL).unwrap();
@@ -397,8 +396,8 @@ fn every_bad_bundle_is_refused_by_name_beside_one_that_serves() {
         ("extended", "bytes long"),
         ("tenant", "tenant"),
         ("policy", "policy"),
-        ("unsigned", "sign the bundle"),
-        ("stranger", "sign the bundle"),
+        ("unsigned", "it did not sign this bundle"),
+        ("stranger", "it did not sign this bundle"),
         ("ungranted", "import"),
         ("unheard-of", "files"),
         ("version-0", "version"),
@@ -449,8 +448,8 @@ fn what_has_no_code_for_this_host_is_compiled_from_its_signed_source() {
     let mut site = one_class("");
     let cases = ["no-code", "wasmtime", "engine"];
     for name in cases {
-        site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
-        let mut draft = support::draft("hostile/selective", name, "gate", 1);
+        site = site.tenant(name, "one", &[("gate", "hash")], "");
+        let mut draft = support::draft("hash", name, "gate", 1);
         match name {
             "no-code" => draft.compiled.clear(),
             "wasmtime" => draft.compiled[0].wasmtime = "47.0.0".into(),
@@ -458,10 +457,10 @@ fn what_has_no_code_for_this_host_is_compiled_from_its_signed_source() {
         }
         support::write_signed(draft, &site.bundle(name, "gate"), &site.key);
     }
-    let here = Digest::of(support::code(&support::built("hostile/selective")));
+    let here = Digest::of(support::code(&support::built("hash")));
     let service = site.start();
     for name in cases {
-        let decision = service.ask(name, "gate", b"allow");
+        let decision = service.ask(name, "gate", b"anything");
         assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, Some(here)), "{name}");
     }
 
@@ -472,7 +471,7 @@ fn what_has_no_code_for_this_host_is_compiled_from_its_signed_source() {
     fs::write(&cached, &bytes).unwrap();
     let service = service.restart();
     for name in cases {
-        let decision = service.ask(name, "gate", b"allow");
+        let decision = service.ask(name, "gate", b"anything");
         assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, Some(here)), "{name}");
     }
     assert_eq!(Digest::of(&fs::read(&cached).unwrap()), here);
@@ -489,7 +488,7 @@ fn what_is_no_plain_file_in_the_store_is_refused_without_waiting() {
         match name {
             "link" => std::os::unix::fs::symlink(&kept, &index).unwrap(),
             // Whoever opened it the plain way would wait for a writer for ever.
-            "pipe" => nix::unistd::mkfifo(&index, nix::sys::stat::Mode::S_IRUSR).unwrap(),
+            "pipe" => nix::unistd::mkfifo(&index, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap(),
             "folder" => fs::create_dir(&index).unwrap(),
             _ => {
                 fs::rename(&kept, &index).unwrap();
@@ -502,10 +501,10 @@ fn what_is_no_plain_file_in_the_store_is_refused_without_waiting() {
     let service = site.start();
     assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow, "the control: a plain file");
     for (name, word) in [
-        ("link", "symbolic link"),
+        ("link", "links are not followed"),
         ("pipe", "regular file"),
         ("folder", "regular file"),
-        ("tenant-link", "symbolic link"),
+        ("tenant-link", "links are not followed"),
     ] {
         let shown = shown(&service, name);
         assert!(shown.serving.is_none(), "{name}");

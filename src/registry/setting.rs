@@ -24,7 +24,6 @@ pub(super) struct Setting {
     /// Of the keys in it: evidence that was worked out with others is worked out again.
     pub(super) keys: Digest,
     policies: BTreeMap<Key, TrustClass>,
-    memory: BTreeMap<TrustClass, u32>,
 }
 
 impl Setting {
@@ -41,8 +40,7 @@ impl Setting {
             one.policies.iter().map(|policy| ((one.tenant.clone(), policy.clone()), one.class.clone()))
         });
         let policies = policies.collect();
-        let memory = assignment.classes.iter().map(|one| (one.class.clone(), one.memory)).collect();
-        Ok(Self { trust, anchors, keys, policies, memory, assignment })
+        Ok(Self { trust, anchors, keys, policies, assignment })
     }
 
     /// Every policy that is configured, and its class.
@@ -67,14 +65,6 @@ impl Setting {
         let mut against = Vec::new();
         if config.policy != *policy {
             against.push(format!("bundle is policy \"{}\", expected \"{policy}\"", config.policy));
-        }
-        let granted = self.memory.get(class).copied().unwrap_or(0);
-        if config.limits.memory > granted {
-            let asks = config.limits.memory;
-            against.push(format!(
-                "policy asks for {asks} bytes of memory, and class \"{class}\" grants {granted}: build it with less, or \
-                 raise the class's memory"
-            ));
         }
         let candidate = Candidate { tenant, class, bundle, config };
         match self.trust.evaluate(&candidate, evidence, revocations, now) {
