@@ -400,7 +400,6 @@ fn every_bad_bundle_is_refused_by_name_beside_one_that_serves() {
         ("stranger", "it did not sign this bundle"),
         ("ungranted", "import"),
         ("unheard-of", "files"),
-        ("version-0", "version"),
     ];
     for (name, _) in cases {
         site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
@@ -412,7 +411,6 @@ fn every_bad_bundle_is_refused_by_name_beside_one_that_serves() {
             "ungranted" => draft.imports.clear(),
             "unheard-of" => draft.imports.push("files".into()),
             "stranger" => key = Some(SigningKey::generate_p256().unwrap()),
-            "version-0" => draft.version = 0,
             _ => {}
         }
         let path = site.bundle(name, "gate");
