@@ -150,10 +150,8 @@ fn start_thread(workshop: Workshop, jobs: Jobs) -> Result<Sender<Sealed>, Builde
             let ready = sandbox::prove_landlock();
             let go_on = ready.is_ok();
             let _ = report.send(ready);
-            while go_on {
-                if let Ok(sealed) = may_begin.recv() {
-                    serve(sealed, &workshop, &jobs);
-                }
+            if go_on && let Ok(sealed) = may_begin.recv() {
+                serve(sealed, &workshop, &jobs);
             }
             // The process ends, and says why. A thread that ended by itself would end it first, by a system call that no
             // profile has.
