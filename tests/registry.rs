@@ -91,10 +91,13 @@ fn a_revocation_stops_what_serves_without_a_reload() {
         "{decision:?}"
     );
     // The new generation, that the registry asks for by itself, does not have it either; the other policy goes on.
-    ask_until(&service, |decision| decision.outcome == Outcome::Refused(Refusal::UnknownPolicy));
+    let unknown = Outcome::Refused(Refusal::UnknownPolicy);
+    let (decision, _) = ask_until(&service, |decision| decision.outcome == unknown);
+    assert_eq!(decision.digest, None);
     assert!(!matches!(service.ask("acme", "other", b"x").outcome, Outcome::Refused(_)));
     // It is written down, and stays so without the store.
-    fs::remove_dir_all(service.site.path("store")).unwrap();
+    fs::remove_dir_all(service.site.path("store/acme")).unwrap();
+    fs::remove_file(service.site.path("store/revocations.json")).unwrap();
     let service = service.restart();
     let outcome = service.ask("acme", "gate", b"allow").outcome;
     assert_eq!(outcome, Outcome::Refused(Refusal::UnknownPolicy));
@@ -161,7 +164,8 @@ fn a_registry_that_dies_is_replaced_and_decisions_go_on() {
     assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);
     // The new one can withdraw: its workers are at the end of its channels.
     revoke(&service, Revokes::Digest(delivered(&service, "gate")));
-    ask_until(&service, |decision| !decision.outcome.is_allow());
+    let (decision, _) = ask_until(&service, |decision| !decision.outcome.is_allow());
+    assert!(matches!(decision.outcome, Outcome::Refused(_)), "{decision:?}");
 }
 
 /// The table is gone: no start, and a sentence that says how to go on; then an operator's word, and it starts.

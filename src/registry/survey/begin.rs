@@ -70,6 +70,9 @@ impl Survey {
             serial: before.serial,
             rebuilt: 0,
         };
+        if let Err(why) = &survey.store {
+            tracing::warn!(why, "what is active goes on, nothing becomes active");
+        }
         survey.take_orders(state)?;
         survey.recall();
         Ok(survey)

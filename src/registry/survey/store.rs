@@ -44,7 +44,10 @@ impl Survey {
                 if let Some(order) = order {
                     self.refuse_order(key, order, None, &why);
                 }
-                return task(Goal::Stay).held_back(Some(HeldBack { bundle: None, version: None, why }));
+                // Without a store what is active goes on, and there is nothing newer to speak of.
+                let nothing_new = self.store.is_err() && self.has_active(key);
+                let held_back = (!nothing_new).then_some(HeldBack { bundle: None, version: None, why });
+                return task(Goal::Stay).held_back(held_back);
             }
         };
         let found = Some((delivered.bundle.digest(), delivered.bundle.config.version));
@@ -70,6 +73,10 @@ impl Survey {
                 task(Goal::Stay).held_back(Some(HeldBack { bundle, version, why }))
             }
         }
+    }
+
+    fn has_active(&self, key: &Key) -> bool {
+        self.draft.record(&key.0, &key.1).is_some_and(|record| record.active.is_some())
     }
 
     /// The version in the store, if that can be told.

@@ -392,10 +392,9 @@ fn a_key_that_is_no_longer_trusted_takes_what_it_signed_with_it_and_comes_back_w
     world.assignment.trust.text = trusted;
     world.survey();
     assert_eq!(world.serves("gate"), Some(1));
-    assert_eq!(
-        world.happened("gate"),
-        [(What::Activated, Some(1)), (What::Withdrawn, Some(1)), (What::Restored, Some(1)),]
-    );
+    let happened: Vec<_> =
+        world.happened("gate").into_iter().filter(|(what, _)| *what != What::Rebuilt).collect();
+    assert_eq!(happened, [(What::Activated, Some(1)), (What::Withdrawn, Some(1)), (What::Restored, Some(1))]);
 }
 
 #[test]
