@@ -14,8 +14,9 @@ use crate::ledger::{
 
 /// Says that a key and a table are being made, and that nothing was ever activated with them.
 const BEGINNING: &str = "beginning";
-/// What was there before an operator had it begun anew, for whoever wants to know how it came to that.
-const LOST: &str = "lost";
+/// In front of the name of what was there before an operator had it begun anew, for whoever wants to know how it came to that.
+/// Beside it, not in a directory of its own: the sandbox lets nobody rename from one directory to another.
+const LOST: &str = "lost-";
 
 pub(super) fn open(disk: Disk) -> Result<State, StateError> {
     disk.tidy("")?;
@@ -90,7 +91,6 @@ fn begin(disk: Disk, order: Option<&PlacedOrder>) -> Result<State, StateError> {
     disk.replace(BEGINNING, |_| Ok(()))?;
     disk.make_directory(BUNDLES)?;
     disk.make_directory(ORDERS)?;
-    disk.make_directory(LOST)?;
     disk.sync_directory("")?;
     let old_key = read_key(&disk).ok();
     let key = match old_key {
@@ -134,8 +134,7 @@ fn finish(disk: Disk, key: SigningKey, table: Table) -> Result<State, StateError
 
 fn set_aside(disk: &Disk, name: &str) -> Result<(), StateError> {
     if disk.names("")?.iter().any(|found| found == name) {
-        disk.rename(name, &format!("{LOST}/{name}"))?;
-        disk.sync_directory(LOST)?;
+        disk.rename(name, &format!("{LOST}{name}"))?;
         disk.sync_directory("")?;
     }
     Ok(())

@@ -561,7 +561,7 @@ fn beginning_anew_takes_an_operators_word_and_is_written_down() {
     assert_eq!((event.what, event.why.as_str(), event.order), (What::Recovered, "backup was lost", Some(2)));
     assert!(!state.has(bundle(5)), "what only the lost table named is gone");
     assert_eq!(
-        fs::read(home.path().join("lost").join(TABLE)).unwrap(),
+        fs::read(home.path().join(format!("lost-{TABLE}"))).unwrap(),
         b"broken",
         "for whoever looks into it"
     );
