@@ -189,14 +189,12 @@ fn what_is_revoked_stops_deciding_and_everybody_is_told_why() {
 
 #[test]
 fn a_table_that_is_broken_is_begun_anew_on_an_operators_word_only() {
-    let mut service = site().start();
+    let service = site().start();
     let recover = "trust recover --reason the~disk~died";
     let text = ends(&service.site, recover, 1);
     assert!(text.contains("is whole: there is nothing to recover from"), "{text}");
 
-    let site = std::mem::replace(&mut service.site, Site::new());
-    service.stop();
-    fs::remove_file(site.path("run/notify.sock")).unwrap();
+    let site = service.into_site();
     let table = site.path("state/table.json");
     let text = fs::read_to_string(&table).unwrap();
     fs::write(&table, text.replacen("\"floor\":1", "\"floor\":0", 1)).unwrap();

@@ -448,13 +448,19 @@ impl Service {
 
     /// Stops it and starts it again from the same directory.
     #[must_use]
-    pub fn restart(mut self) -> Self {
+    pub fn restart(self) -> Self {
+        self.into_site().start()
+    }
+
+    /// Stops it and gives back what it was started from.
+    #[must_use]
+    pub fn into_site(mut self) -> Site {
         self.signal(Signal::SIGTERM);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}\n{}", self.log());
         let site = std::mem::replace(&mut self.site, Site::new());
         let _ = fs::remove_file(site.path("run/notify.sock"));
-        site.start()
+        site
     }
 }
 
