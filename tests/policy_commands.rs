@@ -239,6 +239,44 @@ fn from_source_to_verified_after_a_rotation() {
     assert!(what.contains(&"source commit"), "{what:?}");
 }
 
+/// What `docs/trust.md` has one type, from the first key to its revocation, as it stands there.
+#[test]
+fn the_worked_example_of_the_document_works() {
+    let desk = Desk::new();
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/trust.md")).unwrap();
+    let (_, example) = document.split_once("\n## From a key to its revocation\n").unwrap();
+    let blocks = example.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let script: String = blocks.collect();
+    for step in
+        ["policy attest", "policy sign gate --key release.key", "trust rotate", "--resign", "policy revoke"]
+    {
+        assert!(script.contains(step), "the example does not {step}");
+    }
+    let git = "git init --quiet && git add gate.wat && git -c user.name=x -c user.email=x@example.test commit --quiet -m x";
+    let programs = Path::new(env!("CARGO_BIN_EXE_portcullis")).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &format!("{git}\n{script}")])
+        .current_dir(desk.path())
+        .env("PATH", path)
+        .env("HOME", desk.path())
+        .output()
+        .unwrap();
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}{error}\napt-get install openssl git, if one of them is missing");
+    // One that only the old key signed, which is the point of it.
+    desk.built("old", 8);
+    let (error, text) = desk.refused(
+        "verify old --trust trust.toml --revocations revocations.json --tenant acme --policy gate",
+        1,
+    );
+    assert!(error.contains(": trust"), "{error}{text}");
+    desk.good("sign old --key release.key");
+    let (_, text) = desk.refused("verify old --trust trust.toml --revocations revocations.json", 1);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("found on a laptop"), "{text}");
+}
+
 #[test]
 fn keys_have_their_modes_and_are_never_overwritten() {
     let desk = Desk::new();
@@ -710,6 +748,11 @@ fn what_is_revoked_is_on_a_list_that_only_grows() {
     desk.bad(&revoke(&format!("--source {}", Digest::of(b"x"))), 1);
     desk.bad(&revoke(""), 64);
     desk.bad(&revoke(&format!("--bundle {bundle} --key-id {id}")), 64);
+    // By its public half it is the same key.
+    fs::write(desk.path().join("revocations.json"), list).unwrap();
+    let error = desk.bad(&revoke("--key k.pub"), 1);
+    assert!(error.contains(&id) && error.contains("is on the list already"), "{error}");
+    assert_eq!(desk.json(&revoke("--key stranger.pub"))["version"], 3);
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub(in crate::cli) struct Revoke {
     /// A key, by its id (`portcullis policy inspect` shows it)
     #[arg(long, value_name = "ID", group = "what")]
     key_id: Option<KeyId>,
+    /// A key, by its public half
+    #[arg(long = "key", value_name = "PUB", group = "what")]
+    public_key: Option<PathBuf>,
     /// Why; everybody who is refused is told
     #[arg(long, value_name = "TEXT")]
     reason: String,
@@ -75,7 +78,7 @@ enum Refused {
          take it"
     )]
     NotInForce { path: PathBuf, version: u64, in_force: String },
-    #[error("revoke: say what, with --bundle, --source, --cwasm or --key-id")]
+    #[error("revoke: say what, with --bundle, --source, --cwasm, --key or --key-id")]
     Nothing,
     #[error("print what became of it: {0}")]
     Print(#[from] std::io::Error),
@@ -105,7 +108,7 @@ impl Revoke {
         };
         let wrong = |source| Refused::List { path: path.to_owned(), source };
         let (before, known) = self.newest(&path, service.as_ref())?;
-        let what = self.what().ok_or(Refused::Nothing)?;
+        let what = self.what()?;
         let entry = before.revoked.iter().find(|entry| entry.what == what);
         if let Some(entry) = entry {
             let reason = printable(&entry.reason);
@@ -154,9 +157,13 @@ impl Revoke {
         Ok((if in_force.version > there.version { in_force } else { there }, known))
     }
 
-    fn what(&self) -> Option<Revokes> {
+    fn what(&self) -> Result<Revokes, Refused> {
+        if let Some(path) = &self.public_key {
+            return Ok(Revokes::Key(files::read_public_key(path)?.id()));
+        }
         let key = self.key_id.clone().map(Revokes::Key);
-        key.or_else(|| self.bundle.or(self.source).or(self.cwasm).map(Revokes::Digest))
+        let digest = || self.bundle.or(self.source).or(self.cwasm).map(Revokes::Digest);
+        key.or_else(digest).ok_or(Refused::Nothing)
     }
 
     /// Has the service take it; gives what is out of service now.
