@@ -48,6 +48,7 @@ const TABLE: &str = "\
 755 usr/share/doc
 755 usr/share/doc/portcullis
 644 usr/share/doc/portcullis/attest.md
+644 usr/share/doc/portcullis/bundle.md
 644 usr/share/doc/portcullis/configuration.md
 644 usr/share/doc/portcullis/portcullis.example.toml
 644 usr/share/doc/portcullis/systemd.md
@@ -337,7 +338,7 @@ fn what_was_changed_stays_and_is_named() {
     );
     assert!(said.ends_with("everything else is gone\n"), "{said}");
     let left: Vec<String> = site.snapshot().into_keys().filter(|path| !site.root(path).is_dir()).collect();
-    assert_eq!(left, [configuration, unit]);
+    assert_eq!(left, [configuration, "etc/portcullis/trust.toml", unit]);
 }
 
 #[test]

@@ -383,7 +383,7 @@ mod tests {
     fn whatever_ends_the_demo_removes_the_directory() {
         let scene = Scene::create().unwrap();
         let dir = scene.dir.clone();
-        assert!(dir.join("keys/release.pub").exists() && dir.join("cache/alone").exists());
+        assert!(dir.join("trust.toml").exists() && dir.join("cache/alone").exists());
         drop(scene);
         assert!(!dir.exists());
     }
