@@ -99,7 +99,7 @@ mod tests {
         (Role::Frontend, 19),
         (Role::Supervisor, 29),
         (Role::Spawner, 79),
-        (Role::Registry, 45),
+        (Role::Registry, 26),
         (Role::Builder, 35),
         (Role::Fetcher, 47),
     ];
