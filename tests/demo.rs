@@ -21,10 +21,12 @@ use tempfile::TempDir;
 
 /// An ordinary user that no test machine has.
 const USER: &str = "65533";
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 7] = [
     env!("CARGO_BIN_EXE_portcullis"),
     env!("CARGO_BIN_EXE_portcullis-supervisor"),
     env!("CARGO_BIN_EXE_portcullis-spawner"),
+    env!("CARGO_BIN_EXE_portcullis-registry"),
+    env!("CARGO_BIN_EXE_portcullis-builder"),
     env!("CARGO_BIN_EXE_portcullis-frontend"),
     env!("CARGO_BIN_EXE_portcullis-worker"),
 ];
@@ -284,6 +286,8 @@ fn programs_that_are_missing_are_named_with_the_command_that_builds_them() {
     for part in [
         "portcullis-supervisor",
         "portcullis-spawner",
+        "portcullis-registry",
+        "portcullis-builder",
         "portcullis-frontend",
         "portcullis-worker",
         "cargo build --release",

@@ -224,6 +224,8 @@ fn programs() {
     for program in [
         env!("CARGO_BIN_EXE_portcullis-supervisor"),
         env!("CARGO_BIN_EXE_portcullis-spawner"),
+        env!("CARGO_BIN_EXE_portcullis-registry"),
+        env!("CARGO_BIN_EXE_portcullis-builder"),
         env!("CARGO_BIN_EXE_portcullis-frontend"),
         env!("CARGO_BIN_EXE_portcullis-worker"),
     ] {

@@ -99,7 +99,8 @@ fn kind(pid: i32, number: i32, link: &str, programs: Option<&Path>) -> String {
         return "control group".to_owned();
     }
     let is_program = |name: &str| programs.is_some_and(|directory| Path::new(link) == directory.join(name));
-    if is_program("portcullis-frontend") || is_program("portcullis-worker") {
+    let started = ["frontend", "worker", "registry", "builder"];
+    if started.into_iter().any(|role| is_program(&format!("portcullis-{role}"))) {
         return "program".to_owned();
     }
     link.to_owned()
