@@ -207,3 +207,168 @@ fn lasting(why: String) -> NotBuilt {
 fn passing(why: String) -> NotBuilt {
     NotBuilt { why, lasting: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::artifact::Limits;
+    use crate::registry::tests::key;
+
+    type Builder = Channel<Report, Job>;
+
+    fn code(bytes: &[u8]) -> Arc<SealedBytes> {
+        Arc::new(SealedBytes::of(bytes).unwrap())
+    }
+
+    fn recall(digests: &[&[u8]]) -> Job {
+        Job::Recall { cwasm: digests.iter().map(|bytes| Digest::of(bytes)).collect() }
+    }
+
+    fn compile() -> Job {
+        let (tenant, policy) = key("gate");
+        Job::Compile { tenant, policy, imports: vec![], limits: Limits::default() }
+    }
+
+    fn check() -> Job {
+        let (tenant, policy) = key("gate");
+        Job::Check { tenant, policy, imports: vec![], limits: Limits::default() }
+    }
+
+    /// A builder with this job, and how many descriptors came with it.
+    fn builder(jobs: &mut Jobs, job: Job) -> (Builder, usize) {
+        let descriptors = match job {
+            Job::Check { .. } => vec![code(b"source"), code(b"code")],
+            Job::Compile { .. } => vec![code(b"source")],
+            Job::Recall { .. } => vec![],
+        };
+        let class = TrustClass::new("web").unwrap();
+        let asks = jobs.ask(Wanted { serial: 7, class: class.clone(), job: job.clone(), descriptors });
+        assert_eq!(asks, (7, class));
+        let (ours, theirs) = Channel::<Job, Report>::pair(JOB_MAX).unwrap();
+        assert!(jobs.builder(7, ours.into()).is_none());
+        let Ok(Received::Message(heard, came)) = theirs.receive_many(&mut Vec::new()) else {
+            panic!("a job")
+        };
+        assert_eq!(heard, job);
+        (theirs, came.len())
+    }
+
+    fn word(jobs: &mut Jobs) -> Option<Result<Built, NotBuilt>> {
+        let mut done = jobs.go_on(Instant::now(), &mut Vec::new());
+        assert!(done.len() <= 1);
+        let (serial, result) = done.pop()?;
+        assert_eq!(serial, 7);
+        assert_eq!(jobs.watched().count(), 0, "one job, one answer");
+        Some(result)
+    }
+
+    /// What is made of an answer that is not one.
+    fn refused(job: Job, say: impl FnOnce(&Builder)) -> String {
+        let mut jobs = Jobs::default();
+        let (builder, _) = builder(&mut jobs, job);
+        assert!(word(&mut jobs).is_none(), "control: nothing was said yet");
+        say(&builder);
+        match word(&mut jobs) {
+            Some(Err(NotBuilt { why, lasting: true })) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_job_comes_with_its_descriptors_and_its_answer_counts() {
+        let mut jobs = Jobs::default();
+        let (builder, came) = builder(&mut jobs, check());
+        assert_eq!(came, 2);
+        builder.send(&Report::Sound, None).unwrap();
+        assert!(matches!(word(&mut jobs), Some(Ok(Built::Sound))));
+    }
+
+    #[test]
+    fn a_builder_is_believed_in_nothing_that_can_be_checked() {
+        let sealed = code(b"other code");
+        let named = Report::Compiled { cwasm: Digest::of(b"code") };
+        let why = refused(compile(), |builder| builder.send(&named, Some(sealed.as_fd())).unwrap());
+        assert!(why.contains("has digest") && why.contains("it named"), "{why}");
+        let why = refused(compile(), |builder| builder.send(&named, None).unwrap());
+        assert!(why.contains("did not give it"), "{why}");
+        let why = refused(compile(), |builder| {
+            let name = c"open";
+            let flags = nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING;
+            let memfd = nix::sys::memfd::memfd_create(name, flags).unwrap();
+            let mut file = std::fs::File::from(memfd);
+            file.write_all(b"code").unwrap();
+            builder.send(&named, Some(file.as_fd())).unwrap();
+        });
+        assert!(why.contains("seals") && why.contains("missing"), "{why}");
+        let honest = Report::Compiled { cwasm: sealed.digest() };
+        let why = refused(compile(), |builder| builder.send(&honest, Some(sealed.as_fd())).unwrap());
+        assert!(why.contains("does not fit this host"), "{why}");
+        let why = refused(compile(), |builder| builder.send(&Report::Sound, None).unwrap());
+        assert_eq!(why, "builder misbehaved: answered Sound");
+        let why = refused(check(), |builder| builder.send(&honest, Some(sealed.as_fd())).unwrap());
+        assert_eq!(why, "builder misbehaved: answered Compiled");
+        let no = Report::Refused { why: "it traps".into() };
+        assert_eq!(refused(check(), |builder| builder.send(&no, None).unwrap()), "it traps");
+    }
+
+    #[test]
+    fn a_cache_answers_for_each_digest_in_order() {
+        let mut jobs = Jobs::default();
+        let (builder, _) = builder(&mut jobs, recall(&[b"a", b"b", b"c"]));
+        builder.send(&Report::Recalled { cwasm: Digest::of(b"a") }, Some(code(b"a").as_fd())).unwrap();
+        let lost = Report::Lost { cwasm: Digest::of(b"b"), why: "half of it".into(), corrupt: true };
+        builder.send(&lost, None).unwrap();
+        assert!(word(&mut jobs).is_none(), "not all yet");
+        // Other code than it says.
+        builder.send(&Report::Recalled { cwasm: Digest::of(b"c") }, Some(code(b"x").as_fd())).unwrap();
+        let Some(Ok(Built::Recalled { found, lost })) = word(&mut jobs) else { panic!("an answer") };
+        assert_eq!(found.iter().map(|code| code.digest()).collect::<Vec<_>>(), [Digest::of(b"a")]);
+        assert!(lost[0].1.contains("was broken in the cache: half of it"), "{lost:?}");
+        assert!(lost[1].0 == Digest::of(b"c") && lost[1].1.contains("has digest"), "{lost:?}");
+        let other = Report::Recalled { cwasm: Digest::of(b"b") };
+        let why = refused(recall(&[b"a", b"b"]), |builder| {
+            builder.send(&other, Some(code(b"b").as_fd())).unwrap();
+        });
+        assert_eq!(why, "builder misbehaved: answered Recalled");
+    }
+
+    #[test]
+    fn a_builder_that_dies_is_spoken_of_by_the_supervisor_or_not_waited_for() {
+        let mut jobs = Jobs::default();
+        drop(builder(&mut jobs, compile()));
+        assert!(word(&mut jobs).is_none(), "the supervisor says why in a moment");
+        assert!(jobs.next_deadline().is_some());
+        let Some((7, Err(NotBuilt { why, lasting: true }))) = jobs.no_builder(7, "killed by SIGXCPU") else {
+            panic!("spoken of")
+        };
+        assert_eq!(why, "builder killed by SIGXCPU");
+
+        drop(builder(&mut jobs, compile()));
+        assert!(word(&mut jobs).is_none());
+        let later = Instant::now() + LAST_WORD + Duration::from_secs(1);
+        let done = jobs.go_on(later, &mut Vec::new());
+        assert!(matches!(&done[..], [(7, Err(NotBuilt { lasting: true, .. }))]), "{done:?}");
+        assert!(jobs.no_builder(7, "too late").is_none());
+    }
+
+    #[test]
+    fn what_was_said_before_the_end_counts() {
+        let mut jobs = Jobs::default();
+        let (builder, _) = builder(&mut jobs, check());
+        builder.send(&Report::Sound, None).unwrap();
+        drop(builder);
+        assert!(matches!(jobs.no_builder(7, "killed by SIGKILL"), Some((7, Ok(Built::Sound)))));
+    }
+
+    #[test]
+    fn where_there_is_no_builder_it_may_be_asked_for_again() {
+        let mut jobs = Jobs::default();
+        let class = TrustClass::new("web").unwrap();
+        jobs.ask(Wanted { serial: 1, class, job: recall(&[b"a"]), descriptors: vec![] });
+        let done = jobs.no_builder(1, "out of processes");
+        let Some((1, Err(NotBuilt { why, lasting: false }))) = done else { panic!("{done:?}") };
+        assert_eq!(why, "no builder: out of processes");
+    }
+}

@@ -161,3 +161,116 @@ fn shortened(why: &str) -> String {
     let end = (0..=WHY_MAX).rev().find(|at| why.is_char_boundary(*at)).unwrap_or(0);
     format!("{}...", why.get(..end).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::Digest;
+    use crate::registry::tests::{World, key};
+
+    type Worker = Channel<ToRegistry, FromRegistry>;
+
+    /// As many policies, of one class, that all serve.
+    fn standings(count: usize) -> BTreeMap<Key, Standing> {
+        let mut world = World::with(&["gate"]);
+        world.release("gate", 1);
+        world.survey();
+        let one = world.standing("gate").clone();
+        (0..count).map(|number| (key(&format!("p{number:04}")), one.clone())).collect()
+    }
+
+    fn class() -> TrustClass {
+        TrustClass::new("web").unwrap()
+    }
+
+    fn worker(supplies: &mut Supplies, standings: &BTreeMap<Key, Standing>) -> Worker {
+        let (ours, theirs) = Channel::<FromRegistry, ToRegistry>::pair(SUPPLY_MAX).unwrap();
+        supplies.add((class(), 1), ours.into(), standings);
+        theirs
+    }
+
+    /// What has arrived: `P` a policy with its code, `R` refused, `C` complete, `W` withdrawn.
+    fn received(worker: &Worker) -> String {
+        let (mut buffer, mut said) = (Vec::new(), String::new());
+        loop {
+            match worker.receive(&mut buffer) {
+                Ok(Received::Message(message, code)) => said.push(match message {
+                    FromRegistry::Policy { .. } => {
+                        assert!(code.is_some());
+                        'P'
+                    }
+                    FromRegistry::Refused { .. } => 'R',
+                    FromRegistry::Complete => 'C',
+                    FromRegistry::Withdraw { .. } => 'W',
+                }),
+                Ok(Received::Nothing) => return said,
+                other => panic!("{other:?} after {said}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_that_does_not_read_makes_nobody_wait() {
+        let (standings, mut supplies) = (standings(2000), Supplies::default());
+        let silent = worker(&mut supplies, &standings);
+        let reads = worker(&mut supplies, &standings);
+        let mut said = String::new();
+        while !said.ends_with('C') {
+            supplies.go_on(&mut Vec::new());
+            said.push_str(&received(&reads));
+        }
+        assert_eq!(said, "P".repeat(2000) + "C");
+        assert!(
+            supplies.watched().any(|(_, waits)| waits),
+            "control: it did not all fit into the silent one's"
+        );
+        let mut said = received(&silent);
+        while !said.ends_with('C') {
+            supplies.go_on(&mut Vec::new());
+            said.push_str(&received(&silent));
+        }
+        assert_eq!(said, "P".repeat(2000) + "C", "it has lost nothing");
+    }
+
+    #[test]
+    fn what_is_withdrawn_is_told_once_and_what_was_not_sent_yet_is_refused_instead() {
+        let (standings, mut supplies) = (standings(2000), Supplies::default());
+        let slow = worker(&mut supplies, &standings);
+        let one = |key: &Key| key.1.as_str() == "p0000" || key.1.as_str() == "p1999";
+        let no = |key: &Key, _: &Served| if one(key) { Err("revoked".to_owned()) } else { Ok(()) };
+        assert_eq!(supplies.withdraw(no), 2);
+        assert_eq!(supplies.withdraw(no), 0, "once");
+        let mut said = received(&slow);
+        while !said.ends_with('W') {
+            supplies.go_on(&mut Vec::new());
+            said.push_str(&received(&slow));
+        }
+        // The first was sent already, the last was not; nothing comes before everything was named.
+        assert_eq!(said, "P".repeat(1999) + "RCW");
+    }
+
+    #[test]
+    fn each_class_gets_its_own_and_why_the_others_are_not_there() {
+        let mut standings = standings(2);
+        let refused = Standing::Refused { class: class(), why: "x".repeat(10 * WHY_MAX) };
+        standings.insert(key("refused"), refused);
+        let other = Standing::Refused { class: TrustClass::new("other").unwrap(), why: String::new() };
+        standings.insert(key("anothers"), other);
+        let mut supplies = Supplies::default();
+        assert_eq!(received(&worker(&mut supplies, &standings)), "PPRC");
+    }
+
+    #[test]
+    fn a_worker_that_is_gone_is_forgotten() {
+        let (standings, mut supplies) = (standings(1), Supplies::default());
+        let here = worker(&mut supplies, &standings);
+        drop(worker(&mut supplies, &standings));
+        supplies.go_on(&mut Vec::new());
+        assert_eq!(supplies.watched().count(), 1);
+        supplies.withdraw(|_, served| {
+            assert_ne!(served.code.digest(), Digest::of(b""));
+            Err("revoked".into())
+        });
+        assert_eq!(received(&here), "PCW");
+    }
+}

@@ -16,6 +16,7 @@ const UNSEEN: &[(&str, &str, &str)] = &[
     ("worker", "clock_gettime", VDSO),
     ("worker", "futex (FUTEX_WAIT,", MALLOC),
     ("supervisor", "clock_gettime", VDSO),
+    ("registry", "clock_gettime", VDSO),
     ("spawner", "clock_gettime", VDSO),
     ("spawner", "futex (FUTEX_WAIT,", MALLOC),
     ("spawner", "fstat", "ld.so of glibc 2.39 and later asks this way what it has opened"),

@@ -4,18 +4,20 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use portcullis::client::Question;
 use portcullis::client::blocking::Connection;
 use portcullis::decision::{Input, Outcome};
+use portcullis::ledger::{self, Order, Target};
+use portcullis::trust::{RevocationList, Revokes};
 use portcullis::wire::client::{CLIENT_FRAME_MAX, ClientFrame, Deadline, PROTOCOL_VERSION, SERVER_FRAME_MAX};
 use portcullis::wire::frame;
 
 use crate::hijack::threads;
 use crate::scene::{self, answers_again, process, processes, wait_until_gone};
-use crate::support::{PATIENCE, Service, Site, policy, read_frame, tenant};
+use crate::support::{self, PATIENCE, Service, Site, policy, read_frame, tenant};
 
 pub(crate) type Run = fn(Service);
 
@@ -48,6 +50,7 @@ fn live_and_stop(service: Service) {
     refused(&service);
     be_frozen(&service);
     reload(&service);
+    rule(&service);
     for role in ["worker", "frontend"] {
         let before = process(&service, role).pid;
         kill(before, Signal::SIGSTOP).expect("stop");
@@ -62,7 +65,7 @@ fn live_and_stop(service: Service) {
 
 fn crash(service: Service) {
     // Faults of machine code end as panics do, by abort.
-    for role in ["worker", "frontend"] {
+    for role in ["worker", "frontend", "registry"] {
         let before = process(&service, role).pid;
         kill(before, Signal::SIGSEGV).expect("crash");
         wait_until_gone(before);
@@ -211,6 +214,29 @@ fn reload(service: &Service) {
     fs::write(&path, "nonsense").expect("configuration");
     service.reload().expect("refused");
     fs::write(&path, config).expect("configuration");
+}
+
+/// What there is for registry and builders: code that has to be compiled here, an order, a revocation.
+fn rule(service: &Service) {
+    let mut draft = support::draft("hash", "acme", "hash", 3);
+    draft.compiled.clear();
+    support::write_signed(draft, &service.site.bundle("acme", "hash"), &service.site.key);
+    assert_eq!(service.reload(), None);
+    let hash = |service: &Service| service.ask("acme", "hash", b"x").digest;
+    let (acme, name) = (tenant("acme"), policy("hash"));
+    let order =
+        Order::Rollback { tenant: acme, policy: name, to: Target::Version(2), reason: "enough".into() };
+    ledger::place(&service.site.path("state"), &order).expect("order");
+    assert_eq!(service.reload(), None);
+    let nothing = RevocationList { version: 0, revoked: vec![] };
+    let date = "2026-01-01T00:00:00Z".parse().expect("time");
+    let list = nothing.and(Revokes::Digest(hash(service).expect("code")), "enough", date);
+    fs::write(service.site.path("store/revocations.json"), list.sign(&service.site.key).expect("sign"))
+        .expect("list");
+    let end = Instant::now() + PATIENCE;
+    while hash(service).is_some() {
+        assert!(Instant::now() < end, "{}", service.log());
+    }
 }
 
 fn renew(service: &Service) {

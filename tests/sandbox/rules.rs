@@ -211,7 +211,7 @@ fn numbers() -> BTreeMap<&'static str, i64> {
         SYS_execveat SYS_exit_group SYS_faccessat SYS_fchmod SYS_fcntl SYS_fstat
         SYS_fsync SYS_futex SYS_getcwd SYS_getdents64 SYS_geteuid SYS_getgid SYS_getpeername SYS_getpid
         SYS_getppid SYS_getrandom SYS_getsockname SYS_getsockopt SYS_gettid SYS_ioctl SYS_kill
-        SYS_landlock_create_ruleset SYS_landlock_restrict_self SYS_lseek SYS_madvise
+        SYS_landlock_add_rule SYS_landlock_create_ruleset SYS_landlock_restrict_self SYS_lseek SYS_madvise
         SYS_membarrier SYS_memfd_create SYS_mkdirat SYS_mmap SYS_mprotect SYS_munmap SYS_newfstatat
         SYS_openat SYS_ppoll SYS_prctl SYS_pread64 SYS_prlimit64
         SYS_read SYS_readlinkat SYS_recvfrom SYS_recvmsg SYS_renameat SYS_restart_syscall
