@@ -20,7 +20,9 @@ use super::revoked::InForce;
 use super::setting::{Key, Setting};
 use super::state::State;
 use super::supply::Supplies;
-use super::survey::{Before, Findings, Progress, Served, Shelf, Standing, Survey, SurveyError, Unsound};
+use super::survey::{
+    Before, Findings, Progress, Served, Shelf, Standing, Survey, SurveyError, Unsound, Unwritten,
+};
 use super::watch::Watch;
 use crate::sandbox::Sealed;
 use crate::trust::RevocationError;
@@ -193,7 +195,8 @@ impl Registry {
         self.serial = survey.serial();
         match survey.finish(&mut self.state) {
             Ok(findings) => self.adopt(findings),
-            Err((error, setting)) if self.live.is_none() => {
+            Err(unwritten) if self.live.is_none() => {
+                let Unwritten { error, setting } = *unwritten;
                 // A host that comes up with a full disk decides as it did before.
                 tracing::error!(%error, "nothing can be written down; what was active serves, nothing becomes active");
                 let before = self.before();
@@ -202,7 +205,7 @@ impl Registry {
                     Err(error) => self.refuse(&error),
                 }
             }
-            Err((error, _)) => self.refuse(&error),
+            Err(unwritten) => self.refuse(&unwritten.error.into()),
         }
     }
 

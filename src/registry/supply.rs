@@ -50,7 +50,7 @@ impl Supplies {
             let (tenant, policy) = (tenant.clone(), policy.clone());
             match standing {
                 Standing::Serves(served) if served.class == class => {
-                    supplied.insert((tenant.clone(), policy.clone()), served.clone());
+                    supplied.insert((tenant.clone(), policy.clone()), (**served).clone());
                     let held_back = served.held_back.as_deref().map(shortened);
                     let signed = served.signed.clone();
                     let message = FromRegistry::Policy { tenant, policy, signed, held_back };

@@ -199,7 +199,7 @@ impl World {
             }
         }
         self.serial = survey.serial();
-        let findings = survey.finish(state).map_err(|(error, _)| error)?;
+        let findings = survey.finish(state).map_err(|unwritten| unwritten.error)?;
         self.in_force = Some(findings.in_force.clone());
         self.unsound = findings.unsound.clone();
         Ok(self.findings.insert(findings))

@@ -594,7 +594,8 @@ fn no_table_lowers_what_only_grows() {
     let mut state = State::open(home.path()).unwrap();
     activate(&mut state, 5).unwrap();
     let good = state.table().clone();
-    let lowering: [(&str, fn(&mut Table)); 4] = [
+    type Lower = fn(&mut Table);
+    let lowering: [(&str, Lower); 4] = [
         ("the floor of policy \"gate\" of tenant \"acme\"", |table| table.policies[0].floor = 4),
         ("the floor of policy", |table| table.policies.clear()),
         ("the time", |table| table.latest -= 1),

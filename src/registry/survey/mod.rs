@@ -77,7 +77,7 @@ pub(super) struct Survey {
 /// How a policy stands.
 #[derive(Debug, Clone)]
 pub(super) enum Standing {
-    Serves(Served),
+    Serves(Box<Served>),
     Refused { class: TrustClass, why: String },
 }
 
@@ -167,6 +167,12 @@ pub(super) struct Findings {
     pub(super) rebuilt: u64,
 }
 
+/// What was found and could not be written down.
+pub(super) struct Unwritten {
+    pub(super) error: StateError,
+    pub(super) setting: Setting,
+}
+
 /// Why nothing changed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SurveyError {
@@ -212,12 +218,12 @@ impl Survey {
     }
 
     /// Makes it so. An error means that nothing changed.
-    pub(super) fn finish(mut self, state: &mut State) -> Result<Findings, (SurveyError, Setting)> {
+    pub(super) fn finish(mut self, state: &mut State) -> Result<Findings, Box<Unwritten>> {
         self.draft.latest = self.draft.latest.max(self.seconds);
         if self.unwritable.is_none()
             && let Err(error) = self.commit(state)
         {
-            return Err((error.into(), self.setting));
+            return Err(Box::new(Unwritten { error, setting: self.setting }));
         }
         // What does not serve needs no memory.
         let serving: BTreeMap<Digest, Arc<SealedBytes>> = self

@@ -332,7 +332,7 @@ impl Survey {
         let held_back = self.hold_back(&task);
         let standing = code.and_then(|code| self.served(state, &task, code, held_back));
         let standing = match standing {
-            Ok(served) => Standing::Serves(served),
+            Ok(served) => Standing::Serves(Box::new(served)),
             Err(why) => Standing::Refused { class: task.class.clone(), why },
         };
         self.standings.insert(task.key.clone(), standing);
