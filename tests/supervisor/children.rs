@@ -133,16 +133,14 @@ fn worker() -> Infallible {
     }
     assert_eq!(assignment.host_key, crate::makers::KEY);
     let mut buffer = Vec::new();
-    loop {
-        poll(&mut [PollFd::new(supply.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).expect("poll");
-        match supply.receive(&mut buffer).expect("receive") {
-            Received::Message(FromRegistry::Complete, None) => break,
-            Received::End => {
-                control.send(&FromChild::Failed { why: "the registry is gone".into() }, None).expect("send");
-                exit(1);
-            }
-            other => panic!("{other:?}"),
+    poll(&mut [PollFd::new(supply.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE).expect("poll");
+    match supply.receive(&mut buffer).expect("receive") {
+        Received::Message(FromRegistry::Complete, None) => {}
+        Received::End => {
+            control.send(&FromChild::Failed { why: "the registry is gone".into() }, None).expect("send");
+            exit(1);
         }
+        other => panic!("{other:?}"),
     }
     let epoll = epoll();
     watch(&epoll, &control, CONTROL);
