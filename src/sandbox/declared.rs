@@ -218,8 +218,9 @@ pub struct InheritedDescriptor {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LaterDescriptor {
-    /// As in [`InheritedDescriptor::is`]; also `anon_inode:[..]`, `pagemap` for the process's own, and `program` for
-    /// one of the service's programs.
+    /// As in [`InheritedDescriptor::is`]; also `anon_inode:[..]`, `pagemap` for the process's own, `program` for one of
+    /// the service's programs, and a name in braces for a directory that the configuration gives and all that is in it
+    /// (`{store}`).
     pub is: String,
     pub comment: String,
 }

@@ -51,7 +51,7 @@ fn every_declared_check_is_made() {
     let status = service.status();
     let report = attest(&service);
     let processes = status.processes.processes;
-    assert_eq!(processes.len(), 5, "{processes:?}");
+    assert_eq!(processes.len(), 6, "{processes:?}");
     for process in &processes {
         let role = Role::ALL.into_iter().find(|role| role.name() == process.role).unwrap();
         let declared = Declared::of(role).unwrap();

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, TMPFS_MAGIC, fstatfs};
@@ -42,7 +42,7 @@ pub(super) fn check(subject: &Subject, expected: &Expectations, findings: &mut F
         }
     };
     let log = view::link(expected.supervisor, "fd/2").ok();
-    kinds(&open, declared, log.as_deref(), findings);
+    kinds(&open, declared, log.as_deref(), &|place| expected.place(subject, place), findings);
     sockets(subject, &open, &expected.unix_sockets, findings);
     for (number, one) in open.iter().filter(|(_, one)| one.kind.starts_with("memfd:")) {
         let check = format!("{number} ({}) is sealed", one.kind);
@@ -129,7 +129,13 @@ fn is_null(pid: i32, number: i32) -> bool {
     path.metadata().is_ok_and(|file| file.file_type().is_char_device() && file.rdev() == null)
 }
 
-fn kinds(open: &BTreeMap<i32, Open>, declared: &Declared, log: Option<&str>, findings: &mut Findings) {
+fn kinds(
+    open: &BTreeMap<i32, Open>,
+    declared: &Declared,
+    log: Option<&str>,
+    place: &dyn Fn(&str) -> Option<PathBuf>,
+    findings: &mut Findings,
+) {
     let mut later: BTreeMap<&str, usize> =
         declared.descriptors.later.iter().map(|kind| (kind.is.as_str(), 0)).collect();
     let mut inherited: BTreeMap<i32, &str> = BTreeMap::new();
@@ -147,18 +153,31 @@ fn kinds(open: &BTreeMap<i32, Open>, declared: &Declared, log: Option<&str>, fin
         };
         findings.add(Area::Descriptors, one.number.to_string(), verdict);
     }
+    let places: Vec<(&str, Option<PathBuf>)> =
+        later.keys().filter_map(|kind| Some((*kind, place(braced(kind)?)))).collect();
     for (number, found) in open.iter().filter(|(number, _)| !inherited.contains_key(number)) {
-        match later.get_mut(found.kind.as_str()) {
-            Some(count) => *count += 1,
-            None => {
-                let verdict = Verdict::different(&found.link, "closed, or of a declared kind");
-                findings.add(Area::Descriptors, number.to_string(), verdict);
-            }
+        let is_below = |path: &PathBuf| Path::new(&found.link).starts_with(path);
+        let below = places.iter().find(|(_, path)| path.as_ref().is_some_and(is_below));
+        let kind = below.map_or(found.kind.as_str(), |(kind, _)| kind);
+        if let Some(count) = later.get_mut(kind) {
+            *count += 1;
+            continue;
         }
+        let verdict = if found.link.starts_with('/') && places.iter().any(|(_, path)| path.is_none()) {
+            Verdict::hidden("takes the configuration, which cannot be read; --config")
+        } else {
+            Verdict::different(&found.link, "closed, or of a declared kind")
+        };
+        findings.add(Area::Descriptors, number.to_string(), verdict);
     }
     for (kind, count) in later {
         findings.add(Area::Descriptors, format!("others: {kind}"), Verdict::ok(&count.to_string()));
     }
+}
+
+/// `store` of `{store}`: the directory of that name, and all that is in it.
+fn braced(kind: &str) -> Option<&str> {
+    kind.strip_prefix('{')?.strip_suffix('}')
 }
 
 /// Every socket is a Unix one, and nobody listens but those who hold the service's two sockets. The first the kernel says
@@ -313,12 +332,21 @@ mod tests {
     ];
 
     fn differences(list: &[(i32, &str, &str)]) -> Vec<String> {
-        let declared = Declared::of(Role::Worker).unwrap();
+        said_of(Role::Worker, list, |_| panic!("a worker has no directory"))
+    }
+
+    fn said_of(
+        role: Role,
+        list: &[(i32, &str, &str)],
+        place: impl Fn(&str) -> Option<PathBuf>,
+    ) -> Vec<String> {
+        let declared = Declared::of(role).unwrap();
         let mut findings = Findings::of_service();
-        kinds(&open(list), &declared, Some("/var/log/p"), &mut findings);
+        kinds(&open(list), &declared, Some("/var/log/p"), &place, &mut findings);
         let different = findings.list.into_iter().filter_map(|finding| match finding.verdict {
             Verdict::Different { found, .. } => Some(format!("{}: {found}", finding.check)),
-            _ => None,
+            Verdict::NotVisible { .. } => Some(format!("{}: not visible", finding.check)),
+            Verdict::AsDeclared { .. } => None,
         });
         different.collect()
     }
@@ -346,6 +374,24 @@ mod tests {
         assert_eq!(differences(&without(5)), ["5: not open"]);
         let other_log = [&without(2)[..], &[(2, "/tmp/x", "/tmp/x")]].concat();
         assert_eq!(differences(&other_log), ["2: /tmp/x"]);
+    }
+
+    #[test]
+    fn files_are_those_of_the_declared_directories() {
+        let registry = [&WORKER[..4], &[(4, "/var/state", "/var/state")]].concat();
+        let places = |name: &str| Some(Path::new("/var").join(name));
+        assert_eq!(said_of(Role::Registry, &registry, places), [""; 0]);
+        for within in ["/var/store/acme/gate.tar", "/var/state/table (deleted)"] {
+            let list = [&registry[..], &[(9, within, within)]].concat();
+            assert_eq!(said_of(Role::Registry, &list, places), [""; 0]);
+        }
+        for outside in ["/var", "/var/stores/x", "/var/cache/x", "/etc/passwd", "pipe:[7]"] {
+            let list = [&registry[..], &[(9, outside, outside)]].concat();
+            assert_eq!(said_of(Role::Registry, &list, places), [format!("9: {outside}")]);
+        }
+        // Where they are only the configuration says.
+        let list = [&registry[..], &[(9, "pipe:[7]", "pipe:[7]")]].concat();
+        assert_eq!(said_of(Role::Registry, &list, |_| None), ["4: not visible", "9: pipe:[7]"]);
     }
 
     #[test]

@@ -272,6 +272,20 @@ impl Expectations {
         }
     }
 
+    /// The directory that `sandbox/<role>.json` has a name for. `None` where only the configuration could say.
+    fn place(&self, subject: &Subject, name: &str) -> Option<PathBuf> {
+        let config = &self.configuration.as_ref().ok()?.config;
+        match name {
+            "store" => Some(config.service.store.clone()),
+            "state" => Some(config.service.state.clone()),
+            "cache" => {
+                let of_it = |one: &&Class| Some(one.name.as_str()) == subject.class.as_deref();
+                config.classes.iter().find(of_it).map(|class| class.cache.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// Who there must be, by the configuration.
     fn configured(&self) -> Configured {
         let Ok(Configuration { config, .. }) = &self.configuration else {
