@@ -148,7 +148,7 @@ fn lists() {
     });
     let differences = report.differences();
     assert_eq!(differences.len(), 1, "one for all of them: {differences:#?}");
-    report.assert_only("processes listed: 1004, expected the supervisor and its 3 children");
+    report.assert_only("processes listed: 1005, expected the supervisor and its 4 children");
 }
 
 fn version() {

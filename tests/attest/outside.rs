@@ -74,7 +74,7 @@ fn modes() {
         ("run/decide.sock", 0o600, "client socket"),
         ("run/operator.sock", 0o700, "operator socket"),
         ("trust.toml", 0o666, "trust.toml"),
-        ("store", 0o777, "store"),
+        ("state", 0o755, "state"),
         ("cache/one", 0o755, "cache"),
         ("portcullis.toml", 0o666, "configuration"),
     ] {

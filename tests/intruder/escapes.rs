@@ -3,10 +3,12 @@
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
+use crate::builder::{self, Builder, Class};
 use crate::hijack::{Answer, Death, Thread, threads};
 use crate::probes::{Instead, Probe, Unsealed};
-use crate::scene::{self, answers_again, process, surroundings, wait_until_gone, wait_until_said};
+use crate::scene::{self, Process, answers_again, process, surroundings, wait_until_gone, wait_until_said};
 use crate::standin::StandIn;
 use crate::support::Service;
 
@@ -15,7 +17,7 @@ pub(crate) fn try_all(role: &str, probes: &[Probe]) -> Result<(), String> {
     let mut wrong = Vec::new();
     let mut service = scene::site().start();
     for (number, probe) in probes.iter().enumerate() {
-        let target = process(&service, role);
+        let Target { process: target, alone } = Target::of(role, &service);
         if let Err(why) = unsealed(probe, target.uid, &service) {
             wrong.push(format!("{role}: {}: without a sandbox: {why}", probe.name));
         }
@@ -32,11 +34,12 @@ pub(crate) fn try_all(role: &str, probes: &[Probe]) -> Result<(), String> {
         if answer.is_err() {
             wait_until_gone(target.pid);
             match role {
-                "supervisor" => {}
+                "supervisor" | "builder" => {}
                 // Nobody could be started any more: the service ends, which its manager sees.
                 "spawner" => wait_until_said(&service, "the spawner killed by SIGSYS"),
                 _ => {
-                    wait_until_said(&service, &format!("pid {}): killed by SIGSYS", target.pid));
+                    // By SIGSYS, which was seen above, or by the supervisor, if this machine took long to let it die.
+                    wait_until_said(&service, &format!("pid {}): killed", target.pid));
                     // Once a role is enough.
                     if number == 0 {
                         answers_again(&service);
@@ -44,12 +47,35 @@ pub(crate) fn try_all(role: &str, probes: &[Probe]) -> Result<(), String> {
                 }
             }
         }
+        drop(alone);
         // What got anywhere may have changed the process.
         if !matches!(answer, Ok(..0)) {
             service = scene::site().start();
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
+/// The process of a service that is attacked.
+struct Target {
+    process: Process,
+    /// A builder lives for one job, which is over before anybody could take it over. This one waits for its job, started as
+    /// the spawner does it, but without the spawner's own filter: less holds it than in a service.
+    alone: Option<(Class, Builder)>,
+}
+
+impl Target {
+    fn of(role: &str, service: &Service) -> Self {
+        if role != "builder" {
+            return Self { process: process(service, role), alone: None };
+        }
+        let class = Class::new();
+        let builder = class.builder(builder::LIMITS);
+        let pid = Pid::from_raw(i32::try_from(builder.pid()).expect("pid"));
+        let title = "portcullis-builder".to_owned();
+        let process = Process { role: role.to_owned(), title, pid, uid: builder::CLASS };
+        Self { process, alone: Some((class, builder)) }
+    }
 }
 
 /// The same attempt in a process of the same user that has no sandbox.

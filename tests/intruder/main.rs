@@ -12,9 +12,17 @@
     reason = "test code; clippy's exceptions for tests do not reach a binary without #[test]"
 )]
 
+#[path = "../builder/process.rs"]
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "the builder's own tests ask more of it; as in this whole binary, a failed test panics"
+)]
+mod builder;
 mod ends;
 mod escapes;
 mod hijack;
+mod jobs;
 mod left;
 mod lies;
 mod probes;
@@ -36,7 +44,7 @@ use libtest_mimic::{Arguments, Trial};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use probes::{Probe, inside, kernel, outside, processes};
 
-const ROLES: [&str; 4] = ["worker", "frontend", "supervisor", "spawner"];
+const ROLES: [&str; 6] = ["worker", "frontend", "supervisor", "spawner", "registry", "builder"];
 
 type Attempts = fn() -> Vec<Probe>;
 
@@ -127,6 +135,10 @@ fn main() -> ExitCode {
         [_, tracer::START, socket, program, arguments @ ..] => tracer::start(socket, program, arguments),
         [_, tracer::TRACER, socket] => {
             tracer::trace(socket);
+            ExitCode::SUCCESS
+        }
+        [_, jobs::ARGUMENT] => {
+            jobs::all();
             ExitCode::SUCCESS
         }
         [_, LEAK, file, program, arguments @ ..] => leak(file, program, arguments),

@@ -3,9 +3,11 @@
 
 use std::collections::HashSet;
 use std::os::unix::net::UnixListener;
+use std::process::Command;
 
 use portcullis::sandbox::Role;
 
+use crate::jobs;
 use crate::rules::{self, Rule};
 use crate::tracer::{self, Call};
 use crate::workload;
@@ -17,6 +19,13 @@ const UNSEEN: &[(&str, &str, &str)] = &[
     ("worker", "futex (FUTEX_WAIT,", MALLOC),
     ("supervisor", "clock_gettime", VDSO),
     ("registry", "clock_gettime", VDSO),
+    ("builder", "clock_gettime", VDSO),
+    ("builder", "restart_syscall", "a builder that was stopped in a timed wait; its waits are milliseconds"),
+    (
+        "builder",
+        "futex (FUTEX_WAIT_BITSET,",
+        "std's channels: the thread for the job usually waits before the seal",
+    ),
     ("spawner", "clock_gettime", VDSO),
     ("spawner", "futex (FUTEX_WAIT,", MALLOC),
     ("spawner", "fstat", "ld.so of glibc 2.39 and later asks this way what it has opened"),
@@ -32,6 +41,7 @@ pub(crate) fn no_rule_is_there_that_nothing_uses() {
     for run in workload::RUNS {
         seen.extend(traced(*run));
     }
+    seen.extend(traced_jobs());
     assert!(seen.len() > 1000, "{} calls: the tracer sees too little", seen.len());
     let mut wrong = Vec::new();
     // The fetcher is no part of the service.
@@ -64,6 +74,20 @@ fn used<'c>(rules: &[Rule], calls: &[&'c Call]) -> Result<HashSet<usize>, &'c Ca
         used.insert(by);
     }
     Ok(used)
+}
+
+/// Does builders' jobs under the tracer.
+fn traced_jobs() -> HashSet<Call> {
+    let directory = tempfile::tempdir().expect("directory");
+    let socket = directory.path().join("tracer.sock");
+    let listener = UnixListener::bind(&socket).expect("bind");
+    let own = std::env::current_exe().expect("exe");
+    let mut jobs = Command::new(&own);
+    jobs.arg(tracer::START).arg(&socket).arg(&own).arg(jobs::ARGUMENT);
+    let mut jobs = jobs.spawn().expect("start");
+    let seen = tracer::calls(listener.accept().expect("accept").0);
+    assert!(jobs.wait().expect("wait").success(), "the builders' jobs");
+    seen
 }
 
 /// Runs a service under the tracer, and lets `run` use it up.

@@ -55,6 +55,8 @@ pub(crate) fn no_file_is_reached() -> Vec<Probe> {
                 May("no Landlock right covers it: names, sizes and times of files are to be seen"),
             ),
             ("spawner", May("no Landlock right covers it: names, sizes and times of files are to be seen")),
+            ("registry", May("no Landlock right covers it: names, sizes and times of files are to be seen")),
+            ("builder", May("no Landlock right covers it: names, sizes and times of files are to be seen")),
         ]),
         probe("change the mode of a file", Lives, |thread, _| {
             let name = thread.text("/tmp/no/such/file");
@@ -172,7 +174,9 @@ pub(crate) fn no_program_is_started() -> Vec<Probe> {
         })
         .but(&[
             ("supervisor", May("assignments are files in memory")),
-            ("spawner", May("workers copy each policy into a sealed file in memory before they are sealed")),
+            ("spawner", May("its children make sealed files in memory")),
+            ("registry", May("policies on their way to workers are sealed files in memory")),
+            ("builder", May("what it compiled goes to the registry as a sealed file in memory")),
         ]),
     ]
 }
