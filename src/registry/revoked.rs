@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 use super::clock::Clock;
-use crate::ledger::{KnownRevocations, Table};
+use crate::ledger::{Event, KnownRevocations, Table, What};
 use crate::trust::{REVOCATIONS_MAX, RevocationError, Revocations, TrustPolicy};
 
 /// The list's name in the store.
@@ -61,6 +61,13 @@ impl InForce {
                 false
             }
         }
+    }
+
+    /// That it came into force, for the history.
+    pub(super) fn event(&self, at: u64) -> Event {
+        let why = format!("version {} with {} entries", self.list.version(), self.list.len());
+        let what = What::Revocations;
+        Event { at, what, tenant: None, policy: None, bundle: None, version: None, order: None, why }
     }
 
     /// As the table has it.

@@ -258,7 +258,20 @@ impl Registry {
         let store = Path::new(&live.setting.assignment.store);
         if self.in_force.look(store, &live.setting.trust, &self.clock) {
             self.withdraw();
+            self.write_down_revocations();
             self.changed();
+        }
+    }
+
+    /// What is in force stays so, whatever becomes of the file in the store, of this process, or of the survey under way.
+    fn write_down_revocations(&mut self) {
+        let seconds = self.clock.seconds();
+        if let Err(error) = self.state.commit_revocations(self.in_force.known(), self.in_force.event(seconds))
+        {
+            tracing::error!(%error, "revocation list is in force; the next survey writes it down");
+        }
+        if let Some(survey) = &mut self.survey {
+            survey.take_revocations(&self.in_force, self.state.table().revision);
         }
     }
 
@@ -287,8 +300,8 @@ impl Registry {
         let rules = (&self.in_force.list, self.clock.now());
         let setting = &live.setting;
         let holds = |key: &Key, served: &Served| match setting.class(key) {
-            // No longer configured: nobody can ask for it once its worker has drained.
-            None => Ok(()),
+            // No longer configured: nobody can ask for it once its worker has drained, which may take its time.
+            None => served.is_not_revoked(&self.in_force.list),
             Some(class) => served.holds(setting, key, class, rules),
         };
         // Who starts from now on does not get it either.
@@ -410,4 +423,202 @@ pub(super) fn read_assignment(memfd: OwnedFd) -> io::Result<RegistryAssignment> 
     file.rewind()?;
     file.take(u64::try_from(ASSIGNMENT_MAX).unwrap_or(u64::MAX)).read_to_end(&mut bytes)?;
     frame::decode(&bytes).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::artifact::{PublicKey, SealedBytes};
+    use crate::decision::TrustClass;
+    use crate::ledger::What;
+    use crate::registry::revoked::REVOCATIONS;
+    use crate::registry::tests::{World, key};
+    use crate::trust::Revokes;
+    use crate::wire::control::CONTROL_MAX;
+    use crate::wire::job::{JOB_MAX, Job, Report};
+    use crate::wire::supply::{FromRegistry, SUPPLY_MAX, ToRegistry};
+
+    /// A registry that serves, and the supervisor that it hears. Its classes' caches have what is on the shelf, and its builders
+    /// find no new policy any good.
+    struct Service {
+        registry: Registry,
+        supervisor: Channel<ToChild, FromChild>,
+        shelf: Shelf,
+        asked: Vec<u64>,
+        buffer: Vec<u8>,
+    }
+
+    impl Service {
+        /// After its first survey, on a state that a survey of `world` left.
+        fn start(world: &mut World) -> Self {
+            let shelf = world.shelf();
+            world.restart();
+            let (ours, theirs) = Channel::<ToChild, FromChild>::pair(CONTROL_MAX).unwrap();
+            let state = State::open(&world.state_path()).unwrap();
+            let clock = Clock::on(&world.wall, state.table().latest);
+            let registry = Registry::new(theirs, world.assignment.clone(), state, clock).unwrap();
+            let mut service = Self { registry, supervisor: ours, shelf, asked: vec![], buffer: vec![] };
+            service.supervisor.send(&ToChild::Serve, None).unwrap();
+            service.survey();
+            service
+        }
+
+        /// Has it survey anew, by what `world` is configured with now.
+        fn reassign(&mut self, world: &World) {
+            let memfd = SealedBytes::of(&frame::encode(&world.assignment, ASSIGNMENT_MAX).unwrap()).unwrap();
+            self.supervisor.send(&ToChild::Reassign, Some(memfd.as_fd())).unwrap();
+        }
+
+        /// Until the supervisor hears what it waits for.
+        fn until(&mut self, awaited: impl Fn(&FromChild) -> bool) {
+            loop {
+                self.registry.turn(&mut self.buffer).unwrap();
+                while let Received::Message(said, _) = self.supervisor.receive(&mut self.buffer).unwrap() {
+                    if let FromChild::Build { serial, .. } = said {
+                        self.asked.push(serial);
+                    }
+                    if awaited(&said) {
+                        return;
+                    }
+                }
+            }
+        }
+
+        /// Until the survey that is under way is done.
+        fn survey(&mut self) {
+            while self.registry.survey.is_some() || self.registry.live.is_none() {
+                for serial in std::mem::take(&mut self.asked) {
+                    self.build(serial);
+                }
+                self.until(|said| matches!(said, FromChild::Build { .. } | FromChild::Surveyed { .. }));
+            }
+        }
+
+        fn build(&mut self, serial: u64) {
+            let (registrys, builder) = Channel::<Job, Report>::pair(JOB_MAX).unwrap();
+            let descriptor = OwnedFd::from(registrys);
+            self.supervisor.send(&ToChild::Builder { serial }, Some(descriptor.as_fd())).unwrap();
+            let job = loop {
+                self.registry.turn(&mut self.buffer).unwrap();
+                if let Received::Message(job, _) = builder.receive_many(&mut self.buffer).unwrap() {
+                    break job;
+                }
+            };
+            let Job::Recall { cwasm } = job else {
+                let why = "no good".to_owned();
+                return builder.send(&Report::Refused { why }, None).unwrap();
+            };
+            for cwasm in cwasm {
+                match self.shelf.get(&cwasm) {
+                    Some(code) => builder.send(&Report::Recalled { cwasm }, Some((**code).as_fd())).unwrap(),
+                    None => {
+                        let why = String::new();
+                        builder.send(&Report::Lost { cwasm, why, corrupt: false }, None).unwrap();
+                    }
+                }
+            }
+        }
+
+        /// What a worker that starts now gets: `P` for a policy, `R` for a refusal.
+        fn supplied(&mut self) -> String {
+            let worker = self.worker();
+            self.heard(&worker).replace('C', "")
+        }
+
+        fn worker(&mut self) -> Channel<ToRegistry, FromRegistry> {
+            let (ours, theirs) = Channel::<FromRegistry, ToRegistry>::pair(SUPPLY_MAX).unwrap();
+            let class = TrustClass::new("web").unwrap();
+            let descriptor = OwnedFd::from(ours);
+            self.registry.heed(ToChild::Supply { class, generation: 1 }, Some(descriptor)).unwrap();
+            theirs
+        }
+
+        fn heard(&mut self, worker: &Channel<ToRegistry, FromRegistry>) -> String {
+            let mut said = String::new();
+            while let Received::Message(message, _) = worker.receive(&mut self.buffer).unwrap() {
+                said.push(match message {
+                    FromRegistry::Policy { .. } => 'P',
+                    FromRegistry::Refused { .. } => 'R',
+                    FromRegistry::Complete => 'C',
+                    FromRegistry::Withdraw { .. } => 'W',
+                });
+            }
+            said
+        }
+    }
+
+    fn has_changed(said: &FromChild) -> bool {
+        matches!(said, FromChild::Changed)
+    }
+
+    #[test]
+    fn a_revocation_that_comes_during_a_survey_is_not_undone_by_it() {
+        let mut world = World::with(&["gate", "quota"]);
+        let gate = world.release("gate", 1);
+        world.release("quota", 1);
+        world.survey();
+        let mut service = Service::start(&mut world);
+        assert_eq!(service.supplied(), "PP", "control");
+        let worker = service.worker();
+        assert_eq!(service.heard(&worker), "PPC");
+
+        // A survey that waits for a builder.
+        world.release("quota", 2);
+        service.reassign(&world);
+        service.until(|said| matches!(said, FromChild::Build { .. }));
+        world.revoke(Revokes::Digest(gate));
+        service.until(has_changed);
+        assert_eq!(service.heard(&worker), "W");
+        assert_eq!(service.supplied(), "RP");
+        // Whoever writes to the store takes the list away again.
+        fs::remove_file(world.home.path().join("store").join(REVOCATIONS)).unwrap();
+        service.survey();
+        assert_eq!(service.supplied(), "RP", "the survey began before it was revoked, and ended after it");
+        assert_eq!(service.registry.in_force.list.version(), 1);
+
+        drop(service);
+        world.survey();
+        assert_eq!(world.serves("gate"), None, "and is on the disk");
+    }
+
+    #[test]
+    fn a_revocation_is_on_the_disk_before_anybody_surveys() {
+        let mut world = World::with(&["gate"]);
+        let gate = world.release("gate", 1);
+        world.survey();
+        let mut service = Service::start(&mut world);
+        world.revoke(Revokes::Digest(gate));
+        service.until(has_changed);
+        drop(service);
+        fs::remove_file(world.home.path().join("store").join(REVOCATIONS)).unwrap();
+        world.survey();
+        assert_eq!(world.serves("gate"), None, "{}", world.why("gate"));
+        let lists = world.history().iter().filter(|event| event.what == What::Revocations);
+        assert_eq!(lists.count(), 1, "and is said once");
+    }
+
+    #[test]
+    fn what_is_no_longer_configured_is_revoked_while_its_worker_drains() {
+        let mut world = World::with(&["gate", "quota"]);
+        let gate = world.release("gate", 1);
+        world.release("quota", 1);
+        world.survey();
+        let mut service = Service::start(&mut world);
+        let worker = service.worker();
+        assert_eq!(service.heard(&worker), "PPC");
+        world.assignment.tenants[0].policies.retain(|policy| *policy != key("gate").1);
+        service.reassign(&world);
+        service.until(|said| matches!(said, FromChild::Surveyed { .. }));
+        assert_eq!(service.heard(&worker), "", "control: what is no longer configured may finish");
+        world.revoke(Revokes::Digest(gate));
+        service.until(has_changed);
+        assert_eq!(service.heard(&worker), "W");
+        let by = PublicKey::id(&world.release.public_key());
+        world.revoke(Revokes::Key(by));
+        service.reassign(&world);
+        service.until(|said| matches!(said, FromChild::Surveyed { .. }));
+        assert_eq!(service.heard(&worker), "W", "the other, whose key this was");
+    }
 }

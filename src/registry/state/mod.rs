@@ -25,7 +25,8 @@ use nix::unistd::geteuid;
 use crate::artifact::{Digest, KeyError, SigningKey};
 use crate::bundle::{self, Layout, LayoutError, Ownership};
 use crate::ledger::{
-    BUNDLES, ORDER_MAX, ORDERS, Order, OrderError, PlacedOrder, TABLE, Table, TableError, order_name,
+    BUNDLES, Event, KnownRevocations, ORDER_MAX, ORDERS, Order, OrderError, PlacedOrder, TABLE, Table,
+    TableError, order_name,
 };
 
 use disk::Disk;
@@ -142,6 +143,23 @@ impl State {
         write_table(&self.disk, &table, &self.key)?;
         self.table = table;
         self.sweep();
+        Ok(())
+    }
+
+    /// Writes down that a revocation list came into force, and nothing else: a survey that is under way keeps bundles which no
+    /// table names yet.
+    pub(crate) fn commit_revocations(
+        &mut self,
+        known: Option<KnownRevocations>,
+        event: Event,
+    ) -> Result<(), StateError> {
+        let mut table = self.table.clone();
+        table.revision = table.revision.saturating_add(1);
+        table.revocations = known;
+        table.remember(event);
+        nothing_is_lower(&self.table, &table)?;
+        write_table(&self.disk, &table, &self.key)?;
+        self.table = table;
         Ok(())
     }
 

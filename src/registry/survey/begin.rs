@@ -12,7 +12,7 @@ use super::goal::Task;
 use super::{Shelf, Survey, SurveyError, Unsound, Wanted};
 use crate::artifact::Digest;
 use crate::decision::TrustClass;
-use crate::ledger::{Entry, Event, Order, Origin, PlacedOrder, What};
+use crate::ledger::{Entry, Event, Order, Origin, PlacedOrder, Table, What};
 use crate::registry::clock::{Clock, timestamp};
 use crate::registry::revoked::InForce;
 use crate::registry::setting::{Key, Setting};
@@ -45,12 +45,7 @@ impl Survey {
         let mut draft = state.table().clone();
         let mut in_force = before.in_force;
         in_force.look(Path::new(&setting.assignment.store), &setting.trust, clock);
-        let known = in_force.known();
-        if known != draft.revocations {
-            let why = format!("version {} with {} entries", in_force.list.version(), in_force.list.len());
-            draft.remember(event(seconds, What::Revocations, None, why));
-            draft.revocations = known;
-        }
+        write_down(&mut draft, &in_force, seconds);
         let mut survey = Self {
             store: open_store(&setting),
             todo: setting.policies().map(|(key, _)| key.clone()).collect(),
@@ -93,6 +88,15 @@ impl Survey {
         survey.orders.clear();
         survey.unwritable = Some(why);
         Ok(survey)
+    }
+
+    /// A newer revocation list came into force while this was under way, and is in the table of that revision.
+    pub(in crate::registry) fn take_revocations(&mut self, in_force: &InForce, revision: u64) {
+        self.draft.revision = revision;
+        if in_force.list.version() > self.in_force.list.version() {
+            self.in_force = in_force.clone();
+            write_down(&mut self.draft, in_force, self.seconds);
+        }
     }
 
     fn take_orders(&mut self, state: &State) -> Result<(), SurveyError> {
@@ -149,6 +153,14 @@ struct Named {
     previous: BTreeSet<Digest>,
     /// Something active is not in memory.
     missing: bool,
+}
+
+fn write_down(draft: &mut Table, in_force: &InForce, seconds: u64) {
+    let known = in_force.known();
+    if known != draft.revocations {
+        draft.remember(in_force.event(seconds));
+        draft.revocations = known;
+    }
 }
 
 fn open_store(setting: &Setting) -> Result<OwnedFd, String> {

@@ -31,7 +31,7 @@ use crate::artifact::{Digest, SealedBytes};
 use crate::bundle::PolicyConfig;
 use crate::decision::TrustClass;
 use crate::ledger::{Event, PlacedOrder, Table, What};
-use crate::signature::Evidence;
+use crate::signature::{Evidence, Signer};
 use crate::trust::{Revocations, TrustErrors};
 use crate::wire::job::Job;
 
@@ -113,6 +113,24 @@ impl Served {
             return Err(format!("machine code {} was revoked: {:?}", self.code.digest(), revoked.reason));
         }
         setting.judge(key, class, (self.bundle, &self.config), &self.evidence, rules).map(drop)
+    }
+
+    /// What is left to ask of one that is no longer configured, for which there may be no rule any more: whether nothing of it,
+    /// and no key that signed it, was revoked.
+    ///
+    /// # Errors
+    /// What was revoked, and why.
+    pub(super) fn is_not_revoked(&self, revoked: &Revocations) -> Result<(), String> {
+        let compiled = self.config.compiled.iter().map(|compiled| compiled.cwasm);
+        let mut digests = [self.bundle, self.config.source, self.code.digest()].into_iter().chain(compiled);
+        let mut signers = self.evidence.signers.iter();
+        let entry = digests.find_map(|digest| revoked.digest(&digest)).or_else(|| {
+            signers.find_map(|signer| match signer {
+                Signer::Key(key) => revoked.key(key),
+                Signer::Identity { .. } => None,
+            })
+        });
+        entry.map_or(Ok(()), |entry| Err(format!("{} was revoked: {:?}", entry.what, entry.reason)))
     }
 
     /// The same code of the same bundle, whatever was found out about its signatures since.
