@@ -621,6 +621,32 @@ fn only_who_may_revokes_and_only_forward() {
     assert_eq!(verify(&without, &sign(6, PLATFORM)).unwrap().version(), 6);
 }
 
+/// Whoever had a key for a day could otherwise leave nobody a next list, not even to revoke that key.
+#[test]
+fn a_list_too_far_ahead_is_refused_so_that_there_can_always_be_a_next_one() {
+    const AHEAD: u64 = 1 << 32;
+    let five = in_force(5, &[]);
+    let sign = |version| list(version, &[]).sign(&keys()[SECURITY]).unwrap();
+    let verify = |before: &Revocations, version| before.verify(&sign(version), &revoking(), now());
+    for far in [5 + AHEAD + 1, u64::MAX - 1, u64::MAX] {
+        let error = verify(&five, far).unwrap_err();
+        assert!(matches!(error, RevocationError::Ahead { found, .. } if found == far), "{error}");
+        assert!(error.to_string().contains(&format!("{} is the most that counts now", 5 + AHEAD)), "{error}");
+    }
+    // A jump is no harm: times in seconds will do, and so will the next after the largest.
+    assert_eq!(verify(&five, 1_800_000_000).unwrap().version(), 1_800_000_000);
+    let most = verify(&five, 5 + AHEAD).expect("the control");
+    assert_eq!(verify(&most, 6 + AHEAD).unwrap().version(), 6 + AHEAD);
+    // The first one counts from what the trust policy asks for.
+    assert!(verify(&Revocations::none(), 3 + AHEAD).is_ok());
+    assert!(verify(&Revocations::none(), 4 + AHEAD).is_err());
+    let later = policy(&format!(
+        "{MINIMAL}[revocation]\nsigners = ['security']\nminimum_version = {}\n",
+        1_u64 << 40
+    ));
+    assert!(Revocations::none().verify(&sign((1 << 40) + 7), &later, now()).is_ok());
+}
+
 #[test]
 fn a_list_has_one_form() {
     let kind = Kind { payload_type: "application/vnd.portcullis.revocations.v1+json", longest: 1 << 20 };

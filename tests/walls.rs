@@ -321,6 +321,25 @@ fn only_the_fetcher_has_a_network() {
     }
 }
 
+/// What somebody wrote to say who is trusted is read by whoever goes by it, and by the command that checks it for people.
+#[test]
+fn only_the_registry_and_the_command_read_trust_policies() {
+    let parser = "10portcullis5trust4read";
+    for (name, program, has_it) in [
+        ("registry", env!("CARGO_BIN_EXE_portcullis-registry"), true),
+        ("command", env!("CARGO_BIN_EXE_portcullis"), true),
+        ("supervisor", env!("CARGO_BIN_EXE_portcullis-supervisor"), false),
+        ("spawner", env!("CARGO_BIN_EXE_portcullis-spawner"), false),
+        ("frontend", env!("CARGO_BIN_EXE_portcullis-frontend"), false),
+        ("worker", env!("CARGO_BIN_EXE_portcullis-worker"), false),
+        ("builder", env!("CARGO_BIN_EXE_portcullis-builder"), false),
+        ("fetcher", env!("CARGO_BIN_EXE_portcullis-fetcher"), false),
+    ] {
+        let found = Program::read(program).functions_with(parser);
+        assert_eq!(found > 0, has_it, "the {name} has {found} functions of {parser}");
+    }
+}
+
 /// As much of an ELF file as the test needs: sizes of code, names of functions.
 struct Program {
     functions: Vec<String>,
@@ -447,6 +466,21 @@ fn tests_that_the_threat_model_names_exist() {
     let (found, missing): (Vec<&str>, Vec<&str>) = names.partition(|name| exists(name));
     assert!(missing.is_empty(), "{missing:#?}");
     assert!(found.len() > 50, "{} tests named: the test does not see them", found.len());
+}
+
+/// Whoever reads bundles with other tools goes by the document.
+#[test]
+fn every_media_type_is_in_the_document_of_bundles() {
+    let names = |text: &str| -> BTreeSet<String> {
+        let part_of_a_name = |c: char| c.is_alphanumeric() || "/.+-".contains(c);
+        let all = text.split(|c| !part_of_a_name(c)).filter(|name| name.starts_with("application/"));
+        all.map(|name| name.trim_end_matches('.').to_owned()).collect()
+    };
+    let ours = names(&text("src/bundle/media.rs"));
+    assert!(ours.contains("application/vnd.portcullis.policy.v1") && ours.len() > 10, "{ours:?}");
+    let document = names(&text("docs/bundle.md"));
+    assert_eq!(ours.difference(&document).collect::<Vec<_>>(), Vec::<&String>::new(), "not documented");
+    assert_eq!(document.difference(&ours).collect::<Vec<_>>(), Vec::<&String>::new(), "no such type");
 }
 
 #[test]

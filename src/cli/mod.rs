@@ -131,6 +131,56 @@ mod tests {
         command_line().debug_assert();
     }
 
+    /// For programs as well as for people, and nobody has to guess what an exit code means.
+    #[test]
+    fn everything_about_policies_has_json_and_says_its_exit_codes() {
+        let line = command_line();
+        let mut seen = Vec::new();
+        for group in ["policy", "trust"] {
+            let group = line.find_subcommand(group).unwrap();
+            for command in group.get_subcommands() {
+                let name = format!("{} {}", group.get_name(), command.get_name());
+                let has_json = command.get_arguments().any(|argument| argument.get_long() == Some("json"));
+                assert!(has_json, "{name} has no --json");
+                let codes = codes(command);
+                assert!(codes.contains(&"0".to_owned()) && codes.contains(&"64".to_owned()), "{name}: {codes:?}");
+                for code in &codes {
+                    assert!(documented(&name, code), "README.md does not say what {code} of {name} means");
+                }
+                seen.push(name);
+            }
+        }
+        for name in ["policy build", "policy activate", "trust check", "trust rotate"] {
+            assert!(seen.iter().any(|seen| seen == name), "{name} is not in {seen:?}");
+        }
+        assert!(!documented("policy diff", "75") && !documented("policy build", "2"), "the test sees nothing");
+    }
+
+    /// Of the sentence under a command's help: `Exit codes: 0 done; 1 refused, with ..`.
+    fn codes(command: &clap::Command) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let sentence = help.strip_prefix("Exit codes: ").unwrap_or_default();
+        let first = |part: &str| part.split_whitespace().next().unwrap_or_default().to_owned();
+        sentence.split("; ").map(first).filter(|code| code.parse::<u8>().is_ok()).collect()
+    }
+
+    /// Whether the table of exit codes in README.md has that code, in the command's row or in that of all.
+    fn documented(name: &str, code: &str) -> bool {
+        let readme = include_str!("../../README.md");
+        let (_, table) = readme.split_once("\n## Exit codes\n").unwrap();
+        let table = table.split("\n## ").next().unwrap();
+        let last = format!("`{}`", name.split_whitespace().next_back().unwrap());
+        let rows = table.lines().filter(|line| line.starts_with("| "));
+        let (own, others): (Vec<&str>, Vec<&str>) = rows.partition(|row| {
+            let whom = row.split('|').nth(1).unwrap();
+            whom.contains(&format!("`portcullis {name}`")) || (whom.contains("policy") && whom.contains(&last))
+        });
+        let general = |row: &&str| row.starts_with("| all of them") || (own.is_empty() && row.starts_with("| the others"));
+        own.iter().copied().chain(others.into_iter().filter(general)).any(|row| {
+            row.split('|').nth(2).unwrap().split("; ").any(|part| part.split_whitespace().next() == Some(code))
+        })
+    }
+
     #[derive(Debug, thiserror::Error)]
     #[error("open key: {0}")]
     struct Says(#[source] io::Error);

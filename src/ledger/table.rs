@@ -78,6 +78,9 @@ pub struct Record {
     pub withdrawn: Option<String>,
     /// What is in the store and did not become active.
     pub held_back: Option<HeldBack>,
+    /// How often code of the active one had to be compiled again: the class's cache had lost or broken it, or it did not fit
+    /// this host any more. The history says why each time.
+    pub rebuilt: u64,
 }
 
 /// One version of a policy that was active or is.
@@ -175,9 +178,9 @@ pub enum TableError {
     TooLong(usize),
     #[error("does not have two lines: it is cut off")]
     CutOff,
-    #[error("its signature is not base64")]
+    #[error("has a signature that is not base64")]
     Base64,
-    #[error("its signature is not by this host's key {}: one of the two was changed or replaced", .0.short())]
+    #[error("is signed, but not by this host's key {}: one of the two was changed or replaced", .0.short())]
     Signature(KeyId),
     #[error("is not a table: {0}")]
     Malformed(#[source] serde_json::Error),
@@ -311,6 +314,7 @@ impl Record {
             previous: Vec::new(),
             withdrawn: None,
             held_back: None,
+            rebuilt: 0,
         }
     }
 }

@@ -16,6 +16,9 @@ use crate::signature::Signer;
 
 /// Largest signed list that is read, bytes: some thousand entries.
 pub const REVOCATIONS_MAX: usize = 2 << 20;
+/// How far a list may be ahead of the one before. Versions only go up, so whoever had a key for a day and signed a list with
+/// the highest number of all would leave nobody a next one, not even to revoke that key. Times in seconds fit in.
+const AHEAD_MAX: u64 = 1 << 32;
 /// Longest reason, bytes.
 const REASON_MAX: usize = 200;
 const LIST: Kind =
@@ -80,6 +83,11 @@ pub enum RevocationError {
     )]
     Version { found: u64, least: u64 },
     #[error(
+        "revocation list has version {found}, too far ahead: {most} is the most that counts now, so that there can always be \
+         a next one; sign one with a lower version"
+    )]
+    Ahead { found: u64, most: u64 },
+    #[error(
         "revocation list differs from the one in force and has the same version, {version}: sign one with a higher version"
     )]
     SameVersion { version: u64 },
@@ -117,6 +125,10 @@ impl Revocations {
         let least = rule.minimum_version.max(self.version).max(1);
         if list.version < least {
             return Err(RevocationError::Version { found: list.version, least });
+        }
+        let most = least.saturating_add(AHEAD_MAX);
+        if list.version > most {
+            return Err(RevocationError::Ahead { found: list.version, most });
         }
         if list.version == self.version {
             return Err(RevocationError::SameVersion { version: list.version });

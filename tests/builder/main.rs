@@ -10,6 +10,8 @@
     reason = "a failed test panics; starting a process as another user takes a hook between fork and exec"
 )]
 
+#[path = "../support/bomb.rs"]
+mod bomb;
 mod bombs;
 mod jobs;
 mod kept;

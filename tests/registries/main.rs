@@ -5,12 +5,16 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     reason = "a test says no by panicking"
 )]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "how many cuts there were, and what takes root")]
 
+mod broken;
 mod cutting;
 mod desk;
 mod docker;
 mod fake;
 mod lies;
 mod locked;
+mod watched;

@@ -139,13 +139,14 @@ mod tests {
     #[test]
     fn those_who_are_there_are_not_missing_and_others_are_in_the_way() {
         let ours = "root:x:0:0::/root:/bin/sh\nportcullis-shared:x:61001:61001::/:/usr/sbin/nologin\n";
+        let others = ["portcullis", "portcullis-frontend", "portcullis-registry", "portcullis-fetcher"];
         let accounts = Accounts::compare(ours, "root:x:0:\nportcullis-shared:x:61001:\n");
-        assert_eq!(accounts.users, ["portcullis", "portcullis-frontend", "portcullis-registry"]);
-        assert_eq!(accounts.groups, ["portcullis", "portcullis-frontend", "portcullis-registry"]);
+        assert_eq!(accounts.users, others);
+        assert_eq!(accounts.groups, others);
         assert!(accounts.taken.is_empty(), "{accounts:?}");
 
         let accounts = Accounts::compare("eve:x:61000:61000::/:/bin/sh\n", "portcullis-shared:x:7:\n");
-        assert_eq!((accounts.users.len(), accounts.groups.len()), (4, 3));
+        assert_eq!((accounts.users.len(), accounts.groups.len()), (5, 4));
         let [user, group] = accounts.taken.as_slice() else { panic!("{accounts:?}") };
         assert!(
             user.starts_with("make user \"portcullis-frontend\" with number 61000: there is user \"eve\"")

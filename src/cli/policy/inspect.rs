@@ -1,5 +1,6 @@
 //! `portcullis policy inspect`
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,11 +11,15 @@ use super::stored::{Claim, Kind, Stored, signer};
 use crate::bundle::PolicyConfig;
 use crate::cli::terminal::printable;
 use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
+use crate::engine::WORLD;
 use crate::signature::{Anchors, Evidence};
+
+/// What [`WORLD`] is.
+const WORLD_TEXT: &str = include_str!("../../../policies/wit/policy.wit");
 
 /// Show what is in a bundle, trusted or not
 ///
-/// Whose it is, what it imports and exports, its limits, machine code, source, and what is attached. Without --key no
+/// Whose it is, what it imports (and which functions of the host that lets it call) and exports, its limits, machine code, source, and what is attached. Without --key no
 /// signature is checked: it shows what somebody claims. Whether it would be accepted is what `verify` says.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
@@ -42,9 +47,15 @@ impl Inspect {
                 .iter()
                 .map(|code| json!({ "platform": code.platform, "cwasm": code.cwasm.digest, "bytes": code.cwasm.size }))
                 .collect();
+            let functions: BTreeMap<&str, Vec<&str>> = bundle
+                .config
+                .imports
+                .iter()
+                .map(|name| (name.as_str(), host_functions(&bundle.config, name)))
+                .collect();
             output::json(&json!({
                 "path": self.bundle, "bundle": bundle.digest(), "tar": stored.layout.is_tar(), "bytes": stored.size(),
-                "config": bundle.config, "code": code, "source": { "wasm": bundle.source.digest, "bytes": bundle.source.size },
+                "config": bundle.config, "host_functions": functions, "code": code, "source": { "wasm": bundle.source.digest, "bytes": bundle.source.size },
                 "attached": claims, "evidence": evidence,
             }))?;
         } else {
@@ -87,6 +98,14 @@ fn for_people(stored: &Stored, claims: &[Claim], evidence: Option<&Evidence>) ->
 /// The capability manifest.
 pub(super) fn describe(config: &PolicyConfig) -> String {
     let limits = &config.limits;
+    let imports: Vec<String> = config
+        .imports
+        .iter()
+        .map(|name| match host_functions(config, name).join(", ") {
+            functions if functions.is_empty() => name.clone(),
+            functions => format!("{name} ({functions})"),
+        })
+        .collect();
     let list = |names: &[String]| match names {
         [] => "nothing".to_owned(),
         names => names.iter().map(|name| printable(name)).collect::<Vec<_>>().join(", "),
@@ -98,13 +117,21 @@ pub(super) fn describe(config: &PolicyConfig) -> String {
         config.tenant,
         config.version,
         printable(&config.world),
-        list(&config.imports),
+        list(&imports),
         list(&config.exports),
         units::show_bytes(limits.memory.into()),
         limits.table_elements,
         units::show_bytes(limits.output.into()),
         units::show_microseconds(limits.deadline_us),
     )
+}
+
+/// What the host does for a policy that imports this interface of our world. Nothing is known of another world.
+fn host_functions(config: &PolicyConfig, interface: &str) -> Vec<&'static str> {
+    let begins = format!("interface {interface} {{");
+    let body = WORLD_TEXT.lines().skip_while(|line| *line != begins).skip(1).take_while(|line| *line != "}");
+    let function = |line: &'static str| Some(line.trim().split_once(": func(")?.0);
+    if config.world == WORLD { body.filter_map(function).collect() } else { Vec::new() }
 }
 
 impl Claim {

@@ -54,7 +54,7 @@ impl List {
 }
 
 fn show(service: &Service, record: &Record) -> String {
-    let Record { tenant, policy, active, previous, withdrawn, held_back, pinned, floor, .. } = record;
+    let Record { tenant, policy, active, previous, withdrawn, held_back, pinned, floor, rebuilt, .. } = record;
     let mut text = match (active, withdrawn) {
         (Some(active), None) => format!("{tenant}/{policy}: version {} serves\n", active.config.version),
         (Some(active), Some(_)) => {
@@ -76,6 +76,9 @@ fn show(service: &Service, record: &Record) -> String {
     }
     if let Some(pinned) = pinned {
         text += &format!("  waiting   versions up to {pinned}, since it was rolled back\n");
+    }
+    if *rebuilt > 0 {
+        text += &format!("  rebuilt   {rebuilt} times on this host; `portcullis policy history` says why\n");
     }
     text + &format!("  floor     {floor}: nothing lower becomes active by itself\n")
 }

@@ -321,6 +321,7 @@ impl Survey {
         let Some(record) = self.draft.record_mut(&task.key.0, &task.key.1) else { return };
         let Some(active) = &mut record.active else { return };
         active.code = made;
+        record.rebuilt = record.rebuilt.saturating_add(1);
         let seen = Some((active.bundle, active.version()));
         self.rebuilt = self.rebuilt.saturating_add(1);
         let why = task.rebuild.clone().unwrap_or_default();

@@ -531,6 +531,8 @@ fn what_a_cache_lost_is_compiled_again_from_the_kept_source_and_counted() {
     let event = world.history().last().unwrap();
     assert_eq!(event.what, What::Rebuilt);
     assert!(event.why.contains("was broken in the cache"), "{}", event.why);
+    let counted = |world: &World| (world.record("gate").rebuilt, world.record("quota").rebuilt);
+    assert_eq!(counted(&world), (1, 0), "and it is known how often");
     world.asked.clear();
     world.survey();
     assert!(world.asked.is_empty(), "what is in memory is not asked for: {:?}", world.asked);
