@@ -112,8 +112,9 @@ impl SmallDisk {
         Self(path)
     }
 
+    /// Not with a dot in front: that would be what is left of an attempt to write, and is removed.
     fn ballast(&self) -> PathBuf {
-        self.0.join(".ballast")
+        self.0.join("ballast")
     }
 
     /// Not a byte more goes on it.
@@ -122,9 +123,9 @@ impl SmallDisk {
         for step in [1 << 20, 4096, 1] {
             while file.write_all(&vec![1; step]).is_ok() {}
         }
-        let error = fs::write(self.0.join(".more"), b"x").unwrap_err();
+        let error = fs::write(self.0.join("more"), b"x").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-        let _ = fs::remove_file(self.0.join(".more"));
+        let _ = fs::remove_file(self.0.join("more"));
     }
 
     fn make_room(&self) {

@@ -23,6 +23,7 @@ use portcullis::bundle::Platform;
 use portcullis::client::{ClientError, Question};
 use portcullis::compile;
 use portcullis::decision::{Outcome, Refusal, Stage};
+use portcullis::ledger::What;
 use portcullis::wire::client::Deadline;
 use portcullis::wire::control::{Process, ProcessState};
 use portcullis::wire::operator::PolicyStatus;
@@ -473,6 +474,12 @@ fn what_has_no_code_for_this_host_is_compiled_from_its_signed_source() {
         assert_eq!((decision.outcome, decision.digest), (Outcome::Allow, Some(here)), "{name}");
     }
     assert_eq!(Digest::of(&fs::read(&cached).unwrap()), here);
+    // It is counted, and said why: once, or for each of those that asked before it was there again.
+    let table = portcullis::ledger::read(&service.site.path("state")).unwrap();
+    let counted = cases.map(|name| table.record(&tenant(name), &policy("gate")).unwrap().rebuilt);
+    assert!((1..=3).contains(&counted.iter().sum::<u64>()), "{counted:?}");
+    let rebuilt = table.history.iter().rfind(|event| event.what == What::Rebuilt).unwrap();
+    assert!(rebuilt.why.contains("have digest sha256:"), "{rebuilt:?}");
 }
 
 #[test]

@@ -78,7 +78,13 @@ fn what_asks_for_more_waits_until_an_operator_accepts_it() {
     let first = decides(&service);
     assert!(first.is_some(), "nothing decides");
     let text = ends(site, "list", 0);
-    for said in ["acme/gate: version 1 serves", "from the bundle", "signed by key-1 (key ", "floor 1:"] {
+    for said in [
+        "no revocation list is in force",
+        "acme/gate: version 1 serves",
+        "from the bundle",
+        "signed by key-1 (key ",
+        "floor 1:",
+    ] {
         assert!(words(&text).contains(said), "{said:?} is not in\n{text}");
     }
 
@@ -174,6 +180,7 @@ fn what_is_revoked_stops_deciding_and_everybody_is_told_why() {
     let text = ends(site, "list", 0);
     assert!(text.contains("version 1 DOES NOT SERVE") && words(&text).contains("it leaks"), "{text}");
     assert_eq!(json(site, "list")["revocations"], 1);
+    assert!(text.contains("revocation list version 1 is in force"), "{text}");
     let text = ends(site, &revoke("mine.key"), 1);
     assert!(text.contains("is on the list already"), "{text}");
 

@@ -143,7 +143,10 @@ mod tests {
                 let has_json = command.get_arguments().any(|argument| argument.get_long() == Some("json"));
                 assert!(has_json, "{name} has no --json");
                 let codes = codes(command);
-                assert!(codes.contains(&"0".to_owned()) && codes.contains(&"64".to_owned()), "{name}: {codes:?}");
+                assert!(
+                    codes.contains(&"0".to_owned()) && codes.contains(&"64".to_owned()),
+                    "{name}: {codes:?}"
+                );
                 for code in &codes {
                     assert!(documented(&name, code), "README.md does not say what {code} of {name} means");
                 }
@@ -153,7 +156,10 @@ mod tests {
         for name in ["policy build", "policy activate", "trust check", "trust rotate"] {
             assert!(seen.iter().any(|seen| seen == name), "{name} is not in {seen:?}");
         }
-        assert!(!documented("policy diff", "75") && !documented("policy build", "2"), "the test sees nothing");
+        assert!(
+            !documented("policy diff", "75") && !documented("policy build", "2"),
+            "the test sees nothing"
+        );
     }
 
     /// Of the sentence under a command's help: `Exit codes: 0 done; 1 refused, with ..`.
@@ -173,11 +179,18 @@ mod tests {
         let rows = table.lines().filter(|line| line.starts_with("| "));
         let (own, others): (Vec<&str>, Vec<&str>) = rows.partition(|row| {
             let whom = row.split('|').nth(1).unwrap();
-            whom.contains(&format!("`portcullis {name}`")) || (whom.contains("policy") && whom.contains(&last))
+            whom.contains(&format!("`portcullis {name}`"))
+                || (whom.contains("policy") && whom.contains(&last))
         });
-        let general = |row: &&str| row.starts_with("| all of them") || (own.is_empty() && row.starts_with("| the others"));
+        let general = |row: &&str| {
+            row.starts_with("| all of them") || (own.is_empty() && row.starts_with("| the others"))
+        };
         own.iter().copied().chain(others.into_iter().filter(general)).any(|row| {
-            row.split('|').nth(2).unwrap().split("; ").any(|part| part.split_whitespace().next() == Some(code))
+            row.split('|')
+                .nth(2)
+                .unwrap()
+                .split("; ")
+                .any(|part| part.split_whitespace().next() == Some(code))
         })
     }
 

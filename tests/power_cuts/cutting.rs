@@ -187,7 +187,7 @@ impl Traced {
     fn done(&mut self, call: Call) {
         match call {
             Call::Writes(path) => drop(self.dirty.insert(path)),
-            Call::Makes(path) => drop(self.dirty.insert(path.parent().unwrap().to_owned())),
+            Call::Makes(path) => self.named(&path),
             Call::Syncs(path) => drop(self.dirty.remove(&path)),
             Call::Removes => {}
             Call::Renames { from, to, exchange } => {
@@ -201,8 +201,16 @@ impl Traced {
                     }
                 });
                 self.dirty = moved.collect();
-                self.dirty.extend([&from, &to].map(|path| path.parent().unwrap().to_owned()));
+                self.named(&from);
+                self.named(&to);
             }
+        }
+    }
+
+    /// Something came into, or left, a directory. Of what is unfinished it does not matter whether it is there.
+    fn named(&mut self, path: &Path) {
+        if !path.file_name().unwrap().as_encoded_bytes().starts_with(b".") {
+            self.dirty.insert(path.parent().unwrap().to_owned());
         }
     }
 

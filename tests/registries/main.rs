@@ -8,7 +8,11 @@
     clippy::cast_sign_loss,
     reason = "a test says no by panicking"
 )]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "how many cuts there were, and what takes root")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "how many cuts there were, and what takes root"
+)]
 
 mod broken;
 mod cutting;

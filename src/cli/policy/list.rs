@@ -39,22 +39,27 @@ impl List {
                 && self.policy.as_ref().is_none_or(|policy| *policy == record.policy)
         };
         let records: Vec<&Record> = table.policies.iter().filter(asked).collect();
+        let version = table.revocations.as_ref().map(|known| known.version);
         if self.json {
-            let version = table.revocations.as_ref().map(|known| known.version);
             output::json(&json!({
                 "host": table.host, "revision": table.revision, "revocations": version, "policies": records,
             }))?;
         } else {
             let text: String = records.iter().map(|record| show(&service, record)).collect();
             let text = if text.is_empty() { "no policies\n".to_owned() } else { text };
-            output::text(format_args!("{text}"))?;
+            let revoked = version.map_or_else(
+                || "no revocation list is in force\n".to_owned(),
+                |version| format!("revocation list version {version} is in force\n"),
+            );
+            output::text(format_args!("{text}{revoked}"))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
 fn show(service: &Service, record: &Record) -> String {
-    let Record { tenant, policy, active, previous, withdrawn, held_back, pinned, floor, rebuilt, .. } = record;
+    let Record { tenant, policy, active, previous, withdrawn, held_back, pinned, floor, rebuilt, .. } =
+        record;
     let mut text = match (active, withdrawn) {
         (Some(active), None) => format!("{tenant}/{policy}: version {} serves\n", active.config.version),
         (Some(active), Some(_)) => {

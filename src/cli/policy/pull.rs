@@ -222,8 +222,10 @@ fn place_in_store(store: &Path, bundle: &Bundle) -> Result<PathBuf, PullError> {
     let tenant = store.join(bundle.config.tenant.as_str());
     let make = |source| PullError::Make { path: tenant.clone(), source };
     match DirBuilder::new().mode(0o755).create(&tenant) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(make(error)),
-        _ => {}
+        // Or what is said to be in place would be gone after a power cut, with the folder that it is in.
+        Ok(()) => File::open(store).and_then(|store| store.sync_all()).map_err(make)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(make(error)),
     }
     let metadata: Metadata = fs::symlink_metadata(&tenant).map_err(make)?;
     // Where others can move things around, root must not write.
