@@ -1,6 +1,7 @@
 //! What lies in the store for one policy, and what becomes of it. Nothing of it is believed; what is good is copied to the
 //! registry's own directory before anything else happens to it.
 
+use std::cell::RefCell;
 use std::io;
 
 use super::goal::{Goal, PolicyTask};
@@ -220,10 +221,16 @@ fn keep(
     bundle: &Bundle,
     content: impl Fn(&crate::bundle::Descriptor) -> Result<Vec<u8>, LayoutError>,
 ) -> Result<(), String> {
+    // What cannot be read is not the fault of the place it is written to.
+    let unreadable = RefCell::new(None);
+    let content = |blob: &_| {
+        content(blob).inspect_err(|error| *unreadable.borrow_mut() = Some(error.to_string()))
+    };
     let written = |file: &mut std::fs::File| {
         tar_into(file.try_clone()?, bundle, content).map_err(|error| io::Error::other(error.to_string()))
     };
-    state.keep(bundle.digest(), written).map_err(|error| error.to_string())
+    let kept = state.keep(bundle.digest(), written);
+    kept.map_err(|error| unreadable.take().unwrap_or_else(|| error.to_string()))
 }
 
 /// The machine code in a bundle that says that it is for this host.
