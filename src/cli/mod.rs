@@ -142,6 +142,13 @@ mod tests {
                 let name = format!("{} {}", group.get_name(), command.get_name());
                 let has_json = command.get_arguments().any(|argument| argument.get_long() == Some("json"));
                 assert!(has_json, "{name} has no --json");
+                for argument in command.get_arguments() {
+                    assert!(
+                        argument.get_help().is_some(),
+                        "{name} does not say what {} is",
+                        argument.get_id()
+                    );
+                }
                 let codes = codes(command);
                 assert!(
                     codes.contains(&"0".to_owned()) && codes.contains(&"64".to_owned()),

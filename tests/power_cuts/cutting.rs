@@ -261,7 +261,7 @@ impl Tracee {
             libc::SYS_sendfile => Some(Call::Writes(self.descriptor(a)?)),
             libc::SYS_fsync | libc::SYS_fdatasync => Some(Call::Syncs(self.descriptor(a)?)),
             libc::SYS_openat => self.makes(a, b, c),
-            libc::SYS_mkdirat => Some(Call::Makes(self.path(a, b)?)),
+            libc::SYS_mkdirat => self.makes_folder(a, b),
             libc::SYS_unlinkat => Some(Call::Removes),
             libc::SYS_renameat => Some(renames(self.path(a, b)?, self.path(c, d)?, 0)),
             libc::SYS_renameat2 => Some(renames(self.path(a, b)?, self.path(c, d)?, e)),
@@ -269,7 +269,7 @@ impl Tracee {
             #[cfg(target_arch = "x86_64")]
             libc::SYS_open => self.makes(HERE, a, b),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_mkdir => Some(Call::Makes(self.path(HERE, a)?)),
+            libc::SYS_mkdir => self.makes_folder(HERE, a),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_unlink | libc::SYS_rmdir => Some(Call::Removes),
             #[cfg(target_arch = "x86_64")]
@@ -286,6 +286,12 @@ impl Tracee {
             true if has(libc::O_TRUNC) => Some(Call::Writes(path)),
             _ => None,
         }
+    }
+
+    /// One that is there already stays as it is.
+    fn makes_folder(&self, directory: u64, path: u64) -> Option<Call> {
+        let path = self.path(directory, path)?;
+        (!path.exists()).then_some(Call::Makes(path))
     }
 
     fn path(&self, directory: u64, address: u64) -> Option<PathBuf> {

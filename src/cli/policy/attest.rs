@@ -22,6 +22,7 @@ use crate::signature::{self, BUILD_TYPE, BuildFacts, GitSource};
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Attest {
+    /// The bundle, a folder or a tar
     bundle: PathBuf,
     /// The builder's private key
     #[arg(long)]

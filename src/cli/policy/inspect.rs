@@ -24,6 +24,7 @@ const WORLD_TEXT: &str = include_str!("../../../policies/wit/policy.wit");
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Inspect {
+    /// The bundle, a folder or a tar
     bundle: PathBuf,
     /// A public key to check signatures with; may be given more than once
     #[arg(long = "key", value_name = "PUB")]

@@ -20,6 +20,7 @@ pub(in crate::cli) struct Keygen {
     /// Where to write the private key; the public key goes to KEY.pub. Neither may exist
     #[arg(short, long, value_name = "KEY")]
     out: PathBuf,
+    /// What kind of key
     #[arg(long, value_enum, default_value_t = Algorithm::Ed25519)]
     algorithm: Algorithm,
     /// Print JSON

@@ -43,16 +43,16 @@ pub(super) enum Command {
     Verify(verify::Verify),
     Inspect(inspect::Inspect),
     Diff(diff::Diff),
+    #[cfg(feature = "fetcher")]
+    Push(push::Push),
+    #[cfg(feature = "fetcher")]
+    Pull(pull::Pull),
     Activate(activate::Activate),
     Rollback(rollback::Rollback),
     List(list::List),
     History(history::History),
     Revoke(revoke::Revoke),
     Componentize(componentize::Componentize),
-    #[cfg(feature = "fetcher")]
-    Push(push::Push),
-    #[cfg(feature = "fetcher")]
-    Pull(pull::Pull),
 }
 
 impl Command {

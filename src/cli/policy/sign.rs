@@ -22,6 +22,7 @@ use crate::signature::{self, Anchors, Signer};
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Sign {
+    /// The bundle, a folder or a tar
     bundle: PathBuf,
     /// The private key
     #[arg(long)]

@@ -35,6 +35,7 @@ const EXIT_CODES: &str = "Exit codes: 0 good; 1 refused, or not checked at all, 
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Verify {
+    /// The bundle, a folder or a tar
     bundle: PathBuf,
     /// The trust policy to hold it to
     #[arg(long, value_name = "FILE", required_unless_present = "keys", conflicts_with = "keys")]

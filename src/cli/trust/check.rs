@@ -20,6 +20,7 @@ use crate::trust::{Candidate, REVOCATIONS_MAX, Revocations};
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Check {
+    /// The trust policy
     trust: PathBuf,
     /// A bundle to hold to it; `portcullis policy verify` looks at more of it
     #[arg(long)]

@@ -22,6 +22,7 @@ const DAYS_MAX: u32 = 3650;
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Rotate {
+    /// The trust policy
     trust: PathBuf,
     /// Whose key it is, by the name in the file
     #[arg(long, value_name = "NAME")]
