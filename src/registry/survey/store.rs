@@ -223,9 +223,8 @@ fn keep(
 ) -> Result<(), String> {
     // What cannot be read is not the fault of the place it is written to.
     let unreadable = RefCell::new(None);
-    let content = |blob: &_| {
-        content(blob).inspect_err(|error| *unreadable.borrow_mut() = Some(error.to_string()))
-    };
+    let content =
+        |blob: &_| content(blob).inspect_err(|error| *unreadable.borrow_mut() = Some(error.to_string()));
     let written = |file: &mut std::fs::File| {
         tar_into(file.try_clone()?, bundle, content).map_err(|error| io::Error::other(error.to_string()))
     };
