@@ -394,6 +394,10 @@ fn provenance_names_one_source_or_none() {
     assert_eq!(found.repository.as_deref(), Some("git+ssh://git@example.test/acme"));
     assert_eq!(found.reference, None);
 
+    // Whoever may push a branch may call it so; it is no tag, and no repository of that name.
+    let found = provenance(json!([git("git+https://a.test/a@refs/heads/x@refs/tags/v1", None)]));
+    assert_eq!((found.repository, found.reference), (None, None));
+
     let (one, other) = (git("git+https://a.test/a@refs/tags/v1", None), git("git+https://b.test/b", None));
     assert_eq!(provenance(json!([one, other])).repository, None, "which of the two?");
     let named = git("git+https://c.test/c@refs/tags/v1", Some("source"));

@@ -90,6 +90,8 @@ struct BuilderJson {
 
 const SOURCE: &str = "source";
 const GIT: &str = "git+";
+/// Between a repository and its ref.
+const REF: &str = "@refs/";
 const COMMIT: &str = "gitCommit";
 
 impl BuildFacts {
@@ -119,7 +121,7 @@ impl BuildFacts {
 impl GitSource {
     fn dependency(&self) -> Result<DependencyJson, FactsError> {
         let repository = self.repository.strip_prefix(GIT).unwrap_or(&self.repository);
-        if !is_uri(repository) || repository.contains("@refs/") {
+        if !is_uri(repository) || repository.contains(REF) {
             return Err(FactsError::Repository(self.repository.clone()));
         }
         let reference = match &self.reference {
@@ -145,7 +147,9 @@ impl PredicateJson {
     pub(super) fn read(self, signer: Signer) -> Provenance {
         let source = the_source(&self.build_definition.resolved_dependencies);
         let (repository, reference) = match source {
-            Some(source) => match source.uri.rsplit_once("@refs/") {
+            Some(source) => match source.uri.split_once(REF) {
+                // A branch may be called "x@refs/tags/v1", and nobody can tell where that begins.
+                Some((_, rest)) if rest.contains(REF) => (None, None),
                 Some((repository, rest)) => (Some(repository.to_owned()), Some(format!("refs/{rest}"))),
                 None => (Some(source.uri.clone()), None),
             },
@@ -178,7 +182,7 @@ fn is_uri(text: &str) -> bool {
 }
 
 fn is_reference(text: &str) -> bool {
-    text.len() > "refs/".len() && text.starts_with("refs/") && !text.contains("@refs/") && is_plain(text)
+    text.len() > "refs/".len() && text.starts_with("refs/") && !text.contains(REF) && is_plain(text)
 }
 
 fn is_commit(text: &str) -> bool {
