@@ -21,7 +21,7 @@ pub(super) struct Setting {
     pub(super) assignment: RegistryAssignment,
     pub(super) trust: TrustPolicy,
     pub(super) anchors: Anchors,
-    /// Of the keys in it: evidence that was worked out with others is worked out again.
+    /// Of what signatures are checked with: evidence that was worked out with something else is worked out again.
     pub(super) keys: Digest,
     policies: BTreeMap<Key, TrustClass>,
 }
@@ -32,10 +32,7 @@ impl Setting {
     pub(super) fn new(assignment: RegistryAssignment) -> Result<Self, TrustErrors> {
         let trust = TrustPolicy::parse(Path::new(&assignment.trust.path), &assignment.trust.text)?;
         let anchors = trust.anchors();
-        let mut ids: Vec<String> = anchors.keys.iter().map(|key| key.id().to_string()).collect();
-        ids.sort();
-        ids.dedup();
-        let keys = Digest::of(ids.join("\n").as_bytes());
+        let keys = looked_with(&anchors);
         let policies = assignment.tenants.iter().flat_map(|one| {
             one.policies.iter().map(|policy| ((one.tenant.clone(), policy.clone()), one.class.clone()))
         });
@@ -73,12 +70,19 @@ impl Setting {
             Err(refusals) => {
                 against.extend(refusals.iter().map(ToString::to_string));
                 // What was attached and did not help is often why.
-                against.extend(evidence.disregarded.iter().take(DISREGARDED_SHOWN).cloned());
+                against.extend(evidence.disregarded.iter().cloned());
                 Err(against.join("; "))
             }
         }
     }
 }
 
-/// Most attachments that a refusal speaks of.
-const DISREGARDED_SHOWN: usize = 4;
+/// Keys, what identities are taken from, and this program: another one may know better what a good signature is.
+fn looked_with(anchors: &Anchors) -> Digest {
+    let mut parts: Vec<String> = anchors.keys.iter().map(|key| key.id().to_string()).collect();
+    parts.sort();
+    parts.dedup();
+    parts.extend(anchors.keyless.iter().map(|root| root.digest().to_string()));
+    parts.push(env!("CARGO_PKG_VERSION").to_owned());
+    Digest::of(parts.join("\n").as_bytes())
+}

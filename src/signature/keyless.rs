@@ -9,6 +9,7 @@ use sigstore_verify::types::Bundle;
 use sigstore_verify::{VerificationPolicy, Verifier};
 
 use super::{KeylessError, Signer};
+use crate::artifact::Digest;
 
 /// Whether this program checks such signatures.
 pub const KEYLESS: bool = true;
@@ -30,6 +31,12 @@ impl KeylessRoot {
         let root = TrustedRoot::from_json(json).map_err(|error| refuse(error.to_string()))?;
         let verifier = Verifier::new(&root).map_err(|error| refuse(error.to_string()))?;
         Ok(Self { verifier: Arc::new(verifier), json: json.into() })
+    }
+
+    /// Of its text.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.json.as_bytes())
     }
 
     /// Who signed: certificate up to the root, its place in the log, the time, and the signature over `subject` (or over
