@@ -1,8 +1,12 @@
 //! Who vouches for a bundle: what is attached to it, read and checked against the keys of the trust policy.
 
-use crate::artifact::Digest;
-use crate::bundle::{Attachment, Bundle, Layout, LayoutError};
-use crate::signature::{Anchors, Evidence, Material, Subject, check, cosign, sigstore};
+use crate::bundle::{ATTACHMENTS_MAX, Attachment, Bundle, Layout, LayoutError};
+use crate::signature::{ATTACHED_MAX, Anchors, Evidence, Material, Subject, check, cosign, sigstore};
+
+/// Most attachments that are spoken of because they say nothing: it is written down with what they are attached to.
+pub(super) const DISREGARDED_MAX: usize = 4;
+/// Most bytes that are kept of what says nothing of trust.
+const REST_MAX: u64 = 4 << 20;
 
 /// What the signatures on a bundle say.
 ///
@@ -12,27 +16,60 @@ pub(super) fn of(layout: &Layout, bundle: &Bundle, anchors: &Anchors) -> Result<
     of_attachments(layout, bundle, &bundle.attachments.iter().collect::<Vec<_>>(), anchors)
 }
 
-/// Of a bundle that is kept already, what is attached in the store now and was not when it was kept, and says something: it
-/// was signed again, with a new key maybe.
+/// Of these attachments those that say something which neither `known` says nor one before them; `known` grows by it. A
+/// signature can be written in any number of ways, so whoever writes to the store could fill every place there is with one.
 ///
 /// # Errors
 /// When an attachment cannot be read.
-pub(super) fn news(
+pub(super) fn telling(
     layout: &Layout,
     bundle: &Bundle,
-    kept: &[Digest],
+    attachments: &[Attachment],
+    known: &mut Evidence,
     anchors: &Anchors,
 ) -> Result<Vec<Attachment>, LayoutError> {
-    let mut news = Vec::new();
-    for attachment in &bundle.attachments {
-        if kept.binary_search(&attachment.manifest.digest).is_err() {
-            let said = of_attachments(layout, bundle, &[attachment], anchors)?;
-            if !said.signers.is_empty() || !said.provenance.is_empty() {
-                news.push(attachment.clone());
+    let mut telling = Vec::new();
+    for attachment in attachments {
+        let said = of_attachments(layout, bundle, &[attachment], anchors)?;
+        let before = known.signers.len().saturating_add(known.provenance.len());
+        for signer in said.signers {
+            if !known.signers.contains(&signer) {
+                known.signers.push(signer);
             }
         }
+        for provenance in said.provenance {
+            if !known.provenance.contains(&provenance) {
+                known.provenance.push(provenance);
+            }
+        }
+        if known.signers.len().saturating_add(known.provenance.len()) > before {
+            telling.push(attachment.clone());
+        }
     }
-    Ok(news)
+    Ok(telling)
+}
+
+/// What is kept of what is attached: all that is telling, as far as all of it will be looked at again, and of the rest (lists
+/// of parts, signatures by keys that nobody knows yet) what is small.
+pub(super) fn worth_keeping(telling: Vec<Attachment>, rest: &[Attachment]) -> Vec<Attachment> {
+    let (mut layers, mut bytes) = (0_usize, 0_u64);
+    let mut kept: Vec<Attachment> = Vec::new();
+    let told = telling.len();
+    for (number, attachment) in telling.iter().chain(rest).enumerate() {
+        let size = attachment.layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+        let is_rest = number >= told;
+        let fits = kept.len() < ATTACHMENTS_MAX
+            && layers.saturating_add(attachment.layers.len()) <= ATTACHED_MAX
+            && (!is_rest || bytes.saturating_add(size) <= REST_MAX);
+        if !fits || kept.iter().any(|other| other.manifest.digest == attachment.manifest.digest) {
+            continue;
+        }
+        layers = layers.saturating_add(attachment.layers.len());
+        bytes = if is_rest { bytes.saturating_add(size) } else { bytes };
+        kept.push(attachment.clone());
+    }
+    kept.sort_by_key(|attachment| attachment.manifest.digest);
+    kept
 }
 
 fn of_attachments(
@@ -59,5 +96,8 @@ fn of_attachments(
             annotations: &layer.annotations.0,
         })
         .collect();
-    Ok(check(&Subject { index: bundle.digest(), bytes: &bundle.index_bytes }, &materials, anchors))
+    let subject = Subject { index: bundle.digest(), bytes: &bundle.index_bytes };
+    let mut evidence = check(&subject, &materials, anchors);
+    evidence.disregarded.truncate(DISREGARDED_MAX);
+    Ok(evidence)
 }

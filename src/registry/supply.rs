@@ -6,14 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::setting::Key;
-use super::survey::{Served, Standing};
+use super::survey::{Served, Standing, shortened};
 use crate::artifact::SealedBytes;
 use crate::decision::TrustClass;
 use crate::wire::channel::{Channel, Received, SendError};
 use crate::wire::supply::{FromRegistry, SUPPLY_MAX, ToRegistry};
-
-/// Longest reason that is sent, bytes: a message has a limit, and people read it.
-const WHY_MAX: usize = 4096;
 
 /// Every worker that lives, as far as its supply channel does.
 #[derive(Debug, Default)]
@@ -154,18 +151,11 @@ impl Parcel {
     }
 }
 
-fn shortened(why: &str) -> String {
-    if why.len() <= WHY_MAX {
-        return why.to_owned();
-    }
-    let end = (0..=WHY_MAX).rev().find(|at| why.is_char_boundary(*at)).unwrap_or(0);
-    format!("{}...", why.get(..end).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::artifact::Digest;
+    use crate::registry::survey::WHY_MAX;
     use crate::registry::tests::{World, key};
 
     type Worker = Channel<ToRegistry, FromRegistry>;

@@ -12,6 +12,9 @@ use crate::artifact::{Digest, KeyId, PublicKey};
 /// Most attachments that are looked at. Whoever fills a store with more gets the bundle refused for want of signatures.
 pub const ATTACHED_MAX: usize = 64;
 
+/// Longest reason why one says nothing, characters.
+const WHY_MAX: usize = 400;
+
 /// The bundle that signatures have to be about.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
@@ -96,7 +99,7 @@ pub fn check(subject: &Subject<'_>, attached: &[Material<'_>], anchors: &Anchors
             Ok(Said::Built(built)) => provenance.push(built),
             Err(why) => {
                 let shown: String = material.media_type.chars().take(80).collect();
-                disregarded.push(format!("attachment {number} ({shown:?}) {why}"));
+                disregarded.push(shortened(&format!("attachment {number} ({shown:?}) {why}")));
             }
         }
     }
@@ -105,6 +108,11 @@ pub fn check(subject: &Subject<'_>, attached: &[Material<'_>], anchors: &Anchors
         disregarded.push(format!("of {all} attachments only the first {ATTACHED_MAX} were looked at"));
     }
     Evidence { signers: signers.into_iter().collect(), provenance, disregarded }
+}
+
+/// It may quote what a stranger wrote, and is written down.
+fn shortened(why: &str) -> String {
+    why.chars().take(WHY_MAX).collect()
 }
 
 fn look(subject: &Subject<'_>, material: &Material<'_>, anchors: &Anchors) -> Result<Said, Disregarded> {

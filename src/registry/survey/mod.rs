@@ -41,6 +41,10 @@ use goal::Task;
 /// Most policies that wait for a builder at one time. The supervisor starts two; the others are ready when those are done.
 const WAITING_MAX: usize = 4;
 
+/// Longest reason that is written down or sent, bytes: people read it, and it may quote at length what a stranger wrote. If
+/// everything were kept, one of those in the store could make the table too long to be written.
+pub(super) const WHY_MAX: usize = 4096;
+
 /// Machine code that is in memory already, by its digest.
 pub(super) type Shelf = BTreeMap<Digest, Arc<SealedBytes>>;
 
@@ -303,9 +307,18 @@ impl Survey {
             bundle: digest,
             version,
             order,
-            why: why.to_owned(),
+            why: shortened(why),
         });
     }
+}
+
+/// A reason of which people read the beginning.
+pub(super) fn shortened(why: &str) -> String {
+    if why.len() <= WHY_MAX {
+        return why.to_owned();
+    }
+    let end = (0..=WHY_MAX).rev().find(|at| why.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}...", why.get(..end).unwrap_or_default())
 }
 
 fn said(what: What) -> &'static str {

@@ -7,7 +7,7 @@ use super::begin::next_order;
 use super::goal::{Goal, PolicyTask, Task};
 use super::judge::kept;
 use super::store::of_kept;
-use super::{Built, Key, NotBuilt, Served, Standing, Survey, Wanted};
+use super::{Built, Key, NotBuilt, Served, Standing, Survey, Wanted, shortened};
 use crate::artifact::{Architecture, Digest, SealedBytes, Statement, sign};
 use crate::bundle::Platform;
 use crate::decision::TrustClass;
@@ -111,9 +111,10 @@ impl Survey {
         });
         match entry {
             Ok(entry) => {
-                // Whatever is in the store now is known to whoever goes back.
-                let floor = self.draft.record(&key.0, &key.1).map_or(0, |record| record.floor);
-                let pin = self.delivered_version(key).unwrap_or(0).max(floor);
+                // Whatever is in the store now is known to whoever goes back; and what was left there before stays left.
+                let record = self.draft.record(&key.0, &key.1);
+                let before = record.map_or(0, |record| record.floor.max(record.pinned.unwrap_or(0)));
+                let pin = self.delivered_version(key, class).unwrap_or(0).max(before);
                 let entry = Entry { order: Some(order.number), since: self.seconds, ..entry };
                 task(Goal::Back { entry: Box::new(entry), why: reason.to_owned(), pin })
             }
@@ -169,7 +170,8 @@ impl Survey {
         self.refresh(state, &mut active);
         let about = (active.bundle, &active.config);
         let rules = (&self.in_force.list, self.now);
-        let verdict = self.setting.judge(&task.key, &task.class, about, &active.evidence, rules).err();
+        let verdict = self.setting.judge(&task.key, &task.class, about, &active.evidence, rules);
+        let verdict = verdict.err().map(|why| shortened(&why));
         let seen = Some((active.bundle, active.version()));
         let before = self.draft.record(tenant, policy).and_then(|record| record.withdrawn.clone());
         match (&before, &verdict) {
@@ -385,16 +387,18 @@ impl Survey {
     fn hold_back(&mut self, task: &PolicyTask) -> Option<String> {
         let (tenant, policy) = &task.key;
         let before = self.draft.record(tenant, policy).and_then(|record| record.held_back.clone());
-        if before != task.held_back {
-            if let Some(HeldBack { bundle, version, why }) = &task.held_back {
+        let short = |held_back: &HeldBack| HeldBack { why: shortened(&held_back.why), ..held_back.clone() };
+        let held_back = task.held_back.as_ref().map(short);
+        if before != held_back {
+            if let Some(HeldBack { bundle, version, why }) = &held_back {
                 let seen = bundle.zip(*version);
                 self.remember(What::HeldBack, &task.key, seen, None, why);
             }
             if let Some(record) = self.draft.record_mut(tenant, policy) {
-                record.held_back.clone_from(&task.held_back);
+                record.held_back.clone_from(&held_back);
             }
         }
-        task.held_back.as_ref().map(|held_back| held_back.why.clone())
+        held_back.map(|held_back| held_back.why)
     }
 
     /// One more order about the same policy is for later, and not for the next survey.

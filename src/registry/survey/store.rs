@@ -10,12 +10,13 @@ use super::{Key, Survey};
 use crate::artifact::Digest;
 use crate::bundle::Platform;
 use crate::bundle::write::tar_into;
-use crate::bundle::{ATTACHMENTS_MAX, Bundle, Layout, LayoutError, Ownership, Refusal, open_policy};
+use crate::bundle::{Bundle, Layout, LayoutError, Ownership, Refusal, open_policy};
 use crate::decision::TrustClass;
 use crate::engine::{WASMTIME_VERSION, settings_digest};
 use crate::ledger::{Code, Entry, HeldBack, Order, Origin, PlacedOrder};
 use crate::registry::evidence;
 use crate::registry::state::State;
+use crate::signature::{Anchors, Evidence};
 
 /// A bundle in the store whose parts fit together.
 struct Delivered {
@@ -80,16 +81,22 @@ impl Survey {
         self.draft.record(&key.0, &key.1).is_some_and(|record| record.active.is_some())
     }
 
-    /// The version in the store, if that can be told.
-    pub(super) fn delivered_version(&self, key: &Key) -> Option<u64> {
-        self.delivered(key).ok().flatten().map(|delivered| delivered.bundle.config.version)
+    /// The version in the store, if it might become active: a number that nobody vouches for would keep everything out.
+    pub(super) fn delivered_version(&self, key: &Key, class: &TrustClass) -> Option<u64> {
+        let Delivered { layout, bundle } = self.delivered(key).ok().flatten()?;
+        let evidence = evidence::of(&layout, &bundle, &self.setting.anchors).ok()?;
+        let about = (bundle.digest(), &bundle.config);
+        self.setting.judge(key, class, about, &evidence, (&self.in_force.list, self.now)).ok()?;
+        Some(bundle.config.version)
     }
 
     /// Puts the bundle of the active entry back where it is kept, if the store still has it.
     pub(super) fn restore(&self, state: &State, key: &Key, bundle: Digest) -> Result<(), String> {
         match self.delivered(key)? {
             Some(delivered) if delivered.bundle.digest() == bundle => {
-                keep(state, &delivered.bundle, |blob| delivered.layout.bytes(blob, usize::MAX))
+                let kept = self.worth_keeping(&delivered.layout, &delivered.bundle);
+                let kept = kept.map_err(|error| error.to_string())?;
+                keep(state, &kept, |blob| delivered.layout.bytes(blob, usize::MAX))
             }
             _ => Err("the store does not have that bundle any more".into()),
         }
@@ -142,14 +149,15 @@ impl Survey {
         if let Some(why) = &self.unwritable {
             return Err(format!("it cannot become active: {why}"));
         }
-        keep(state, bundle, |blob| layout.bytes(blob, usize::MAX))?;
+        let kept = self.worth_keeping(layout, bundle).map_err(|error| error.to_string())?;
+        keep(state, &kept, |blob| layout.bytes(blob, usize::MAX))?;
         let entry = Entry {
             bundle: digest,
             config: config.clone(),
             code: shipped(bundle).unwrap_or_else(|| to_be_compiled(bundle)),
             evidence,
             keys: self.setting.keys,
-            attached: bundle.attachments.iter().map(|attachment| attachment.manifest.digest).collect(),
+            attached: attached(&kept),
             order: order.map(|order| order.number),
             since: self.seconds,
         };
@@ -185,32 +193,49 @@ impl Survey {
         let Delivered { layout, bundle } = delivered;
         let text = |error: LayoutError| error.to_string();
         let anchors = &self.setting.anchors;
-        let news = evidence::news(layout, bundle, &active.attached, anchors).map_err(text)?;
-        if news.is_empty() {
+        let mut found = bundle.attachments.clone();
+        found.retain(|attachment| active.attached.binary_search(&attachment.manifest.digest).is_err());
+        if found.is_empty() {
             return Ok(None);
         }
         let kept_layout = state.layout(active.bundle).map_err(text)?;
         let kept = kept_layout.read().map_err(|error| error.to_string())?;
-        // What the store brings counts, so it goes before what was kept and may say nothing.
+        // What is known already goes first: nothing that the store brings can take its place.
+        let mut known = Evidence::default();
+        let before = &kept.attachments;
+        let mut telling =
+            evidence::telling(&kept_layout, &kept, before, &mut known, anchors).map_err(text)?;
+        let news = evidence::telling(layout, bundle, &found, &mut known, anchors).map_err(text)?;
+        if news.is_empty() {
+            return Ok(None);
+        }
+        telling.extend(news);
         let mut merged = kept.clone();
-        merged.attachments = news.into_iter().chain(kept.attachments).take(ATTACHMENTS_MAX).collect();
-        merged.attachments.sort_by_key(|attachment| attachment.manifest.digest);
-        merged.attachments.dedup_by_key(|attachment| attachment.manifest.digest);
+        merged.attachments = evidence::worth_keeping(telling, before);
         keep(state, &merged, |blob| {
             kept_layout.bytes(blob, usize::MAX).or_else(|_| layout.bytes(blob, usize::MAX))
         })?;
         let evidence = of_kept(state, active.bundle, anchors)?;
-        let attached = merged.attachments.iter().map(|attachment| attachment.manifest.digest).collect();
-        Ok(Some(Entry { evidence, keys: self.setting.keys, attached, ..active.clone() }))
+        Ok(Some(Entry { evidence, keys: self.setting.keys, attached: attached(&merged), ..active.clone() }))
+    }
+
+    /// A bundle as it is kept.
+    fn worth_keeping(&self, layout: &Layout, bundle: &Bundle) -> Result<Bundle, LayoutError> {
+        let (mut kept, mut known) = (bundle.clone(), Evidence::default());
+        let all = &bundle.attachments;
+        let telling = evidence::telling(layout, bundle, all, &mut known, &self.setting.anchors)?;
+        kept.attachments = evidence::worth_keeping(telling, all);
+        Ok(kept)
     }
 }
 
+/// What is attached to a bundle, sorted.
+fn attached(bundle: &Bundle) -> Vec<Digest> {
+    bundle.attachments.iter().map(|attachment| attachment.manifest.digest).collect()
+}
+
 /// What the signatures on a kept bundle say.
-pub(super) fn of_kept(
-    state: &State,
-    bundle: Digest,
-    anchors: &crate::signature::Anchors,
-) -> Result<crate::signature::Evidence, String> {
+pub(super) fn of_kept(state: &State, bundle: Digest, anchors: &Anchors) -> Result<Evidence, String> {
     let layout = state.layout(bundle).map_err(|error| error.to_string())?;
     let read = layout.read().map_err(|error| error.to_string())?;
     evidence::of(&layout, &read, anchors).map_err(|error| error.to_string())

@@ -3,8 +3,11 @@ use std::sync::Arc;
 
 use super::{Built, NotBuilt, Standing, SurveyError};
 use crate::artifact::{Digest, PublicKey, SealedBytes, SigningKey};
+use crate::bundle::write::{self, NewAttachment};
+use crate::bundle::{self, ATTACHMENTS_MAX, Annotations, media};
 use crate::ledger::{Order, Origin, Target, What};
 use crate::registry::tests::{NEW_YEAR, World, key, sign, sound, trust};
+use crate::signature::{self, Subject};
 use crate::trust::Revokes;
 use crate::wire::job::Job;
 
@@ -744,4 +747,147 @@ fn a_thousand_policies_are_surveyed() {
     println!(
         "1000 policies: first {first:?}, again {again:?}, after a restart {warm:?}; table {table} bytes"
     );
+}
+
+// ---- a hostile store ----
+
+/// Attaches bytes as a sigstore bundle, or as something else.
+fn attach(world: &World, policy: &str, media_type: &str, bytes: Vec<u8>) {
+    let attachment = NewAttachment::one(media_type, bytes, Annotations::default());
+    write::attach(&world.bundle_path(policy), &attachment, |_| false).unwrap();
+}
+
+#[test]
+fn copies_of_one_good_signature_do_not_drive_out_another() {
+    let mut world = World::with(&["gate"]);
+    let other = SigningKey::generate_p256().unwrap();
+    let both = trust(&[("release", &world.release), ("other", &other)]).replace("minimum = 1", "minimum = 2");
+    world.assignment.trust.text = both;
+    world.release("gate", 1);
+    sign(&world.bundle_path("gate"), &other);
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(1));
+    // White space makes another attachment of the same signature: as many as a bundle may have.
+    let bundle = bundle::open_path(&world.bundle_path("gate")).unwrap().read().unwrap();
+    let signed = signature::sign(&Subject::of(&bundle.index_bytes), &world.release).unwrap();
+    for spaces in 1..=ATTACHMENTS_MAX - 2 {
+        attach(
+            &world,
+            "gate",
+            media::SIGSTORE_BUNDLE,
+            [signed.as_slice(), " ".repeat(spaces).as_bytes()].concat(),
+        );
+    }
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(1), "{}", world.why("gate"));
+    assert_eq!(
+        world.record("gate").active.as_ref().unwrap().attached.len(),
+        2,
+        "none of them says anything new"
+    );
+    world.restart();
+    // Other keys: everything is looked at again.
+    let third = SigningKey::generate_ed25519().unwrap();
+    let three = [("release", &world.release), ("other", &other), ("third", &third)];
+    world.assignment.trust.text = trust(&three).replace("minimum = 1", "minimum = 2");
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(1), "{}", world.why("gate"));
+    // Control: what does say something new is taken, though there is no room for all.
+    let path = world.bundle_path("gate");
+    write::attach(
+        &path,
+        &NewAttachment::one(media::SIGSTORE_BUNDLE, vec![b' '], Annotations::default()),
+        |_| true,
+    )
+    .unwrap();
+    sign(&path, &third);
+    world.survey();
+    assert_eq!(world.record("gate").active.as_ref().unwrap().evidence.signers.len(), 3);
+}
+
+#[test]
+fn what_says_nothing_of_trust_is_kept_only_as_far_as_it_is_small() {
+    let kept = |world: &World| {
+        let bundles = fs::read_dir(world.state_path().join("bundles")).unwrap();
+        bundles.map(|entry| entry.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let mut world = World::with(&["gate"]);
+    world.release("gate", 1);
+    attach(&world, "gate", media::SBOM, br#"{"spdxVersion":"SPDX-2.3"}"#.to_vec());
+    for number in 0..3 {
+        attach(&world, "gate", "application/x-ballast", vec![number; 15 << 20]);
+    }
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(1));
+    assert_eq!(
+        world.record("gate").active.as_ref().unwrap().attached.len(),
+        2,
+        "control: signature and list of parts"
+    );
+    assert!(kept(&world) < 1 << 20, "{} bytes", kept(&world));
+}
+
+#[test]
+fn what_a_stranger_wrote_cannot_make_the_table_too_long() {
+    let mut world = World::with(&["gate", "quota"]);
+    world.release("quota", 1);
+    // Each of them would be a sentence; nobody has signed it.
+    let mut draft = World::draft("gate", 1);
+    draft.imports = (0..5000).map(|number| format!("i{number}")).collect();
+    let path = world.bundle_path("gate");
+    world.deliver_at(draft, &path, &[]);
+    // An unknown field is named in full.
+    for policy in ["gate", "quota"] {
+        for number in 0..8 {
+            let field = format!("{number}{}", "x".repeat(200 << 10));
+            attach(&world, policy, media::SIGSTORE_BUNDLE, format!("{{{field:?}:1}}").into_bytes());
+        }
+    }
+    world.survey();
+    assert_eq!((world.serves("gate"), world.serves("quota")), (None, Some(1)));
+    assert!(world.why("gate").contains("i0"), "control: it is what is said of it");
+    let table = fs::metadata(world.state_path().join("table.json")).unwrap().len();
+    assert!(table < 64 << 10, "{table} bytes");
+}
+
+#[test]
+fn a_version_that_nobody_vouches_for_keeps_nothing_out() {
+    let mut world = World::with(&["gate"]);
+    for version in [1, 2] {
+        world.release("gate", version);
+        world.survey();
+    }
+    let path = world.bundle_path("gate");
+    let stranger = SigningKey::generate_ed25519().unwrap();
+    world.deliver_at(World::draft("gate", u64::MAX), &path, &[&stranger]);
+    world.order(&rollback("gate", 1));
+    world.survey();
+    assert_eq!((world.serves("gate"), world.record("gate").pinned), (Some(1), Some(2)));
+    world.release("gate", 3);
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(3));
+}
+
+#[test]
+fn what_a_rollback_left_there_is_left_by_the_next_one_too() {
+    let mut world = World::with(&["gate"]);
+    for version in [1, 2, 3] {
+        world.release("gate", version);
+        world.survey();
+    }
+    world.release("gate", 5);
+    world.order(&rollback("gate", 2));
+    world.survey();
+    assert_eq!((world.serves("gate"), world.record("gate").pinned), (Some(2), Some(5)));
+    // It is out of the way while somebody goes back once more, and then there again.
+    world.release("gate", 3);
+    world.order(&rollback("gate", 1));
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(1));
+    world.release("gate", 5);
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(1));
+    world.release("gate", 6);
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(6), "control: what is newer comes by itself");
 }
