@@ -15,9 +15,11 @@
 mod bomb;
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -27,6 +29,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis::artifact::{Limits, SigningKey};
 use portcullis::bundle::{Draft, open_path};
+use portcullis::client::{Deadline, Question};
 use portcullis::decision::{Decision, Outcome, Refusal};
 use portcullis::engine::WORLD;
 use portcullis::trust::{RevocationList, Revokes};
@@ -56,8 +59,8 @@ fn ask_until(service: &Service, name: &str, wanted: impl Fn(&Outcome) -> bool) {
     let patience = Instant::now() + PATIENCE;
     loop {
         // A worker may be replaced meanwhile, which closes its connections.
-        let question = portcullis::client::Question::opaque("", b"allow");
-        let deadline = portcullis::client::Deadline::Default;
+        let question = Question::opaque("", b"allow");
+        let deadline = Deadline::Default;
         match service.client().decide(&tenant("acme"), &policy(name), deadline, question.input()) {
             Ok(decision) if wanted(&decision.outcome) => return,
             other => assert!(Instant::now() < patience, "{other:?}\n{}", service.log()),
@@ -321,4 +324,59 @@ fn these_tests_know_how_full_a_disk_is() {
         disk.make_room();
         fs::write(path.join("after"), b"x").unwrap();
     });
+}
+
+/// Ends whoever asks, also where the test fails in between.
+struct Enough<'a>(&'a AtomicBool);
+
+impl Drop for Enough<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn twenty_activations_under_load_fail_no_decision() {
+    let service = Site::new().class("one", "").tenant("acme", "one", &[("gate", "hash")], "").start();
+    let mut versions = BTreeSet::from([decides(&service, "gate").digest]);
+    let enough = AtomicBool::new(false);
+    let ask = || {
+        let mut connection = service.connect("acme");
+        let question = Question::opaque("", b"anything");
+        let (mut answers, mut by) = (0, BTreeSet::new());
+        while !enough.load(Ordering::SeqCst) {
+            connection.send(&tenant("acme"), &policy("gate"), Deadline::Default, question.input()).unwrap();
+            connection.flush().unwrap();
+            let (_, decision) = connection.receive().unwrap();
+            assert!(matches!(decision.outcome, Outcome::Allow | Outcome::Deny { .. }), "{decision:?}");
+            by.insert(decision.digest);
+            answers += 1;
+        }
+        (answers, by)
+    };
+    let (answers, by) = thread::scope(|scope| {
+        let ended = Enough(&enough);
+        let asking = [scope.spawn(ask), scope.spawn(ask)];
+        for version in 2..=21 {
+            let component = if version % 2 == 0 { "ip-allowlist" } else { "hash" };
+            let code = service.site.install("acme", "gate", component, version);
+            assert_eq!(service.reload(), None);
+            assert_eq!(
+                decides(&service, "gate").digest,
+                Some(code),
+                "version {version} decides from here on"
+            );
+            versions.insert(Some(code));
+        }
+        drop(ended);
+        let (mut answers, mut by) = (0, BTreeSet::new());
+        for (some, whose) in asking.map(|asking| asking.join().unwrap()) {
+            answers += some;
+            by.extend(whose);
+        }
+        (answers, by)
+    });
+    println!("{answers} decisions during twenty activations, none failed");
+    assert_eq!(by, versions, "each was made by one of the versions, and none by both");
+    assert_eq!(by.len(), 2);
 }

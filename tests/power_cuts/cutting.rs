@@ -296,13 +296,11 @@ impl Tracee {
 
     fn path(&self, directory: u64, address: u64) -> Option<PathBuf> {
         let memory = fs::File::open(self.proc("mem")).ok()?;
-        let mut bytes = Vec::new();
-        while !bytes.contains(&0) && bytes.len() < 4096 {
-            let mut one = [0; 1];
-            memory.read_exact_at(&mut one, address + bytes.len() as u64).ok()?;
-            bytes.push(one[0]);
-        }
-        bytes.pop();
+        // As much as there is before the end of what is mapped.
+        let mut bytes = vec![0; 4096];
+        let read = memory.read_at(&mut bytes, address).ok()?;
+        bytes.truncate(read);
+        bytes.truncate(bytes.iter().position(|byte| *byte == 0)?);
         let path = PathBuf::from(String::from_utf8(bytes).ok()?);
         let from = match directory as i32 {
             libc::AT_FDCWD => fs::read_link(self.proc("cwd")).ok()?,

@@ -49,9 +49,9 @@ fn a_power_cut_during_pull_leaves_the_old_bundle_or_the_new_one() {
     assert_eq!((whole.code, whole.careless), (Some(0), vec![]));
     assert_eq!(found(), 2);
     let (mut were_old, mut were_new) = (0, 0);
-    // Most are one more step of the same blob: each of the first and the last hundred, and some of those between.
+    // Most are one more step of the same blob: each of the first and the last forty, and some of those between.
     let cuts: Vec<usize> =
-        (0..whole.changes).filter(|cut| *cut < 100 || whole.changes - cut <= 100 || cut % 7 == 0).collect();
+        (0..whole.changes).filter(|cut| *cut < 40 || whole.changes - cut <= 40 || cut % 9 == 0).collect();
     for cut in &cuts {
         copy(&before, &store);
         let ended = run(&pull(&new), &store, Some(*cut));
