@@ -16,6 +16,8 @@
     reason = "a benchmark that cannot measure fails by panicking, and it writes to a terminal"
 )]
 
+#[path = "service/activation.rs"]
+mod activation;
 #[path = "service/bare.rs"]
 mod bare;
 #[path = "service/cost.rs"]
@@ -30,6 +32,10 @@ mod latency;
 mod life;
 #[path = "service/load.rs"]
 mod load;
+#[path = "service/loading.rs"]
+mod loading;
+#[path = "service/many.rs"]
+mod many;
 #[path = "service/memory.rs"]
 mod memory;
 #[path = "service/opa.rs"]
@@ -38,6 +44,8 @@ mod opa;
 mod pipelined;
 #[path = "service/report.rs"]
 mod report;
+#[path = "service/revocation.rs"]
+mod revocation;
 #[path = "service/subject.rs"]
 mod subject;
 #[path = "../tests/support/mod.rs"]
@@ -61,23 +69,49 @@ struct Plan {
     starts: usize,
     reloads: usize,
     idle_connections: usize,
+    /// How often one policy is loaded.
+    loads: usize,
+    /// How many policies there are where there are many, and how often the service starts with them.
+    many: (usize, usize),
+    revocations: usize,
+    activations: usize,
 }
 
 impl Plan {
     fn full() -> Self {
-        Self { rounds: 7, round: Duration::from_secs(1), starts: 15, reloads: 20, idle_connections: 500 }
+        Self {
+            rounds: 7,
+            round: Duration::from_secs(1),
+            starts: 15,
+            reloads: 20,
+            idle_connections: 500,
+            loads: 2000,
+            many: (1000, 7),
+            revocations: 40,
+            activations: 15,
+        }
     }
 
     /// Enough to see that it works; not enough to quote.
     fn quick() -> Self {
-        Self { rounds: 3, round: Duration::from_millis(250), starts: 3, reloads: 3, idle_connections: 100 }
+        Self {
+            rounds: 3,
+            round: Duration::from_millis(250),
+            starts: 3,
+            reloads: 3,
+            idle_connections: 100,
+            loads: 50,
+            many: (50, 2),
+            revocations: 4,
+            activations: 3,
+        }
     }
 }
 
 type Measure = fn(&Plan) -> Vec<Row>;
 
 /// What can be measured, in the order of the table.
-const PARTS: [(&str, Measure); 10] = [
+const PARTS: [(&str, Measure); 14] = [
     ("cpu", cost::per_decision),
     ("latency", latency::one_connection),
     ("pipelined", pipelined::per_second),
@@ -85,6 +119,10 @@ const PARTS: [(&str, Measure); 10] = [
     ("neighbour", hostile::neighbour),
     ("start", life::start),
     ("reload", life::reload),
+    ("load", loading::one_policy),
+    ("many", many::ready),
+    ("revocation", revocation::takes_effect),
+    ("activation", activation::under_load),
     ("stack-zeroing", cost::stack_zeroing),
     ("memory", memory::idle_connection),
     ("opa", opa::compared),

@@ -37,10 +37,12 @@ const BETWEEN_RELOADS: Duration = Duration::from_millis(50);
 /// From before the supervisor is started until a client has its first decision. The class's cache is warm.
 pub(super) fn start(plan: &Plan) -> Vec<Row> {
     let site = Site::new().class("one", "").tenant(TENANT, "one", &POLICIES, "");
+    site.make_state();
     fs::write(site.path("portcullis.toml"), site.config()).unwrap();
     // Fills the cache.
-    first_decision(&site, &POLICIES.map(|(policy, _)| policy));
-    let times = Spread::of((0..plan.starts).map(|_| first_decision(&site, &[POLICY]).as_secs_f64() * 1e3));
+    first_decision(&site, &POLICIES.map(|(policy, _)| policy), PATIENCE);
+    let times = (0..plan.starts).map(|_| first_decision(&site, &[POLICY], PATIENCE).as_secs_f64() * 1e3);
+    let times = Spread::of(times);
     let detail = format!("{} starts", plan.starts);
     vec![
         Row::new(
@@ -65,7 +67,7 @@ impl Drop for Supervisor {
 }
 
 /// Starts the service, asks each of these policies, stops it; gives the time until the first answer was here.
-fn first_decision(site: &Site, policies: &[&str]) -> Duration {
+pub(super) fn first_decision(site: &Site, policies: &[&str], patience: Duration) -> Duration {
     let log = fs::File::create(site.path("log")).unwrap();
     let began = Instant::now();
     let child = Command::new(env!("CARGO_BIN_EXE_portcullis-supervisor"))
@@ -76,13 +78,15 @@ fn first_decision(site: &Site, policies: &[&str]) -> Duration {
         .stderr(log)
         .spawn()
         .unwrap();
-    let _supervisor = Supervisor(child);
+    let mut supervisor = Supervisor(child);
     let mut connection = loop {
         match Connection::open(&site.path("run/decide.sock"), &tenant(TENANT), PATIENCE) {
             Ok(connection) => break connection,
             Err(error) => {
                 let log = || fs::read_to_string(site.path("log")).unwrap();
-                assert!(began.elapsed() < PATIENCE, "no connection: {error}\n{}", log());
+                let ended = supervisor.0.try_wait().unwrap();
+                let waits = ended.is_none() && began.elapsed() < patience;
+                assert!(waits, "no connection: {error}; {ended:?}\n{}", log());
             }
         }
         thread::sleep(Duration::from_micros(200));

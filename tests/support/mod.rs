@@ -222,15 +222,21 @@ impl Site {
 
     /// A tenant that this process may ask for, with policies out of components: `("gate", "hostile/selective")`.
     #[must_use]
-    pub fn tenant(mut self, name: &str, class: &str, policies: &[(&str, &str)], more: &str) -> Self {
+    pub fn tenant(self, name: &str, class: &str, policies: &[(&str, &str)], more: &str) -> Self {
         for (policy, component) in policies {
             self.install(name, policy, component, 1);
         }
         let names: Vec<&str> = policies.iter().map(|(policy, _)| *policy).collect();
+        self.tenant_of(name, class, &names, more)
+    }
+
+    /// The same with policies that somebody else puts into the store.
+    #[must_use]
+    pub fn tenant_of(mut self, name: &str, class: &str, policies: &[&str], more: &str) -> Self {
         let uid = nix::unistd::geteuid();
         writeln!(
             self.tables,
-            "[tenant.{name}]\nclass = \"{class}\"\npolicies = {names:?}\nuids = [{uid}]\n\
+            "[tenant.{name}]\nclass = \"{class}\"\npolicies = {policies:?}\nuids = [{uid}]\n\
              max_deadline = \"5s\"\ndefault_deadline = \"2s\"\n{more}"
         )
         .unwrap();
