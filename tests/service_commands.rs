@@ -18,6 +18,7 @@ use std::process::{Command, Output};
 use portcullis::artifact::{Digest, SigningKey};
 use portcullis::bundle::open_path;
 use portcullis::decision::{Outcome, Refusal};
+use portcullis::trust::RevocationList;
 use serde_json::Value;
 use support::{Service, Site};
 
@@ -192,6 +193,41 @@ fn what_is_revoked_stops_deciding_and_everybody_is_told_why() {
     assert!(fs::read_to_string(site.path("store/revocations.json")).is_ok());
     assert!(matches!(outcome(), Outcome::Refused(_)));
     assert!(words(&ends(site, "history", 0)).contains("WITHDRAWN version 1"));
+}
+
+/// Who writes to the store would else have the operator sign that nothing is revoked any more.
+#[test]
+fn a_list_that_somebody_left_in_the_store_is_not_gone_on_from() {
+    let service = site().start();
+    let site = &service.site;
+    fs::write(site.path("mine.key"), site.key.to_pem().unwrap().as_bytes()).unwrap();
+    let list = site.path("store/revocations.json");
+    let revoke = |source: &[u8]| {
+        let source = Digest::of(source);
+        let output = run(site, &format!("revoke --source {source} --reason x --sign-key mine.key --json"));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{error}");
+        let signed = RevocationList::peek(&fs::read(&list).unwrap()).unwrap();
+        (signed.version, signed.revoked.len(), error)
+    };
+    assert_eq!(revoke(b"first"), (1, 1, String::new()));
+    let stranger = SigningKey::generate_ed25519().unwrap();
+    let nothing = RevocationList { version: 70, revoked: vec![] };
+    fs::write(&list, nothing.sign(&stranger).unwrap()).unwrap();
+    let (version, entries, error) = revoke(b"second");
+    assert_eq!((version, entries), (2, 2), "{error}");
+    assert!(error.contains("it is replaced"), "{error}");
+    // Nothing is waited for either.
+    fs::remove_file(&list).unwrap();
+    nix::unistd::mkfifo(&list, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (version, entries, error) = revoke(b"third");
+    assert_eq!((version, entries), (3, 3), "{error}");
+    // Control: what a key that may revoke signed is gone on from, though the service has not taken it yet.
+    fs::remove_file(&list).unwrap();
+    let mut newer = json(site, "list")["revocations"].as_u64().unwrap();
+    newer += 5;
+    fs::write(&list, RevocationList { version: newer, revoked: vec![] }.sign(&site.key).unwrap()).unwrap();
+    assert_eq!(revoke(b"fourth"), (newer + 1, 1, String::new()));
 }
 
 #[test]

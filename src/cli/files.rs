@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
 use crate::artifact::{KeyError, PublicKey, SigningKey, store};
@@ -28,15 +30,37 @@ pub(super) enum FileError {
     Write { path: PathBuf, source: io::Error },
 }
 
+impl FileError {
+    /// There is nothing of that name.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// Reads a file once, at most `max` bytes of it.
 pub(super) fn read(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
     let file = File::open(path).map_err(|source| FileError::Open { path: path.into(), source })?;
+    read_open(file, path, max)
+}
+
+fn read_open(file: File, path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
     file.take(limit)
         .read_to_end(&mut bytes)
         .map_err(|source| FileError::Read { path: path.into(), source })?;
     if bytes.len() > max { Err(FileError::TooLong { path: path.into(), max }) } else { Ok(bytes) }
+}
+
+/// The same of a file in a place that others write to: no link is followed, nothing is waited for.
+pub(super) fn read_strangers(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
+    let open = |source| FileError::Open { path: path.into(), source };
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(path).map_err(open)?;
+    if !file.metadata().map_err(open)?.is_file() {
+        return Err(open(io::Error::other("it is not a regular file")));
+    }
+    read_open(file, path, max)
 }
 
 fn read_key_text(path: &Path) -> Result<Zeroizing<String>, FileError> {

@@ -159,9 +159,7 @@ impl Registry {
     /// Begins to look at everything.
     fn begin(&mut self) {
         // Whatever else comes of it: what is revoked already stops now.
-        if self.live.is_some() {
-            self.look_at_revocations();
-        }
+        self.look_at_revocations();
         self.said_changed = false;
         self.jobs.forget();
         if let Some(survey) = self.survey.take() {
@@ -247,20 +245,23 @@ impl Registry {
     /// Sees whether there is a newer revocation list.
     fn watch_revocations(&mut self) {
         let Some(live) = &self.live else { return };
-        if self.watch.has_changed(Path::new(&live.setting.assignment.store), Instant::now()) {
-            self.look_at_revocations();
+        if self.watch.has_changed(Path::new(&live.setting.assignment.store), Instant::now())
+            && self.look_at_revocations()
+        {
+            self.changed();
         }
     }
 
-    /// Takes a newer revocation list into force.
-    fn look_at_revocations(&mut self) {
-        let Some(live) = &self.live else { return };
+    /// Takes a newer revocation list into force. True if there is one.
+    fn look_at_revocations(&mut self) -> bool {
+        let Some(live) = &self.live else { return false };
         let store = Path::new(&live.setting.assignment.store);
-        if self.in_force.look(store, &live.setting.trust, &self.clock) {
+        let newer = self.in_force.look(store, &live.setting.trust, &self.clock);
+        if newer {
             self.withdraw();
             self.write_down_revocations();
-            self.changed();
         }
+        newer
     }
 
     /// What is in force stays so, whatever becomes of the file in the store, of this process, or of the survey under way.

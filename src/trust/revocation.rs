@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::policy::TrustPolicy;
 use crate::artifact::envelope::{Envelope, EnvelopeError, Kind, Signature, pre_authentication_of};
-use crate::artifact::{Digest, KeyId, SigningKey};
+use crate::artifact::{Digest, KeyId, PublicKey, SigningKey};
 use crate::signature::Signer;
 
 /// Largest signed list that is read, bytes: some thousand entries.
@@ -209,6 +209,21 @@ impl RevocationList {
     /// When it is no list.
     pub fn peek(bytes: &[u8]) -> Result<Self, RevocationError> {
         Self::from_payload(&Envelope::read(LIST, bytes)?.payload)
+    }
+
+    /// That this key signed a list, whoever else may.
+    ///
+    /// # Errors
+    /// When it did not.
+    pub fn check_signed_by(bytes: &[u8], key: &PublicKey) -> Result<(), RevocationError> {
+        let envelope = Envelope::read(LIST, bytes)?;
+        match envelope.signed_by(LIST, std::slice::from_ref(key)).is_empty() {
+            false => Ok(()),
+            true => {
+                let signatures = envelope.signatures.len();
+                Err(RevocationError::NotSigned { signatures, signers: vec![key.id().to_string()] })
+            }
+        }
     }
 
     fn from_payload(payload: &[u8]) -> Result<Self, RevocationError> {

@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::service::{Reload, Service, ServiceError, Where};
-use crate::artifact::{Digest, KeyId};
+use crate::artifact::{Digest, KeyId, PublicKey};
 use crate::cli::files::{self, FileError};
 use crate::cli::terminal::{paragraph, printable};
 use crate::cli::{CommandResult, complain, output};
-use crate::ledger::Record;
+use crate::ledger::{Record, Table};
 use crate::trust::{REVOCATIONS_MAX, RevocationError, RevocationList, Revocations, Revokes};
 
 /// The list's name in a store.
@@ -69,6 +69,11 @@ enum Refused {
     Service(#[from] ServiceError),
     #[error("revoke: list {path:?}: {source}")]
     List { path: PathBuf, source: RevocationError },
+    #[error(
+        "revoke: list {path:?}: the trust policy cannot be read here, and {source}; look who wrote it, and remove it or name it \
+         with --list"
+    )]
+    NotKnown { path: PathBuf, source: RevocationError },
     #[error("revoke: the service's trust policy would not take it: {0}")]
     NotTaken(#[source] RevocationError),
     #[error("revoke: {what} is on the list already, since {since}: {reason}")]
@@ -107,7 +112,7 @@ impl Revoke {
             (None, None) => LIST.into(),
         };
         let wrong = |source| Refused::List { path: path.to_owned(), source };
-        let (before, known) = self.newest(&path, service.as_ref())?;
+        let (before, known) = self.newest(&path, service.as_ref(), &key.public_key())?;
         let what = self.what()?;
         let entry = before.revoked.iter().find(|entry| entry.what == what);
         if let Some(entry) = entry {
@@ -132,29 +137,56 @@ impl Revoke {
         self.report(&path, &what, next.version, out.as_deref())
     }
 
-    /// The list to go on from: the one that is there, or the one in force if that is newer.
+    /// The list to go on from, and the one in force. What lies in a service's store anybody may have put there who delivers to
+    /// it: it is gone on from only if the service would take it, or it is by this very key. Whoever signed a list on top of
+    /// another one's would vouch for that, and for what is not on it any more.
     fn newest(
         &self,
         path: &Path,
         service: Option<&Service>,
+        key: &PublicKey,
     ) -> Result<(RevocationList, Revocations), Refused> {
         let wrong = |source| Refused::List { path: path.to_owned(), source };
-        let there = match files::read(path, REVOCATIONS_MAX) {
-            Ok(bytes) => RevocationList::peek(&bytes).map_err(wrong)?,
-            Err(FileError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                RevocationList::default()
-            }
-            Err(error) => return Err(error.into()),
+        let Some(service) = service else {
+            return match files::read(path, REVOCATIONS_MAX) {
+                Ok(bytes) => Ok((RevocationList::peek(&bytes).map_err(wrong)?, Revocations::none())),
+                Err(error) if error.is_missing() => Ok((RevocationList::default(), Revocations::none())),
+                Err(error) => Err(error.into()),
+            };
         };
         // A service that never ran has no table, and nothing in force.
-        let table = service.and_then(|service| service.table().ok());
-        let Some(known) = table.and_then(|table| table.revocations) else {
-            return Ok((there, Revocations::none()));
+        let known = service.table().ok().and_then(|table| table.revocations);
+        let (in_force, known) = match &known {
+            Some(known) => {
+                let bytes = known.signed.as_bytes();
+                (RevocationList::peek(bytes).map_err(wrong)?, Revocations::kept(bytes).map_err(wrong)?)
+            }
+            None => (RevocationList::default(), Revocations::none()),
         };
-        let bytes = known.signed.as_bytes();
-        let in_force = RevocationList::peek(bytes).map_err(wrong)?;
-        let known = Revocations::kept(bytes).map_err(wrong)?;
-        Ok((if in_force.version > there.version { in_force } else { there }, known))
+        let there = match files::read_strangers(path, REVOCATIONS_MAX) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                if !error.is_missing() {
+                    output::error(&format!("{error}; it is replaced"));
+                }
+                return Ok((in_force, known));
+            }
+        };
+        let good = match &service.trust {
+            Some(trust) => known.verify(&there, trust, Timestamp::now()).map(drop),
+            None => RevocationList::check_signed_by(&there, key),
+        };
+        let list = good.and_then(|()| RevocationList::peek(&there));
+        match list {
+            Ok(there) if there.version > in_force.version => Ok((there, known)),
+            Ok(_) => Ok((in_force, known)),
+            Err(error) if service.trust.is_some() => {
+                output::error(&format!("list {path:?}: {error}; it is replaced"));
+                Ok((in_force, known))
+            }
+            // It may be somebody's who may revoke, and what they revoked must not be lost.
+            Err(source) => Err(Refused::NotKnown { path: path.to_owned(), source }),
+        }
     }
 
     fn what(&self) -> Result<Revokes, Refused> {
@@ -168,13 +200,13 @@ impl Revoke {
 
     /// Has the service take it; gives what is out of service now.
     fn take_effect(&self, service: &Service, path: &Path, version: u64) -> Result<Vec<Record>, Refused> {
-        service.reload(&self.reload)?;
-        let table = service.table()?;
-        let in_force = table.revocations.as_ref().map(|known| known.version);
-        if in_force.is_none_or(|in_force| in_force < version) {
+        let in_force = |table: &Table| table.revocations.as_ref().map(|known| known.version);
+        let taken = |table: &Table| in_force(table).is_some_and(|in_force| in_force >= version);
+        let Some(table) = service.until(&self.reload, |table| taken(table).then(|| table.clone()))? else {
+            let in_force = in_force(&service.table()?);
             let in_force = in_force.map_or_else(|| "none".to_owned(), |version| format!("version {version}"));
             return Err(Refused::NotInForce { path: path.to_owned(), version, in_force });
-        }
+        };
         Ok(table.policies.into_iter().filter(|record| record.withdrawn.is_some()).collect())
     }
 

@@ -133,10 +133,26 @@ impl Service {
         if how.no_reload {
             return Ok((number, None));
         }
-        self.reload(how)?;
-        let events = self.table()?.history;
-        let event = events.into_iter().rev().find(|event| event.order == Some(number));
+        let event = self.until(how, |table| {
+            table.history.iter().rev().find(|event| event.order == Some(number)).cloned()
+        })?;
         event.map(|event| (number, Some(event))).ok_or(ServiceError::NotYet { number })
+    }
+
+    /// Reloads until the table shows what is looked for: twice, since the first reload that ends may be one that the service
+    /// had begun of its own accord before it was asked.
+    pub(super) fn until<T>(
+        &self,
+        how: &Reload,
+        found: impl Fn(&Table) -> Option<T>,
+    ) -> Result<Option<T>, ServiceError> {
+        for _ in 0..2 {
+            self.reload(how)?;
+            if let Some(found) = found(&self.table()?) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn signers(&self, entry: &Entry) -> String {
