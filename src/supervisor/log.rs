@@ -1,4 +1,4 @@
-//! One line to stderr, never more, never waiting: whoever reads the log must not be able to hold the service up.
+//! One message to stderr, and never waiting: whoever reads the log must not be able to hold the service up.
 
 use std::fmt::Arguments;
 use std::io::Write;
@@ -11,7 +11,21 @@ const LINE_MAX: usize = 4096;
 
 /// Writes `portcullis-supervisor: <message>`; drops it when stderr does not take it now.
 pub(super) fn line(message: Arguments<'_>) {
-    write(format!("portcullis-supervisor: {message}"));
+    write(format!("portcullis-supervisor: {}", harmless(&message.to_string())));
+}
+
+/// A message may have a child's words in it, and a child may be anybody's: what follows a new line is indented, so that it
+/// passes for no line of ours, and nothing drives the terminal.
+fn harmless(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    for c in message.chars() {
+        match c {
+            '\n' => text.push_str("\n    "),
+            c if c.is_control() => text.extend(c.escape_default()),
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 /// Writes each line as it is.
@@ -44,3 +58,16 @@ macro_rules! say {
     };
 }
 pub(super) use say;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_childs_words_pass_for_no_line_of_the_supervisors_and_drive_no_terminal() {
+        let lie = "did not start: x\nportcullis-supervisor: ready\r\u{1b}[2J\u{9b}K\0";
+        let text = harmless(lie);
+        assert_eq!(text, "did not start: x\n    portcullis-supervisor: ready\\r\\u{1b}[2J\\u{9b}K\\u{0}");
+        assert_eq!(harmless("wörter \"wie\" sonst"), "wörter \"wie\" sonst", "control");
+    }
+}
