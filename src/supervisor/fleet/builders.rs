@@ -21,6 +21,9 @@ use crate::wire::spawner::Part;
 /// At one time; the others wait.
 const AT_ONCE: usize = 2;
 
+/// Of what became of a builder, characters.
+const WHY_MAX: usize = 1024;
+
 /// What the registry asked for.
 #[derive(Debug, Default)]
 pub(super) struct Builders {
@@ -45,6 +48,12 @@ impl Builders {
         self.last = serial;
         self.waiting.push_back((serial, class));
         Ok(())
+    }
+
+    /// There is no builder, or none any more. Why may be its own words, as long as a message: with the serial they would not
+    /// fit into one, and the registry would be ended for what it cannot be told.
+    fn miss(&mut self, serial: u64, why: &str) {
+        self.missing.push_back((serial, why.chars().take(WHY_MAX).collect()));
     }
 }
 
@@ -81,7 +90,7 @@ impl Fleet {
                 }
                 Err(why) => {
                     say!("{part}: did not start: {why}");
-                    self.builders.missing.push_back((serial, why.to_string()));
+                    self.builders.miss(serial, &why.to_string());
                 }
             }
         }
@@ -139,7 +148,7 @@ impl Fleet {
         match gone.stage {
             Stage::Condemned => {}
             Stage::Working { .. } if how == LEFT => {}
-            _ => self.builders.missing.push_back((serial, how.to_owned())),
+            _ => self.builders.miss(serial, how),
         }
     }
 
@@ -174,6 +183,8 @@ pub(super) fn reason(builder: &Builder, how: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::control::CONTROL_MAX;
+    use crate::wire::frame;
 
     fn class() -> TrustClass {
         TrustClass::new("a").expect("name")
@@ -198,6 +209,19 @@ mod tests {
         assert_eq!(builders.ask(9, class(), 8), Err(Misbehaviour::Flood));
         builders.waiting.pop_front();
         assert_eq!(builders.ask(9, class(), 8), Ok(()), "room again");
+    }
+
+    #[test]
+    fn what_a_builder_says_at_last_fits_into_what_the_registry_is_told() {
+        let message = |why: &str| {
+            let mut builders = Builders::default();
+            builders.miss(7, why);
+            let (serial, why) = builders.missing.pop_front().expect("one");
+            frame::encode(&ToChild::NoBuilder { serial, why }, CONTROL_MAX)
+        };
+        assert!(message(&"\u{10348}".repeat(CONTROL_MAX)).is_ok());
+        let whole = ToChild::NoBuilder { serial: 7, why: "x".repeat(CONTROL_MAX - 3) };
+        assert!(frame::encode(&whole, CONTROL_MAX).is_err(), "control");
     }
 
     #[test]
