@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
-use super::place::{FILE_MODE, Place};
+use super::inside::Inside;
+use super::place::Place;
 use super::{WriteError, failed, name, put};
-use crate::artifact::{ARTIFACT_MAX, Digest, store};
+use crate::artifact::{ARTIFACT_MAX, Digest};
 use crate::bundle::draft::Blobs;
 use crate::bundle::layout::Member;
 use crate::bundle::manifest::Manifest;
@@ -70,16 +70,16 @@ pub fn attach(
             None => layout.bytes(blob, ARTIFACT_MAX).map(Cow::Owned),
         });
     }
+    let inside = Inside::open(path).map_err(|source| failed(path, source))?;
     for (digest, bytes) in &blobs.0 {
-        let member = path.join(Member::Blob(*digest).path());
-        store::replace(&member, bytes, FILE_MODE).map_err(|source| failed(path, source))?;
+        inside.put(Member::Blob(*digest), bytes).map_err(|source| failed(path, source))?;
     }
     layout.read_named(bundle.digest(), &attached(&bundle))?;
-    name(path, &bundle)?;
+    name(&inside, path, &bundle)?;
     let still = digests(&bundle);
     for digest in digests(&before).difference(&still) {
         // Best effort: a blob that nobody names does no harm.
-        let _ = fs::remove_file(path.join(Member::Blob(*digest).path()));
+        let _ = inside.remove(Member::Blob(*digest));
     }
     Ok(bundle)
 }

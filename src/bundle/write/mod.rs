@@ -2,6 +2,7 @@
 //! be, and renamed there. Whatever goes wrong and whenever the power fails, the old bundle is there or the new one.
 
 mod attach;
+mod inside;
 mod place;
 mod tarball;
 
@@ -11,13 +12,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use attach::{NewAttachment, NewLayer, attach};
+use inside::Inside;
 use place::Place;
 
 use super::form::FormError;
 use super::layout::Member;
 use super::read::OCI_LAYOUT;
 use super::{Assembled, Bundle, BundleError, Descriptor, Layout, LayoutError, open_path};
-use crate::artifact::{ARTIFACT_MAX, Digest, store};
+use crate::artifact::{ARTIFACT_MAX, Digest};
 
 /// Why a bundle was not written. What was there before is still there.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +93,7 @@ pub fn finish(folder: &Path, index: Digest, attached: &[Digest]) -> Result<Bundl
     let layout = open_path(folder)?;
     let bundle = layout.read_named(index, attached)?;
     layout.check_blobs(&bundle)?;
-    name(folder, &bundle)?;
+    name(&Inside::open(folder).map_err(|source| failed(folder, source))?, folder, &bundle)?;
     Ok(bundle)
 }
 
@@ -133,12 +135,11 @@ fn put<'a>(
         }
         tar.finish().map_err(failed)?;
     } else {
-        place::make_folder(temporary.path()).map_err(failed)?;
+        let inside = Inside::make(temporary.path()).map_err(failed)?;
         for blob in sorted(bundle) {
-            let member = temporary.path().join(Member::Blob(blob.digest).path());
-            store::replace(&member, &content(&blob)?, place::FILE_MODE).map_err(failed)?;
+            inside.put(Member::Blob(blob.digest), &content(&blob)?).map_err(failed)?;
         }
-        name(temporary.path(), bundle)?;
+        name(&inside, temporary.path(), bundle)?;
     }
     let read_back =
         |source: BundleError| WriteError::ReadBack { path: path.into(), source: Box::new(source) };
@@ -152,14 +153,12 @@ fn put<'a>(
 }
 
 /// `oci-layout` and `index.json`, each whole or not at all, the latter last and behind its blobs: it is what makes them count.
-fn name(folder: &Path, bundle: &Bundle) -> Result<(), WriteError> {
+fn name(inside: &Inside, folder: &Path, bundle: &Bundle) -> Result<(), WriteError> {
     let failed = |source| failed(folder, source);
     let index = index_json(folder, bundle)?;
-    for below in ["blobs/sha256", "blobs"] {
-        File::open(folder.join(below)).and_then(|dir| dir.sync_all()).map_err(failed)?;
-    }
-    store::replace(&folder.join("oci-layout"), OCI_LAYOUT, place::FILE_MODE).map_err(failed)?;
-    store::replace(&folder.join("index.json"), &index, place::FILE_MODE).map_err(failed)
+    inside.sync().map_err(failed)?;
+    inside.put(Member::Layout, OCI_LAYOUT).map_err(failed)?;
+    inside.put(Member::Index, &index).map_err(failed)
 }
 
 fn index_json(path: &Path, bundle: &Bundle) -> Result<Vec<u8>, WriteError> {

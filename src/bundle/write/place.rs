@@ -1,8 +1,7 @@
 //! Where a bundle goes: what may be there already, what is written beside it, and the one rename that makes it count.
 
-use std::fs::{self, DirBuilder, File, FileType, Permissions};
+use std::fs::{self, File, FileType};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -14,7 +13,7 @@ use crate::bundle::open_path;
 
 /// Bundles hold nothing secret, and readers are other users.
 pub(super) const FILE_MODE: u32 = 0o644;
-const FOLDER_MODE: u32 = 0o755;
+pub(super) const FOLDER_MODE: u32 = 0o755;
 
 /// A path that may be written to. Other writers of that folder are kept out for as long as this lives.
 pub(super) struct Place {
@@ -113,16 +112,6 @@ impl Drop for Temporary {
         // Best effort: what is left has a name that nobody reads.
         let _ = remove(&self.0);
     }
-}
-
-/// An empty layout. The modes are those, whatever the umask is.
-pub(super) fn make_folder(path: &Path) -> io::Result<()> {
-    for below in ["", "blobs", "blobs/sha256"] {
-        let folder = path.join(below);
-        DirBuilder::new().mode(0o700).create(&folder)?;
-        fs::set_permissions(&folder, Permissions::from_mode(FOLDER_MODE))?;
-    }
-    Ok(())
 }
 
 fn kind(path: &Path) -> io::Result<Option<FileType>> {
