@@ -6,19 +6,24 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a failed test panics"
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a failed test panics; numbers of system calls are the kernel's"
 )]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what was counted, and what takes root")]
 
 #[path = "support/bomb.rs"]
 #[allow(dead_code, reason = "each test program uses its part")]
 mod bomb;
+#[path = "power_cuts/cutting.rs"]
+mod cutting;
 mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -379,4 +384,53 @@ fn twenty_activations_under_load_fail_no_decision() {
     println!("{answers} decisions during twenty activations, none failed");
     assert_eq!(by, versions, "each was made by one of the versions, and none by both");
     assert_eq!(by.len(), 2);
+}
+
+/// Orders are left by a command, and carried out by the registry.
+#[test]
+fn a_power_cut_while_an_order_is_left_leaves_a_whole_one_or_none() {
+    let service = site().start();
+    let first = decides(&service, "gate").digest;
+    service.site.install("acme", "gate", "hash", 2);
+    assert_eq!(service.reload(), None);
+    assert_ne!(decides(&service, "gate").digest, first);
+    let site = service.into_site();
+    let orders = site.path("state/orders");
+    let rollback = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        command.args(["policy", "rollback", "--tenant", "acme", "--policy", "gate", "--reason", "x"]);
+        command.arg("--no-reload").arg("--config").arg(site.path("portcullis.toml"));
+        command
+    };
+    // Without what is unfinished, as the registry reads them.
+    let left = || -> Vec<Vec<u8>> {
+        let names = fs::read_dir(&orders).unwrap().map(|entry| entry.unwrap());
+        let names = names.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+        names.map(|entry| fs::read(entry.path()).unwrap()).collect()
+    };
+    let forget = || {
+        for entry in fs::read_dir(&orders).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    };
+    let whole = cutting::run(&rollback(), &orders, None);
+    assert_eq!((whole.code, whole.careless), (Some(0), vec![]));
+    let expected = left();
+    assert_eq!(expected.len(), 1);
+    let mut were_left = 0;
+    for cut in 0..whole.changes {
+        forget();
+        assert_eq!(cutting::run(&rollback(), &orders, Some(cut)).code, None);
+        let found = left();
+        assert!(found.is_empty() || found == expected, "cut before change {cut}: {found:?}");
+        were_left += found.len();
+    }
+    println!("{} cuts, {were_left} times the order was there", whole.changes);
+    assert!((1..whole.changes).contains(&were_left));
+    // What is left behind is in nobody's way.
+    forget();
+    fs::write(orders.join(".4711.tmp"), b"{").unwrap();
+    assert!(rollback().output().unwrap().status.success());
+    let service = site.start();
+    assert_eq!(decides(&service, "gate").digest, first, "{}", service.log());
 }

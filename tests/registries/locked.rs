@@ -91,6 +91,56 @@ fn root_pulls_as_the_owner_of_the_destination() {
     assert!(error.contains("it belongs to uid 12345; pull as that user"), "{error}");
 }
 
+/// The account that an installation makes for it, and where there is none the one that has nothing.
+#[test]
+fn started_by_root_the_fetcher_is_the_account_made_for_it() {
+    const ACCOUNT: u32 = 64_321;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root becomes somebody else; run the tests with sudo");
+        return;
+    }
+    let fetches_as = || {
+        let desk = Desk::new();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut command =
+            desk.command(&format!("pull 127.0.0.1:{port}/gate:v1 --plain-http --store store --quiet"));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", child_of(child.id()))).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:\t")).unwrap();
+        line.split('\t').next().unwrap().parse::<u32>().unwrap()
+    };
+    // In a mount namespace of its own; unshare is per thread.
+    let ended = std::thread::spawn(move || {
+        use nix::mount::{MsFlags, mount};
+        let none: Option<&str> = None;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let users = dir.path().join("passwd");
+        let put = |more: &str| {
+            let users_of_the_machine = fs::read_to_string("/etc/passwd").unwrap();
+            let others = users_of_the_machine.lines().filter(|line| !line.starts_with("portcullis-fetcher:"));
+            fs::write(&users, others.map(|line| format!("{line}\n")).collect::<String>() + more).unwrap();
+            mount(Some(&users), "/etc/passwd", none, MsFlags::MS_BIND, none).unwrap();
+        };
+        put("");
+        let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.as_raw();
+        assert_eq!(fetches_as(), nobody, "control");
+        nix::mount::umount("/etc/passwd").unwrap();
+        put(&format!("portcullis-fetcher:x:{ACCOUNT}:{ACCOUNT}::/:/usr/sbin/nologin\n"));
+        assert_eq!(fetches_as(), ACCOUNT);
+        nix::mount::umount("/etc/passwd").unwrap();
+    });
+    if let Err(panic) = ended.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
 #[test]
 fn the_fetcher_is_started_by_the_command_and_by_nobody_else() {
     let output =
