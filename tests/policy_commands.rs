@@ -372,6 +372,56 @@ fn building_the_same_again_keeps_its_signatures() {
     assert!(error.contains("refused by 1 of 7 checks: signatures"), "{error}");
 }
 
+/// Neither the directory, the clock, the user, the language nor the umask of who builds is in it.
+#[test]
+fn the_same_source_gives_the_same_files_wherever_and_whenever_it_is_built() {
+    let build = |environment: &[(&str, &str)], umask: &str| {
+        let desk = Desk::new();
+        let folder = desk.path().join("some/where else");
+        fs::create_dir_all(&folder).unwrap();
+        fs::rename(desk.path().join("gate.wat"), folder.join("gate.wat")).unwrap();
+        let program = env!("CARGO_BIN_EXE_portcullis");
+        let script = format!(
+            "umask {umask}; for out in gate gate.tar; do {program} policy build gate.wat {WHO} --version 3 -o $out; done"
+        );
+        let mut command = Command::new("sh");
+        command.args(["-ec", &script]).current_dir(&folder).env_remove("SOURCE_DATE_EPOCH");
+        command.envs(environment.iter().copied()).stdout(Stdio::null());
+        assert!(command.status().unwrap().success());
+        let mut files = std::collections::BTreeMap::new();
+        for folder in [folder.join("gate"), folder.join("gate/blobs/sha256"), folder.clone()] {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_file() {
+                    let mode = fs::metadata(&path).unwrap().permissions().mode();
+                    files.insert(path.file_name().unwrap().to_owned(), (mode, fs::read(&path).unwrap()));
+                }
+            }
+        }
+        files.remove(std::ffi::OsStr::new("gate.wat"));
+        files
+    };
+    let here = build(&[], "022");
+    // Two platforms: an index, its manifests, config, code, source, list of parts with its manifest, and what is around it.
+    assert!(here.len() > 10, "{:?}", here.keys());
+    let there = build(
+        &[
+            ("TZ", "Asia/Tokyo"),
+            ("LANG", "tr_TR.UTF-8"),
+            ("HOME", "/"),
+            ("USER", "x"),
+            ("RAYON_NUM_THREADS", "1"),
+        ],
+        "077",
+    );
+    assert_eq!(here, there);
+    // The control: when it was built is told if somebody says so, in what is attached only.
+    let dated = build(&[("SOURCE_DATE_EPOCH", "1000000000")], "022");
+    assert_ne!(here, dated);
+    let shared = here.keys().filter(|name| dated.contains_key(*name)).count();
+    assert!(shared > 10 && shared < here.len(), "{shared} of {}", here.len());
+}
+
 #[test]
 fn only_what_its_source_builds_to_is_signed() {
     let desk = Desk::new();
