@@ -131,6 +131,9 @@ pub struct HeldBack {
     pub bundle: Option<Digest>,
     pub version: Option<u64>,
     pub why: String,
+    /// A builder of this program found it no good, or died of it: that one does not try again by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsound: Option<String>,
 }
 
 /// Something that happened, for people.

@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 use super::goal::Task;
-use super::{Shelf, Survey, SurveyError, Unsound, Wanted};
+use super::{Shelf, Survey, SurveyError, Unsound, Wanted, builders};
 use crate::artifact::Digest;
 use crate::decision::TrustClass;
 use crate::ledger::{Entry, Event, Order, Origin, PlacedOrder, Table, What};
@@ -46,6 +46,16 @@ impl Survey {
         let mut in_force = before.in_force;
         in_force.look(Path::new(&setting.assignment.store), &setting.trust, clock);
         write_down(&mut draft, &in_force, seconds);
+        // A registry that starts anew does not try again what the one before had found no good: where one bomb after the other
+        // has its time, nobody would be served for as long.
+        let mut unsound = before.unsound;
+        for held_back in draft.policies.iter().filter_map(|record| record.held_back.as_ref()) {
+            if let (Some(bundle), Some(by)) = (held_back.bundle, &held_back.unsound)
+                && *by == builders()
+            {
+                unsound.entry(bundle).or_insert_with(|| held_back.why.clone());
+            }
+        }
         let mut survey = Self {
             store: open_store(&setting),
             todo: setting.policies().map(|(key, _)| key.clone()).collect(),
@@ -60,7 +70,7 @@ impl Survey {
             standings: BTreeMap::new(),
             shelf: before.shelf,
             lost: BTreeMap::new(),
-            unsound: before.unsound,
+            unsound,
             unwritable: None,
             serial: before.serial,
             rebuilt: 0,

@@ -7,7 +7,7 @@ use super::begin::next_order;
 use super::goal::{Goal, PolicyTask, Task};
 use super::judge::kept;
 use super::store::of_kept;
-use super::{Built, Key, NotBuilt, Served, Standing, Survey, Wanted, shortened};
+use super::{Built, Key, NotBuilt, Served, Standing, Survey, Wanted, builders, shortened};
 use crate::artifact::{Architecture, Digest, SealedBytes, Statement, sign};
 use crate::bundle::Platform;
 use crate::decision::TrustClass;
@@ -272,7 +272,8 @@ impl Survey {
                 if let Some(order) = entry.order {
                     self.remember(What::OrderRefused, &task.key, Some(seen), Some(order), &why);
                 }
-                task.held_back = Some(HeldBack { bundle: Some(seen.0), version: Some(seen.1), why });
+                let (bundle, version) = (Some(seen.0), Some(seen.1));
+                task.held_back = Some(HeldBack { bundle, version, why, unsound: None });
             }
             Goal::Back { entry, .. } => {
                 let seen = Some((entry.bundle, entry.version()));
@@ -387,10 +388,13 @@ impl Survey {
     fn hold_back(&mut self, task: &PolicyTask) -> Option<String> {
         let (tenant, policy) = &task.key;
         let before = self.draft.record(tenant, policy).and_then(|record| record.held_back.clone());
-        let short = |held_back: &HeldBack| HeldBack { why: shortened(&held_back.why), ..held_back.clone() };
+        let short = |HeldBack { bundle, version, why, .. }: &HeldBack| {
+            let unsound = bundle.filter(|bundle| self.unsound.contains_key(bundle)).map(|_| builders());
+            HeldBack { bundle: *bundle, version: *version, why: shortened(why), unsound }
+        };
         let held_back = task.held_back.as_ref().map(short);
         if before != held_back {
-            if let Some(HeldBack { bundle, version, why }) = &held_back {
+            if let Some(HeldBack { bundle, version, why, .. }) = &held_back {
                 let seen = bundle.zip(*version);
                 self.remember(What::HeldBack, &task.key, seen, None, why);
             }

@@ -48,7 +48,8 @@ impl Survey {
                 }
                 // Without a store what is active goes on, and there is nothing newer to speak of.
                 let nothing_new = self.store.is_err() && self.has_active(key);
-                let held_back = (!nothing_new).then_some(HeldBack { bundle: None, version: None, why });
+                let of_nothing = HeldBack { bundle: None, version: None, why, unsound: None };
+                let held_back = (!nothing_new).then_some(of_nothing);
                 return task(Goal::Stay).held_back(held_back);
             }
         };
@@ -72,7 +73,7 @@ impl Survey {
                     self.refuse_order(key, order, found, &why);
                 }
                 let (bundle, version) = found.unzip();
-                task(Goal::Stay).held_back(Some(HeldBack { bundle, version, why }))
+                task(Goal::Stay).held_back(Some(HeldBack { bundle, version, why, unsound: None }))
             }
         }
     }

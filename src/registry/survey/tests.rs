@@ -494,6 +494,32 @@ fn what_a_builder_finds_no_good_is_held_back_and_not_built_again_by_itself() {
 }
 
 #[test]
+fn a_bomb_is_not_tried_again_by_a_registry_that_starts_anew() {
+    let mut world = World::with(&["bomb"]);
+    let mut no = |_: &super::Wanted| Err(NotBuilt { why: "builder killed by SIGXCPU".into(), lasting: true });
+    let bomb = world.release("bomb", 1);
+    world.survey_with(&mut no).unwrap();
+    assert_eq!(world.asked, ["compile"], "control");
+    for _ in 0..2 {
+        world.restart();
+        world.asked.clear();
+        world.survey_with(&mut no).unwrap();
+        assert!(world.asked.is_empty(), "{:?}", world.asked);
+        assert!(world.why("bomb").contains("SIGXCPU"), "{}", world.why("bomb"));
+    }
+    // Another bundle, and an operator's word, are tried.
+    world.release("bomb", 2);
+    world.survey_with(&mut no).unwrap();
+    assert_eq!(world.asked, ["compile"]);
+    world.restart();
+    world.release("bomb", 1);
+    world.order(&activate("bomb", bomb, false));
+    world.survey();
+    assert_eq!(world.serves("bomb"), Some(1));
+    assert_eq!(world.record("bomb").held_back, None);
+}
+
+#[test]
 fn a_builder_that_there_was_not_is_asked_for_again() {
     let mut world = World::with(&["gate"]);
     world.release("gate", 1);
