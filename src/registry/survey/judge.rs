@@ -5,6 +5,10 @@ use crate::bundle::PolicyConfig;
 use crate::bundle::diff::{Change, widenings};
 use crate::ledger::{Entry, Record, Target};
 
+/// How far a version may be ahead of the floor by itself. Nothing lower becomes active after it, so a slip of the hand, or
+/// somebody who had a key for a day, could otherwise leave no higher one.
+const AHEAD_MAX: u64 = 1 << 32;
+
 /// What an operator said of this very bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Word {
@@ -36,6 +40,12 @@ pub(super) fn may_follow(
     if version == floor && record.floor_bundle.is_some_and(|other| other != bundle) {
         return Err(format!(
             "bundle has version {version}, as another one that was active had: what differs needs a version of its own"
+        ));
+    }
+    if floor > 0 && version.saturating_sub(floor) > AHEAD_MAX && !word.activate {
+        return Err(format!(
+            "bundle has version {version}, very far ahead of {floor}, and no lower one would become active after it: if that is \
+             meant, activate it with `portcullis policy activate`; else build it with a lower version"
         ));
     }
     let left = record.pinned.is_some_and(|pinned| version <= pinned)

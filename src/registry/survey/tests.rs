@@ -66,6 +66,32 @@ fn two_bundles_of_one_version_are_told_apart() {
 }
 
 #[test]
+fn a_version_very_far_ahead_waits_for_somebody_who_means_it() {
+    let mut world = World::with(&["gate"]);
+    world.release("gate", 7);
+    world.survey();
+    let far = 7 + (1 << 32) + 1;
+    for version in [far, u64::MAX] {
+        world.release("gate", version);
+        world.survey();
+        assert_eq!((world.serves("gate"), world.record("gate").floor), (Some(7), 7));
+        assert!(world.why("gate").contains("very far ahead of 7"), "{}", world.why("gate"));
+    }
+    world.release("gate", far - 1);
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(far - 1), "control: by itself, since it is near enough");
+    let digest = world.release("gate", u64::MAX);
+    world.order(&activate("gate", digest, false));
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(u64::MAX), "somebody means it");
+    // The first one may be any.
+    let mut world = World::with(&["gate"]);
+    world.release("gate", far);
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(far));
+}
+
+#[test]
 fn one_bad_policy_is_named_and_stops_nobody() {
     let mut world = World::with(&["a", "b", "c", "d", "e"]);
     for name in ["a", "b", "c", "d", "e"] {
@@ -376,6 +402,40 @@ fn a_revocation_list_never_goes_back() {
         assert_eq!(world.serves("gate"), None);
     }
     assert_eq!(world.state.as_ref().unwrap().table().revocations.as_ref().unwrap().version, 2);
+}
+
+/// Who may write to the store may put anything in the list's place.
+#[test]
+fn what_is_no_plain_file_in_the_lists_place_is_left_and_waited_for_by_nobody() {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+    let mut world = World::with(&["gate"]);
+    let digest = world.release("gate", 1);
+    world.survey();
+    world.revoke(Revokes::Digest(digest));
+    let (list, aside) = (world.home.path().join("store/revocations.json"), world.home.path().join("aside"));
+    fs::rename(&list, &aside).unwrap();
+    let mode = Mode::from_bits_truncate(0o644);
+    for what in ["link", "FIFO", "folder", "1 TiB", "socket", "device", "nothing"] {
+        match what {
+            "link" => std::os::unix::fs::symlink(&aside, &list).unwrap(),
+            "FIFO" => nix::unistd::mkfifo(&list, mode).unwrap(),
+            "folder" => fs::create_dir(&list).unwrap(),
+            "1 TiB" => fs::File::create(&list).unwrap().set_len(1 << 40).unwrap(),
+            "socket" => drop(std::os::unix::net::UnixListener::bind(&list).unwrap()),
+            // /dev/zero: whoever reads it never comes to an end.
+            "device" if nix::unistd::geteuid().is_root() => {
+                mknod(&list, SFlag::S_IFCHR, mode, makedev(1, 5)).unwrap();
+            }
+            _ => fs::write(&list, b"").unwrap(),
+        }
+        world.survey();
+        assert_eq!(world.serves("gate"), Some(1), "{what}");
+        fs::remove_file(&list).or_else(|_| fs::remove_dir(&list)).unwrap();
+    }
+    fs::rename(&aside, &list).unwrap();
+    world.survey();
+    assert_eq!(world.serves("gate"), None, "control: the list itself");
 }
 
 #[test]
