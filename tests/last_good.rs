@@ -306,7 +306,7 @@ fn what_only_a_retired_key_signed_decides_until_its_window_ends_and_not_afterwar
     // Long enough for a reload on this machine, whatever else it does now.
     let began = Instant::now();
     assert_eq!(service.reload(), None);
-    let window = 3 + 10 * began.elapsed().as_secs_f64().ceil() as i64;
+    let window = 2 + (10.0 * began.elapsed().as_secs_f64()).ceil() as i64;
     let until = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + window).unwrap();
     fs::write(service.site.path("trust.toml"), trust(until)).unwrap();
     assert_eq!(service.reload(), None);

@@ -146,7 +146,8 @@ fn from_source_to_verified_after_a_rotation() {
     assert_eq!(built["config"]["limits"]["deadline_us"], 100_000);
     let platforms: Vec<_> = built["code"].as_array().unwrap().iter().map(|code| &code["platform"]).collect();
     assert_eq!(platforms, ["linux/amd64", "linux/arm64"]);
-    let again = desk.json(&format!("build gate.wat {WHO} --version 3 --deadline 100ms -o again.tar"));
+    let both = "--platform linux/arm64,linux/amd64";
+    let again = desk.json(&format!("build gate.wat {WHO} --version 3 --deadline 100ms {both} -o again.tar"));
     assert_eq!((&again["bundle"], &again["code"]), (&built["bundle"], &built["code"]));
     assert_eq!(desk.ends("diff gate.bundle again.tar", 0).lines().next(), Some("the same bundle"));
 
@@ -687,6 +688,14 @@ fn what_asks_for_more_is_marked_and_would_be_held_back() {
     assert_eq!((&report["good"], &report["held_back"]), (&true.into(), &true.into()));
     assert_eq!(verdict(&verdicts(&report), "capabilities"), "held_back");
     desk.good(&format!("{verify} --active next.tar"));
+    // Nor does what is older, or differs without a version of its own.
+    let (error, _) = desk.refused("verify gate.bundle --key k.pub --active next.tar", 1);
+    assert!(error.contains(": succession"), "{error}");
+    desk.good(&format!("build gate.wat {WHO} --version 4 --no-code -o other.tar"));
+    desk.good("sign other.tar --key k");
+    let (_, text) = desk.refused("verify next.tar --key k.pub --active other.tar", 1);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("succession FAILED") && words.contains("a version of its own"), "{text}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `portcullis policy verify`
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -58,7 +59,7 @@ pub(in crate::cli) struct Verify {
     /// The signed list of what was revoked
     #[arg(long, value_name = "FILE", requires = "trust")]
     revocations: Option<PathBuf>,
-    /// The bundle that serves now: what asks for more than it waits for --accept-capabilities
+    /// The bundle that serves now: what is older does not follow it, and what asks for more waits for --accept-capabilities
     #[arg(long, value_name = "BUNDLE")]
     active: Option<PathBuf>,
     /// Build the source again and compare its code, byte for byte
@@ -133,7 +134,10 @@ impl Verify {
         if let Some(stored) = &stored {
             let now = self.at.unwrap_or_else(Timestamp::now);
             self.check(stored, &standard, list.as_deref(), now, &mut checks)?;
-            checks.extend(active.as_ref().map(|active| check_widening(active, stored)));
+            if let Some(active) = &active {
+                checks.push(check_succession(active, stored));
+                checks.push(check_widening(active, stored));
+            }
         }
         self.report(stored.as_ref(), &checks)
     }
@@ -375,6 +379,27 @@ fn check_signatures(evidence: &Evidence, policy: &TrustPolicy) -> Check {
     }
     said.extend(evidence.disregarded.iter().map(|why| format!("disregarded: {why}")));
     Check { check: "signatures", verdict: Verdict::Noted, said }
+}
+
+fn check_succession(active: &Stored, stored: &Stored) -> Check {
+    let (before, after) = (active.bundle.config.version, stored.bundle.config.version);
+    let said = match after.cmp(&before) {
+        _ if active.bundle.digest() == stored.bundle.digest() => {
+            return ok("succession", "it is what serves now");
+        }
+        Ordering::Greater => return ok("succession", format!("version {before} -> {after}")),
+        Ordering::Less => {
+            format!(
+                "bundle has version {after}, and {before} serves: older versions do not come back by themselves"
+            )
+        }
+        Ordering::Equal => {
+            format!(
+                "bundle has version {after}, as what serves now has: what differs needs a version of its own"
+            )
+        }
+    };
+    failed("succession", said)
 }
 
 fn check_widening(active: &Stored, stored: &Stored) -> Check {

@@ -510,6 +510,47 @@ fn a_bundle_that_is_signed_again_outlives_its_first_key() {
     assert_eq!(world.serves("gate"), None);
 }
 
+/// As cosign attached signatures before there were sigstore bundles: under a tag, without a subject.
+#[test]
+fn a_bundle_that_cosign_signed_in_its_older_form_becomes_active() {
+    use base64ct::Encoding as _;
+
+    let mut world = World::with(&["gate"]);
+    let path = world.bundle_path("gate");
+    let bundle = world.deliver_at(World::draft("gate", 1), &path, &[]);
+    let put = |bytes: &[u8]| {
+        let digest = Digest::of(bytes);
+        fs::write(path.join("blobs/sha256").join(hex::encode(digest.as_bytes())), bytes).unwrap();
+        format!(r#""digest":"{digest}","size":{}"#, bytes.len())
+    };
+    let attach = |signer: &SigningKey| {
+        let payload = format!(
+            r#"{{"critical":{{"identity":{{"docker-reference":""}},"image":{{"docker-manifest-digest":"{bundle}"}},"type":"cosign container image signature"}},"optional":null}}"#
+        );
+        let signature = base64ct::Base64::encode_string(&signer.sign(payload.as_bytes()));
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json",{}}},"layers":[{{"mediaType":"{}",{},"annotations":{{"dev.cosignproject.cosign/signature":"{signature}"}}}}]}}"#,
+            crate::bundle::media::OCI_MANIFEST,
+            put(b"{}"),
+            crate::bundle::media::COSIGN_SIMPLE_SIGNING,
+            put(payload.as_bytes()),
+        );
+        put(manifest.as_bytes());
+        crate::bundle::write::finish(&path, bundle, &[Digest::of(manifest.as_bytes())]).unwrap();
+    };
+    attach(&SigningKey::generate_p256().unwrap());
+    world.survey();
+    assert_eq!(world.serves("gate"), None, "control: by a stranger");
+    attach(&world.release);
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(1), "{}", world.why("gate"));
+    // It is kept with it.
+    fs::remove_dir_all(world.home.path().join("store")).unwrap();
+    world.restart();
+    world.survey();
+    assert_eq!(world.serves("gate"), Some(1));
+}
+
 #[test]
 fn what_strangers_attach_to_an_active_bundle_is_not_kept() {
     let mut world = World::with(&["gate"]);
