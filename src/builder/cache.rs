@@ -5,6 +5,7 @@
 //! with the class's UID did to it costs one more compilation. Several builders of a class may be at it at the same
 //! time: entries appear by rename, and what is young may be a neighbour's and is left alone.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -144,15 +145,18 @@ impl Cache {
 
     /// Removes all files but these entries and what is young.
     pub(super) fn sweep(&self, wanted: &[Digest]) {
-        let keep: Vec<PathBuf> = wanted.iter().map(|digest| self.entry(*digest)).collect();
+        let keep: BTreeSet<PathBuf> = wanted.iter().map(|digest| self.entry(*digest)).collect();
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) => return tracing::warn!(path = ?self.path, %error, "list cache"),
         };
         for entry in entries.flatten() {
             let path = entry.path();
+            if keep.contains(&path) {
+                continue;
+            }
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-            if keep.contains(&path) || is_young(&metadata) {
+            if is_young(&metadata) {
                 continue;
             }
             if metadata.is_dir() {
