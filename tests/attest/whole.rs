@@ -62,7 +62,8 @@ fn every_declared_check_is_made() {
         // Identity, capabilities, seals and tracer of each thread; how many; Landlock.
         let threads = usize::try_from(process.threads).unwrap();
         assert_eq!(names("threads").len(), threads * 4 + 2, "{role}: {:?}", names("threads"));
-        let shared = usize::from(!is_root() && matches!(role, Role::Frontend | Role::Worker | Role::Registry));
+        let shared =
+            usize::from(!is_root() && matches!(role, Role::Frontend | Role::Worker | Role::Registry));
         assert_eq!(names("limits").len(), declared.limits.len() - shared, "{role}: {:?}", names("limits"));
         let mut around: BTreeSet<&str> = ["program", "umask", "working directory", "dumpable"].into();
         if declared.process.environment == Environment::Empty {
