@@ -1,6 +1,6 @@
 //! Who vouches for a bundle: what is attached to it, read and checked against the keys of the trust policy.
 
-use crate::bundle::{ATTACHMENTS_MAX, Attachment, Bundle, Layout, LayoutError};
+use crate::bundle::{ATTACHMENTS_MAX, Attachment, Bundle, Descriptor, Layout, LayoutError};
 use crate::signature::{ATTACHED_MAX, Anchors, Evidence, Material, Subject, check, cosign, sigstore};
 
 /// Most attachments that are spoken of because they say nothing: it is written down with what they are attached to.
@@ -28,8 +28,14 @@ pub(super) fn telling(
     known: &mut Evidence,
     anchors: &Anchors,
 ) -> Result<Vec<Attachment>, LayoutError> {
-    let mut telling = Vec::new();
+    let (mut telling, mut layers) = (Vec::new(), 0_usize);
     for attachment in attachments {
+        layers =
+            layers.saturating_add(attachment.layers.iter().filter(|layer| limit(layer).is_some()).count());
+        // Nobody else is heard meanwhile, and each may have to be tried with each key.
+        if layers > ATTACHED_MAX {
+            break;
+        }
         let said = of_attachments(layout, bundle, &[attachment], anchors)?;
         let before = known.signers.len().saturating_add(known.provenance.len());
         for signer in said.signers {
@@ -80,13 +86,12 @@ fn of_attachments(
 ) -> Result<Evidence, LayoutError> {
     let mut read = Vec::new();
     for layer in attachments.iter().flat_map(|attachment| &attachment.layers) {
-        // Lists of parts and whatever else there may be says nothing of trust.
-        let max = match layer.media_type.as_str() {
-            sigstore::MEDIA_TYPE => sigstore::BUNDLE_MAX,
-            cosign::MEDIA_TYPE => cosign::PAYLOAD_MAX,
-            _ => continue,
-        };
+        let Some(max) = limit(layer) else { continue };
         read.push((layer, layout.bytes(layer, max)?));
+        // One more than is looked at, so that it is said.
+        if read.len() > ATTACHED_MAX {
+            break;
+        }
     }
     let materials: Vec<Material<'_>> = read
         .iter()
@@ -100,4 +105,13 @@ fn of_attachments(
     let mut evidence = check(&subject, &materials, anchors);
     evidence.disregarded.truncate(DISREGARDED_MAX);
     Ok(evidence)
+}
+
+/// How long a layer may be that says something of trust. Lists of parts and whatever else there may be says nothing of it.
+fn limit(layer: &Descriptor) -> Option<usize> {
+    match layer.media_type.as_str() {
+        sigstore::MEDIA_TYPE => Some(sigstore::BUNDLE_MAX),
+        cosign::MEDIA_TYPE => Some(cosign::PAYLOAD_MAX),
+        _ => None,
+    }
 }

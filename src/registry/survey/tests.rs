@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::{Built, NotBuilt, Standing, SurveyError};
 use crate::artifact::{Digest, PublicKey, SealedBytes, SigningKey};
 use crate::bundle::write::{self, NewAttachment};
-use crate::bundle::{self, ATTACHMENTS_MAX, Annotations, media};
+use crate::bundle::{self, ATTACHED_LAYERS_MAX, ATTACHMENTS_MAX, Annotations, media};
 use crate::ledger::{Order, Origin, Target, What};
 use crate::registry::tests::{NEW_YEAR, World, key, sign, sound, trust};
 use crate::signature::{self, Subject};
@@ -1017,4 +1017,54 @@ fn what_a_rollback_left_there_is_left_by_the_next_one_too() {
     world.release("gate", 6);
     world.survey();
     assert_eq!(world.serves("gate"), Some(6), "control: what is newer comes by itself");
+}
+
+#[test]
+fn of_what_is_attached_only_so_much_is_looked_at() {
+    let mut world = World::with(&["gate"]);
+    let third = SigningKey::generate_ed25519().unwrap();
+    world.assignment.trust.text = trust(&[("release", &world.release), ("third", &third)]);
+    world.release("gate", 1);
+    world.survey();
+    let path = world.bundle_path("gate");
+    let bundle = || bundle::open_path(&path).unwrap().read().unwrap();
+    let good = signature::sign(&Subject::of(&bundle().index_bytes), &third).unwrap();
+    let attached = |layers: Vec<Vec<u8>>| {
+        let layer = |bytes| write::NewLayer {
+            media_type: media::SIGSTORE_BUNDLE.into(),
+            bytes,
+            annotations: Annotations::default(),
+        };
+        NewAttachment {
+            artifact_type: media::SIGSTORE_BUNDLE.into(),
+            layers: layers.into_iter().map(layer).collect(),
+            annotations: Annotations::default(),
+        }
+    };
+    // Each as much as one attachment may have.
+    for number in 0..5 {
+        let ballast = (0..ATTACHED_LAYERS_MAX).map(|layer| format!("ballast {number} {layer}").into_bytes());
+        write::attach(&path, &attached(ballast.collect()), |_| false).unwrap();
+    }
+    // A good one behind all of them: they are read in the order of their digests.
+    let mut last = None;
+    for spaces in 1..1000 {
+        let one = attached(vec![[good.as_slice(), " ".repeat(spaces).as_bytes()].concat()]);
+        write::attach(&path, &one, |other| Some(other.manifest.digest) == last).unwrap();
+        let all = bundle().attachments;
+        let is_it = |other: &&bundle::Attachment| other.layers[0].size == (good.len() + spaces) as u64;
+        last = all.iter().find(is_it).map(|other| other.manifest.digest);
+        if all.last().map(|other| other.manifest.digest) == last {
+            break;
+        }
+    }
+    let signers = |world: &World| world.record("gate").active.as_ref().unwrap().evidence.signers.len();
+    world.survey();
+    assert_eq!((world.serves("gate"), signers(&world)), (Some(1), 1), "too far behind");
+    // Control: with less in front of it, it is found.
+    let with_ballast = |other: &bundle::Attachment| other.layers.len() > 1;
+    let fewer = attached(vec![b"ballast".to_vec(), b"more".to_vec()]);
+    write::attach(&path, &fewer, with_ballast).unwrap();
+    world.survey();
+    assert_eq!((world.serves("gate"), signers(&world)), (Some(1), 2));
 }
