@@ -38,7 +38,13 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let line = Line { role: role.into(), rate: Mutex::new(Rate::new(Instant::now())) };
-    tracing_subscriber::fmt().with_max_level(LEVEL).with_writer(writer).event_format(line).finish()
+    tracing_subscriber::fmt()
+        .with_max_level(LEVEL)
+        .with_writer(writer)
+        // It would say so on standard error, which is what could not be written to, and panic when that fails.
+        .log_internal_errors(false)
+        .event_format(line)
+        .finish()
 }
 
 /// How an event becomes a line.

@@ -86,6 +86,7 @@ impl Cache {
             let way_out = match source.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => "make room on that file system",
                 Some(Errno::EROFS) => "mount it for writing",
+                Some(Errno::EFBIG) => "raise builder.output",
                 Some(Errno::EISDIR | Errno::ENOTEMPTY | Errno::EEXIST) => "remove what is there",
                 _ => "see that the class's uid can write there",
             };

@@ -75,6 +75,7 @@ pub fn main() -> ExitCode {
     sandbox::settle_allocator();
     sandbox::share_the_main_heap();
     sandbox::install_panic_hook(Role::Builder);
+    sandbox::outlive_long_files();
     crate::journal::start(Role::Builder.name());
     let control = match take_inherited(fd::CONTROL) {
         Ok(control) => Control::new(control, CONTROL_MAX),

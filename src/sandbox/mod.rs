@@ -52,7 +52,7 @@ pub use end::end;
 pub use given::Given;
 pub use inherited::check_inherited;
 pub use landlock::{Enclosed, Places, enclose, prove_landlock};
-pub use panic::install_panic_hook;
+pub use panic::{install_panic_hook, outlive_long_files};
 #[cfg(feature = "compiler")]
 pub(crate) use status::Status;
 pub use status::{Mismatch, StatusError};

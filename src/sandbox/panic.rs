@@ -29,6 +29,16 @@ pub fn install_panic_hook(role: Role) {
     }
 }
 
+/// For a process with a limit on the length of files: from now on a write beyond it is an error, EFBIG, and not the end. The
+/// log is such a file where somebody has it written to one that is already longer. Before the seal.
+pub fn outlive_long_files() {
+    let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // JUSTIFICATION: std has no signal dispositions.
+    #[expect(unsafe_code, reason = "sigaction has no safe form")]
+    // SAFETY: no handler comes with it. It fails only for signals that cannot be ignored.
+    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
+}
+
 fn describe(role: Role, info: &PanicHookInfo<'_>) -> String {
     let what = info.payload_as_str().unwrap_or("a value that is not text");
     let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));

@@ -14,7 +14,7 @@ use portcullis::artifact::{Digest, SealedBytes};
 use portcullis::wire::control::BuildLimits;
 use portcullis::wire::job::{Job, Report};
 
-use crate::process::{Class, LIMITS, compile, give, identity};
+use crate::process::{Builder, Class, LIMITS, compile, give, identity};
 use crate::{component, sealed};
 
 /// A class whose cache has the code of `hash`.
@@ -266,6 +266,25 @@ fn a_disk_that_is_full_or_read_only_is_a_refusal() {
     let Report::Compiled { cwasm } = answers[0].report else { panic!("{answers:?}") };
     mount(none, &cache, none, remount | MsFlags::MS_RDONLY, Some(options("16m").as_str())).unwrap();
     assert_eq!(recall(&class, cwasm), Report::Recalled { cwasm }, "reading takes no writing");
+}
+
+/// The limit on files holds for the log as well, which may be one that is longer. Its lines are lost then, and no job is.
+#[test]
+fn a_log_that_is_longer_than_its_output_ends_no_builder() {
+    let (class, _, cwasm, code) = with_code();
+    let limits = BuildLimits { output: code.len() as u64, ..LIMITS };
+    let path = class.dir.path().join("log");
+    let log = fs::File::options().create(true).append(true).open(&path).unwrap();
+    for length in [0, code.len() as u64 * 2] {
+        log.set_len(length).unwrap();
+        put(&class.entry(cwasm), &code[1..]);
+        let builder = Builder::start_with_log(&class.cache(), limits, log.try_clone().unwrap().into());
+        let (answers, status) = builder.unwrap().ask(&Job::Recall { cwasm: vec![cwasm] }, &[]);
+        assert!(status.success(), "{status}");
+        assert!(matches!(&answers[0].report, Report::Lost { corrupt: true, .. }), "{answers:?}");
+        let written = fs::metadata(&path).unwrap().len() > length;
+        assert_eq!(written, length == 0, "what it says is written as long as there is room");
+    }
 }
 
 /// The limit is lower than when it was kept: told of, not a death by SIGXFSZ.

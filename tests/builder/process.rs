@@ -120,6 +120,11 @@ pub(crate) struct Builder {
 impl Builder {
     /// What a builder says that cannot start comes back as the error.
     pub(crate) fn start(cache: &Path, limits: BuildLimits) -> Result<Self, String> {
+        Self::start_with_log(cache, limits, std::io::stderr().as_fd().try_clone_to_owned().unwrap())
+    }
+
+    /// With this for its standard error.
+    pub(crate) fn start_with_log(cache: &Path, limits: BuildLimits, log: OwnedFd) -> Result<Self, String> {
         // Descriptors of one must not be inherited by another that is started at the same moment; and the parent of a
         // child is the thread that made it.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -141,7 +146,7 @@ impl Builder {
         nix::unistd::lseek(&memfd, 0, nix::unistd::Whence::SeekSet).unwrap();
         let (control, theirs) = Channel::<ToChild, FromChild>::pair(CONTROL_MAX).unwrap();
         let (jobs, workers) = Channel::<Job, Report>::pair(JOB_MAX).unwrap();
-        let child = spawn(&theirs.into(), &memfd, &workers.into(), limits);
+        let child = spawn(&theirs.into(), &memfd, &workers.into(), limits, log);
         drop(guard);
         let mut builder = Self {
             child,
@@ -203,13 +208,18 @@ impl Builder {
 }
 
 /// The way of `src/spawner/child.rs`, from a program with threads: what happens between fork and exec allocates little.
-fn spawn(control: &OwnedFd, assignment: &OwnedFd, jobs: &OwnedFd, limits: BuildLimits) -> Child {
+fn spawn(
+    control: &OwnedFd,
+    assignment: &OwnedFd,
+    jobs: &OwnedFd,
+    limits: BuildLimits,
+    log: OwnedFd,
+) -> Child {
     let (uid, gid, isolation) = identity();
     let configured = ConfiguredLimits { open_files: 64, processes: None, build: Some(limits) };
     let path = Path::new(env!("CARGO_BIN_EXE_portcullis-builder"));
     let program: OwnedFd = fs::File::open(path).unwrap().into();
     let null = launch::null().unwrap();
-    let log: OwnedFd = std::io::stderr().as_fd().try_clone_to_owned().unwrap();
     let parent = getpid().as_raw();
     let copies = [control, assignment, jobs].map(|fd| fd.try_clone().unwrap());
     let mut command = Command::new(path);
