@@ -53,6 +53,7 @@ fn start(
     spoil: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) -> Result<String, (Option<i32>, String)> {
     fs::write(site.path("portcullis.toml"), site.config()).unwrap();
+    site.make_state();
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis-supervisor"));
     command.arg("--config").arg(site.path("portcullis.toml")).stdin(Stdio::null());
     #[expect(unsafe_code, reason = "pre_exec has no safe form")]
