@@ -44,7 +44,7 @@ fn every_role_that_crashes_is_back() {
 fn for_every_role(signal: Signal, how: &str) {
     started();
     let roles = roles();
-    assert!(roles.len() >= 4, "{roles:?}");
+    assert!(roles.len() >= 5, "{roles:?}");
     for role in &roles {
         answers();
         let before = restarts();
@@ -52,7 +52,7 @@ fn for_every_role(signal: Signal, how: &str) {
         let everybody: Vec<Process> = processes().into_keys().map(Process::of).collect();
         victim.signal(signal);
         victim.ended();
-        let healed = ["frontend", "worker"].contains(&role.as_str());
+        let healed = ["frontend", "registry", "worker"].contains(&role.as_str());
         if !healed {
             everybody.iter().for_each(Process::ended);
         }

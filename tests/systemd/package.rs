@@ -214,7 +214,7 @@ fn a_package_takes_nothing_away_that_is_not_its_own() {
     let made = fs::read("/var/lib/portcullis/made").expect("what was made");
     let said = run("dpkg", &["--purge", "portcullis"]);
     assert!(said.contains("left alone: what `portcullis install` placed"), "{said}");
-    assert!(Path::new(policy).exists() && Path::new("/etc/portcullis/trust.toml").exists());
+    assert!(Path::new(policy).exists() && Path::new("/var/lib/portcullis/state").exists());
     for user in USERS {
         run("getent", &["passwd", user]);
     }

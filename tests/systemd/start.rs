@@ -51,13 +51,14 @@ fn an_installed_service_starts_with_a_uid_for_each_role() {
 
     let own: u32 = run("id", &["--user", "portcullis"]).trim().parse().expect("a number");
     let processes = processes();
-    assert_eq!(roles(), ["frontend", "spawner", "supervisor", "worker"]);
+    assert_eq!(roles(), ["frontend", "registry", "spawner", "supervisor", "worker"]);
     assert_eq!(property(SERVICE, "MainPID"), number(&processes, "supervisor").to_string());
     for (pid, role) in &processes {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
         let uid = match role.as_str() {
             "frontend" => 61000,
             "worker" => 61001,
+            "registry" => 61009,
             // Supervisor and spawner are the service's own user's.
             _ => own,
         };
@@ -143,16 +144,22 @@ fn the_trust_policy_comes_as_a_credential() {
     systemctl(&["start", SERVICE]);
     answers();
     // Nothing of the original is needed any more, not even by a reload.
+    let policy = fs::read(TRUST).expect("read");
     fs::remove_file(TRUST).expect("remove");
     run("portcullis", &["reload"]);
     answers();
-    // But by the next start.
-    systemctl(&["stop", SERVICE]);
-    let failed = output("systemctl", &["start", SERVICE]);
-    assert!(!failed.status.success());
-    let said = journal();
-    let place = format!("{CONFIGURATION}:7:9: open trust policy \"/run/credentials/{SERVICE}/trust.toml\"");
-    assert!(said.contains(&place), "{said}");
+    // But by the next start, which systemd refuses by itself.
+    let refused = |why: &str| {
+        systemctl(&["stop", SERVICE]);
+        assert!(!output("systemctl", &["start", SERVICE]).status.success());
+        let said = journal();
+        assert!(said.contains(why), "{said}");
+    };
+    refused("Failed at step CREDENTIALS");
+    // And one that the unit does not load is missed by name.
+    fs::write(TRUST, policy).expect("write");
+    configure(&SOUND.replace(TRUST, "$CREDENTIALS_DIRECTORY/other.toml"));
+    refused(&format!("open trust policy \"/run/credentials/{SERVICE}/other.toml\""));
 }
 
 const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/trust.toml";
