@@ -234,7 +234,7 @@ fn a_package_takes_nothing_away_that_is_not_its_own() {
             && text(&refused).contains("a\\040place is mounted there; unmount it and purge"),
         "{refused:?}"
     );
-    assert!(Path::new("/srv/kept").exists() && Path::new("/etc/portcullis/trust.toml").exists());
+    assert!(Path::new("/srv/kept").exists() && Path::new("/var/lib/portcullis/state").exists());
     run("umount", &[mounted]);
     fs::remove_dir("/srv/kept").expect("remove");
 
