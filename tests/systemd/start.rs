@@ -8,9 +8,8 @@ use nix::sys::signal::Signal;
 
 use crate::Test;
 use crate::machine::{
-    CACHE, CONFIGURATION, DECIDE, OPERATOR, Process, SERVICE, SOCKETS, SOUND, TRUST, answers, configure,
-    drop_in, installed, journal, listed, output, process, processes, property, roles, run, started,
-    systemctl, text,
+    CACHE, DECIDE, OPERATOR, Process, SERVICE, SOCKETS, SOUND, TRUST, answers, configure, drop_in, installed,
+    journal, listed, output, process, processes, property, roles, run, started, systemctl, text,
 };
 
 pub(crate) const TESTS: &[Test] = &[
