@@ -120,7 +120,7 @@ fn everything_is_shown(events: &[Value], isolation: &str) {
     assert_eq!(table["isolation"], isolation);
     let processes = table["processes"].as_array().unwrap();
     let roles: Vec<_> = processes.iter().map(|process| process["role"].as_str().unwrap()).collect();
-    assert_eq!(roles, ["supervisor", "spawner", "frontend", "worker", "worker"]);
+    assert_eq!(roles, ["supervisor", "spawner", "frontend", "registry", "worker", "worker"]);
     for process in processes {
         assert_eq!((&process["seccomp"], &process["no_new_privs"]), (&2.into(), &1.into()), "{process}");
         if !["supervisor", "spawner"].contains(&process["role"].as_str().unwrap()) {
@@ -139,7 +139,7 @@ fn everything_is_shown(events: &[Value], isolation: &str) {
     uids.sort_unstable();
     uids.dedup();
     let as_root = isolation == "DistinctUids";
-    assert_eq!(uids.len(), if as_root { 4 } else { 1 });
+    assert_eq!(uids.len(), if as_root { 5 } else { 1 });
     // Descriptors of a process that is not dumpable are root's to see.
     let visible = processes.iter().filter(|process| process["open_files"].is_u64()).count();
     assert_eq!(visible == processes.len(), as_root, "{processes:#?}");
