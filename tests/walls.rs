@@ -478,6 +478,23 @@ fn every_media_type_is_in_the_document_of_bundles() {
     assert_eq!(document.difference(&ours).collect::<Vec<_>>(), Vec::<&String>::new(), "no such type");
 }
 
+/// Who counts system calls reads this table.
+#[test]
+fn the_table_of_system_calls_is_what_the_profiles_have() {
+    let document = text("sandbox/README.md");
+    for role in ROLES {
+        let counts = ["x86_64", "aarch64"].map(|arch| {
+            let profile = text(&format!("sandbox/{arch}/{role}.json"));
+            let calls = profile.split("\"syscall\": \"").skip(1);
+            let calls: BTreeSet<&str> = calls.filter_map(|rest| rest.split('"').next()).collect();
+            calls.len().to_string()
+        });
+        let row = document.lines().find(|line| line.starts_with(&format!("| {role} |"))).expect(role);
+        let said: Vec<&str> = row.split('|').map(str::trim).skip(3).take(2).collect();
+        assert_eq!(said, counts, "{role}");
+    }
+}
+
 #[test]
 fn the_map_of_the_source_has_every_room() {
     let map = text("docs/architecture.md");
