@@ -7,7 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use nix::libc;
 use nix::unistd::Pid;
+
+use crate::scene::wait_until;
 
 /// The argument that makes this program one.
 pub(crate) const ARGUMENT: &str = "--stand-in";
@@ -15,7 +18,11 @@ pub(crate) const ARGUMENT: &str = "--stand-in";
 pub(crate) struct StandIn(Child);
 
 impl StandIn {
-    /// Starts one and waits until it waits. The UID is all that is changed: root's keeps every capability.
+    /// Starts one and waits until it waits for its end. The UID is all that is changed: root's keeps every capability.
+    ///
+    /// Until it is within read(2), not just on its way there: a copy of it made by vfork goes on where it was, and its
+    /// original waits for the copy's end. Within the call, the copy is told by the answer, 0, that the input has ended; before
+    /// it, it would wait for an end that only comes when the original is done.
     pub(crate) fn start(uid: u32) -> Self {
         Self::start_in(uid, Path::new("/"))
     }
@@ -29,6 +36,11 @@ impl StandIn {
         let mut child = command.spawn().expect("start a stand-in");
         let mut there = [0];
         child.stdout.as_mut().expect("stdout").read_exact(&mut there).expect("the stand-in is there");
+        let (call, waits) = (format!("/proc/{}/syscall", child.id()), format!("{} 0x0 ", libc::SYS_read));
+        wait_until(
+            || std::fs::read_to_string(&call).is_ok_and(|call| call.starts_with(&waits)),
+            "the stand-in waits for the end of its input",
+        );
         Self(child)
     }
 
