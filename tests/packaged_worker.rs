@@ -43,13 +43,16 @@ fn succeeds(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Built in a directory of its own: in the usual one it would take the place of the other worker.
+/// Put into a directory of its own: in the usual one it would take the place of the other worker. What both are made of is
+/// built once.
 fn packaged() -> &'static Path {
     static WORKER: OnceLock<PathBuf> = OnceLock::new();
     WORKER.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packaged");
+        let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let target = tmp.join("packaged");
         succeeds(
             cargo()
+                .env("CARGO_BUILD_BUILD_DIR", tmp.parent().unwrap())
                 .args(["build", "--locked", "--offline", "--quiet", "--no-default-features"])
                 .args(["--bin", "portcullis-worker", "--target-dir"])
                 .arg(&target),
