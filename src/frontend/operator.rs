@@ -20,6 +20,7 @@ use super::routes::{Link, LinkId, Routes};
 use super::takeback::WorkerMisbehaved;
 use crate::wire::control::ProcessTable;
 use crate::wire::frame;
+use crate::wire::handover::STATUS_PARTS_MAX;
 use crate::wire::operator::{
     FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
     WorkerCounters, WorkerStatus,
@@ -31,8 +32,6 @@ pub(super) const OPERATORS_MAX: usize = 16;
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the workers to answer; one that does not is shown without counters.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Parts one worker's status may have, each at most as long as a message.
-const PARTS_MAX: u32 = 64;
 
 /// Where an operator's question waits for its answer.
 pub(super) type Ask = oneshot::Sender<Status>;
@@ -161,7 +160,7 @@ impl Desk {
         last: bool,
     ) -> Result<(), WorkerMisbehaved> {
         link.parts = link.parts.saturating_add(1);
-        if link.asked != Some(nonce) || link.parts > PARTS_MAX {
+        if link.asked != Some(nonce) || link.parts > STATUS_PARTS_MAX {
             return Err(WorkerMisbehaved::Status);
         }
         if last {

@@ -69,7 +69,7 @@ pub(super) struct Link {
     cut: Option<oneshot::Sender<()>>,
     /// The status it was asked for and has not given completely, and how many parts it has given.
     pub(super) asked: Option<u64>,
-    pub(super) parts: u32,
+    pub(super) parts: usize,
 }
 
 impl Routes {

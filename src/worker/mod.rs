@@ -11,6 +11,7 @@ mod executor;
 mod load;
 mod mailbox;
 mod outbound;
+mod parts;
 mod policies;
 #[cfg(feature = "compiler")]
 #[cfg(test)]

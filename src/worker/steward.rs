@@ -13,6 +13,7 @@ use super::executor::{Adopted, FromExecutor, Shared, ToExecutor};
 use super::load::Supply;
 use super::mailbox::Mailbox;
 use super::outbound::Outbound;
+use super::parts;
 use super::policies::PolicySet;
 use super::threads::Release;
 use crate::artifact::Digest;
@@ -28,8 +29,6 @@ use crate::wire::supply::FromRegistry;
 
 /// Most unread bytes that come with a connection: a frame that is not whole yet, and one read.
 const UNREAD_MAX: usize = CLIENT_FRAME_MAX + (128 << 10);
-/// Policies in one part of a status.
-const POLICIES_A_PART: usize = 64;
 /// An executor that has been in one step for that long does not count as answering.
 const UNRESPONSIVE_NS: u64 = 50_000_000;
 
@@ -418,10 +417,7 @@ impl Steward {
 
     fn report(&mut self, nonce: u64) {
         let status = WorkerStatus { counters: self.counters(), ..self.parts.status.clone() };
-        let mut parts: Vec<_> = self.parts.policies.chunks(POLICIES_A_PART).map(<[_]>::to_vec).collect();
-        if parts.is_empty() {
-            parts.push(Vec::new());
-        }
+        let parts = parts::of(self.parts.policies.clone());
         let count = parts.len();
         for (number, policies) in parts.into_iter().enumerate() {
             let part = WorkerStatus { policies, ..status.clone() };
