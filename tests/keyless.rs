@@ -78,6 +78,10 @@ fn what_cosign_signed_by_identity_counts_against_the_pinned_root_only() {
     let other_root = String::from_utf8(data("trusted_roots/scaffolding.json")).unwrap();
     let other_root = Anchors { keys: vec![], keyless: Some(KeylessRoot::from_json(&other_root).unwrap()) };
     refused(&artifact, &bundle, &other_root, "does not hold");
+    // What was found with one root is looked for again with another: by this the registry tells them apart.
+    let digests = [anchors(), other_root, Anchors::default()].map(|anchors| anchors.digest());
+    assert!(digests[0] != digests[1] && digests[0] != digests[2], "{digests:?}");
+    assert_eq!(digests[0], anchors().digest(), "the control: the same root");
 
     let changed = |change: fn(&mut Value)| {
         let mut changed: Value = serde_json::from_slice(&bundle).unwrap();

@@ -47,6 +47,19 @@ fn anchors() -> Anchors {
     Anchors { keys: keys()[..2].iter().map(SigningKey::public_key).collect(), keyless: None }
 }
 
+/// What was found with some keys is not looked for again with the same, in whatever order and however often they are named.
+#[test]
+fn anchors_are_told_apart_by_their_keys() {
+    let of = |numbers: &[usize]| {
+        let keys = numbers.iter().map(|number| keys()[*number].public_key()).collect();
+        Anchors { keys, keyless: None }.digest()
+    };
+    assert_eq!(of(&[0, 1]), of(&[1, 0, 1]));
+    for other in [&[][..], &[0], &[1], &[0, 2], &[0, 1, 2]] {
+        assert_ne!(of(other), of(&[0, 1]), "{other:?}");
+    }
+}
+
 fn signer(key: &SigningKey) -> Signer {
     Signer::Key(key.public_key().id())
 }

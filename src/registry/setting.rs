@@ -32,7 +32,7 @@ impl Setting {
     pub(super) fn new(assignment: RegistryAssignment) -> Result<Self, TrustErrors> {
         let trust = TrustPolicy::parse(Path::new(&assignment.trust.path), &assignment.trust.text)?;
         let anchors = trust.anchors();
-        let keys = looked_with(&anchors);
+        let keys = anchors.digest();
         let policies = assignment.tenants.iter().flat_map(|one| {
             one.policies.iter().map(|policy| ((one.tenant.clone(), policy.clone()), one.class.clone()))
         });
@@ -75,14 +75,4 @@ impl Setting {
             }
         }
     }
-}
-
-/// Keys, what identities are taken from, and this program: another one may know better what a good signature is.
-fn looked_with(anchors: &Anchors) -> Digest {
-    let mut parts: Vec<String> = anchors.keys.iter().map(|key| key.id().to_string()).collect();
-    parts.sort();
-    parts.dedup();
-    parts.extend(anchors.keyless.iter().map(|root| root.digest().to_string()));
-    parts.push(env!("CARGO_PKG_VERSION").to_owned());
-    Digest::of(parts.join("\n").as_bytes())
 }

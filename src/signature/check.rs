@@ -48,6 +48,20 @@ pub struct Anchors {
     pub keyless: Option<KeylessRoot>,
 }
 
+impl Anchors {
+    /// Of the keys in any order, of what identities are taken from, and of this program, since another one may know better
+    /// what a good signature is: what was found with anchors of one digest is not looked for again with others of the same.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut parts: Vec<String> = self.keys.iter().map(|key| key.id().to_string()).collect();
+        parts.sort();
+        parts.dedup();
+        parts.extend(self.keyless.iter().map(|root| root.digest().to_string()));
+        parts.push(env!("CARGO_PKG_VERSION").to_owned());
+        Digest::of(parts.join("\n").as_bytes())
+    }
+}
+
 /// Why an attachment says nothing.
 #[derive(Debug, thiserror::Error)]
 enum Disregarded {
