@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -10,6 +11,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis::wire::control::{Process, ProcessState, ProcessTable};
@@ -189,9 +192,13 @@ threads = 1
     }
 
     pub(crate) fn start_with(&self, mut command: Command) -> Service {
+        let sockets = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).expect("inotify");
+        let changes = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ATTRIB;
+        sockets.add_watch(&self.path("run"), changes).expect("watch");
         let process = command.spawn().expect("spawn");
         Service {
             process,
+            sockets,
             socket: self.path("run/decide.sock"),
             tables: None,
             last: None,
@@ -204,6 +211,8 @@ threads = 1
 pub(crate) struct Service {
     pub(crate) process: Child,
     socket: PathBuf,
+    /// Tells of what appears where the sockets are bound.
+    sockets: Inotify,
     tables: Option<BufReader<UnixStream>>,
     /// Of the last table: children that come and go.
     last: Option<(usize, ProcessTable)>,
@@ -212,6 +221,14 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// Waits until something happens where sockets are bound; not for long, since the supervisor may also have ended.
+    fn news_of_sockets(&self) {
+        let mut waiting = [PollFd::new(self.sockets.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut waiting, PollTimeout::from(100_u8)).expect("poll") > 0 {
+            self.sockets.read_events().expect("events");
+        }
+    }
+
     /// Reads process tables, which the frontend sends whenever they change, until one is as `wanted`. The one read last
     /// is looked at first.
     #[track_caller]
@@ -232,8 +249,7 @@ impl Service {
                         stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
                         self.tables = Some(BufReader::new(stream));
                     }
-                    // Not bound yet: there is nothing to wait for but time.
-                    Err(_) => std::thread::sleep(Duration::from_millis(2)),
+                    Err(_) => self.news_of_sockets(),
                 }
                 continue;
             };
