@@ -147,9 +147,9 @@ impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
                     }
                     break (message.bytes, message.flags, descriptors);
                 }
-                Err(Errno::EINTR) => continue,
+                // Said once if the other side ended before it had read everything; what it sent before is still there.
+                Err(Errno::EINTR | Errno::ECONNRESET) => continue,
                 Err(Errno::EAGAIN) => return Ok(Received::Nothing),
-                Err(Errno::ECONNRESET) => return Ok(Received::End),
                 Err(errno) => return Err(ReceiveError::Io(errno.into())),
             }
         };
@@ -212,4 +212,28 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
         .map_err(|errno| io::Error::other(format!("inherited descriptor {number}: {errno}")))?;
     // SAFETY: it is open (just checked), and TAKEN makes sure that this process owns it once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 64;
+
+    #[test]
+    fn last_words_are_heard_of_one_that_did_not_listen_to_the_end() {
+        let (ours, theirs) = Channel::<u32, u32>::pair(MAX).expect("pair");
+        ours.send(&1, None).expect("room");
+        theirs.send(&2, None).expect("room");
+        theirs.send(&3, None).expect("room");
+        drop(theirs);
+
+        let mut buffer = Vec::new();
+        let mut heard = || ours.receive(&mut buffer).expect("no error");
+        assert!(matches!(heard(), Received::Message(2, None)));
+        assert!(matches!(heard(), Received::Message(3, None)));
+        assert!(matches!(heard(), Received::End));
+        assert!(matches!(heard(), Received::End), "and so it stays");
+        assert!(matches!(ours.send(&4, None), Err(SendError::Closed)));
+    }
 }

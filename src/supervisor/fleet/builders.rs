@@ -117,7 +117,7 @@ impl Fleet {
                     self.retry = true;
                     return;
                 }
-                Err(why) => return self.condemn(registry, &format!("give it a builder: {why}"), now),
+                Err(why) => return self.not_told(registry, "give it a builder", &why, now),
             }
             let Some(child) = self.children.get_mut(index) else { return };
             // Ours would keep the registry from seeing the builder's end.
@@ -125,7 +125,7 @@ impl Fleet {
             child.begin_working(now);
             self.changed = true;
             if let Err(why) = child.channel.send(&ToChild::Serve, None) {
-                self.condemn(index, &format!("tell it to begin: {why}"), now);
+                self.not_told(index, "tell it to begin", &why, now);
             }
         }
         while let Some((serial, why)) = self.builders.missing.front() {
@@ -137,7 +137,7 @@ impl Fleet {
                     self.retry = true;
                     return;
                 }
-                Err(why) => return self.condemn(registry, &format!("tell it of a builder: {why}"), now),
+                Err(why) => return self.not_told(registry, "tell it of a builder", &why, now),
             }
         }
     }

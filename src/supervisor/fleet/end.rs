@@ -6,7 +6,6 @@ use nix::sys::signal::{Signal, kill};
 
 use super::Fleet;
 use crate::supervisor::child::Stage;
-use crate::wire::channel::SendError;
 use crate::wire::control::ToChild;
 
 impl Fleet {
@@ -21,9 +20,9 @@ impl Fleet {
                 Stage::Serving { .. } => {
                     child.stage = Stage::Draining { until };
                     match child.channel.send(&ToChild::Drain, None) {
+                        Ok(()) => {}
                         // A worker also leaves when the frontend does, and may have been quicker than this.
-                        Ok(()) | Err(SendError::Closed) => {}
-                        Err(why) => self.condemn(index, &format!("tell it to drain: {why}"), now),
+                        Err(why) => self.not_told(index, "tell it to drain", &why, now),
                     }
                 }
                 Stage::Draining { until: before } => {

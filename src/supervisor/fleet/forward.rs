@@ -45,7 +45,7 @@ impl Fleet {
         match child.channel.send(&ToChild::Serve, None) {
             Ok(()) => child.accepts = true,
             Err(SendError::Full) => self.retry = true,
-            Err(why) => self.condemn(index, &format!("tell it to serve: {why}"), now),
+            Err(why) => self.not_told(index, "tell it to serve", &why, now),
         }
     }
 
@@ -57,20 +57,17 @@ impl Fleet {
         };
         let Some(index) = self.find(outdated) else { return };
         let Some(child) = self.children.get_mut(index) else { return };
-        let sent = spawn::assignment(&current.config.frontend_assignment(self.isolation))
-            .map_err(|why| why.to_string())
-            .and_then(|memfd| match child.channel.send(&ToChild::Reassign, Some(memfd.as_fd())) {
-                Ok(()) => Ok(true),
-                Err(SendError::Full) => Ok(false),
-                Err(why) => Err(why.to_string()),
-            });
-        match sent {
-            Ok(true) => {
+        let memfd = match spawn::assignment(&current.config.frontend_assignment(self.isolation)) {
+            Ok(memfd) => memfd,
+            Err(why) => return self.condemn(index, &format!("reassign it: {why}"), now),
+        };
+        match child.channel.send(&ToChild::Reassign, Some(memfd.as_fd())) {
+            Ok(()) => {
                 child.adopt(current.clone());
                 self.frontend.serves(current);
             }
-            Ok(false) => self.retry = true,
-            Err(why) => self.condemn(index, &format!("reassign it: {why}"), now),
+            Err(SendError::Full) => self.retry = true,
+            Err(why) => self.not_told(index, "reassign it", &why, now),
         }
     }
 
@@ -94,7 +91,7 @@ impl Fleet {
                     self.retry = true;
                     return;
                 }
-                Err(why) => return self.condemn(frontend, &format!("route to it: {why}"), now),
+                Err(why) => return self.not_told(frontend, "route to it", &why, now),
             }
             let part = child.part.clone();
             self.retire(&part, now);
@@ -107,7 +104,7 @@ impl Fleet {
             self.lineage(&part).serves(edition);
             self.changed = true;
             if let Err(why) = sent {
-                self.condemn(index, &format!("tell it to serve: {why}"), now);
+                self.not_told(index, "tell it to serve", &why, now);
             }
         }
     }

@@ -30,7 +30,7 @@ use builders::Builders;
 use survey::{Gone, Survey};
 
 use crate::sandbox::witness::{self, Expected};
-use crate::wire::channel::{ReceiveError, Received};
+use crate::wire::channel::{ReceiveError, Received, SendError};
 use crate::wire::control::{Isolation, Ready, ToChild};
 use crate::wire::spawner::Part;
 
@@ -248,6 +248,15 @@ impl Fleet {
         self.route_workers(now);
         self.tell_table();
         self.open_doors(now);
+    }
+
+    /// A child could not be told what it has to hear. Whoever closed its channel is at its end, and what it ended by says
+    /// more than that it did not hear us.
+    fn not_told(&mut self, index: usize, what: &str, why: &SendError, now: Instant) {
+        match why {
+            SendError::Closed => self.listen_to(index, now),
+            why => self.condemn(index, &format!("{what}: {why}"), now),
+        }
     }
 
     /// Kills a child that must not go on, and thinks of what that means at once: its end may take its time.

@@ -126,7 +126,7 @@ impl Fleet {
             child.asked = Some(child.edition());
             self.changed = true;
             if let Err(why) = child.channel.send(&ToChild::Serve, None) {
-                return self.condemn(index, &format!("tell it to survey: {why}"), now);
+                return self.not_told(index, "tell it to survey", &why, now);
             }
         }
         let (Some(pending), Some((index, _))) = (self.survey.pending.clone(), self.supplier()) else {
@@ -144,7 +144,7 @@ impl Fleet {
         match child.channel.send(&ToChild::Reassign, Some(memfd.as_fd())) {
             Ok(()) => child.expect_survey(pending),
             Err(SendError::Full) => self.retry = true,
-            Err(why) => self.condemn(index, &format!("reassign it: {why}"), now),
+            Err(why) => self.not_told(index, "reassign it", &why, now),
         }
     }
 
@@ -263,7 +263,7 @@ impl Fleet {
                     self.retry = true;
                     return;
                 }
-                Err(why) => return self.condemn(registry, &format!("have it supply: {why}"), now),
+                Err(why) => return self.not_told(registry, "have it supply", &why, now),
             }
             if let Some(child) = self.children.get_mut(index) {
                 // Ours would keep the worker from seeing the registry's end.
