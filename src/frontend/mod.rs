@@ -220,7 +220,8 @@ impl Frontend {
                 Some(done) = self.errands.join_next() => finished(done),
                 () = until(deadline) => self.board.expire(Instant::now()),
             }
-            self.desk.answer(&self.board.routes, self.board.counters(), Instant::now());
+            let counters = self.board.counters();
+            self.desk.answer(&mut self.board.routes, counters, Instant::now());
         }
         info!("drained");
         Ok(())

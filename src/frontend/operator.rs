@@ -93,11 +93,13 @@ async fn send_all(stream: &UnixStream, mut bytes: &[u8]) {
     }
 }
 
-/// Puts answers together, one at a time; whoever asks meanwhile gets the same one.
+/// Puts answers together, one at a time. Whoever asks meanwhile is answered by the next one: what was there before the
+/// question is in the answer.
 #[derive(Debug)]
 pub(super) struct Desk {
     pub(super) processes: ProcessTable,
     supervisor_pid: i32,
+    /// For the next answer.
     waiting: Vec<Ask>,
     gathering: Option<Gathering>,
     last_nonce: u64,
@@ -107,6 +109,10 @@ pub(super) struct Desk {
 struct Gathering {
     nonce: u64,
     until: Instant,
+    asks: Vec<Ask>,
+    /// As they were when the workers were asked: those that came since, and what is said of a reload that brought them,
+    /// are not in this answer.
+    processes: ProcessTable,
     /// Have not said everything yet.
     missing: HashSet<LinkId>,
     workers: Vec<WorkerStatus>,
@@ -126,7 +132,12 @@ impl Desk {
     /// Somebody wants to know.
     pub(super) fn ask(&mut self, ask: Ask, routes: &mut Routes) {
         self.waiting.push(ask);
-        if self.gathering.is_some() {
+        self.gather(routes);
+    }
+
+    /// Asks the workers, for everybody who waits.
+    fn gather(&mut self, routes: &mut Routes) {
+        if self.gathering.is_some() || self.waiting.is_empty() {
             return;
         }
         self.last_nonce += 1;
@@ -134,6 +145,8 @@ impl Desk {
         let mut gathering = Gathering {
             nonce,
             until: Instant::now() + WORKER_TIMEOUT,
+            asks: std::mem::take(&mut self.waiting),
+            processes: self.processes.clone(),
             missing: HashSet::new(),
             workers: Vec::new(),
         };
@@ -187,13 +200,14 @@ impl Desk {
         self.gathering.as_ref().map(|gathering| gathering.until)
     }
 
-    /// Answers everyone who waits, if all workers have spoken, are gone, or had their time.
-    pub(super) fn answer(&mut self, routes: &Routes, counters: FrontendCounters, now: Instant) {
+    /// Answers whom it was put together for, if all workers have spoken, are gone, or had their time; then begins the next.
+    pub(super) fn answer(&mut self, routes: &mut Routes, counters: FrontendCounters, now: Instant) {
         let complete = |gathering: &mut Gathering| {
             gathering.missing.retain(|id| routes.get(*id).is_some_and(|link| !link.is_cut()));
             gathering.missing.is_empty() || gathering.until <= now
         };
-        let Some(Gathering { missing, mut workers, .. }) = self.gathering.take_if(complete) else { return };
+        let Some(gathered) = self.gathering.take_if(complete) else { return };
+        let Gathering { asks, processes, missing, mut workers, .. } = gathered;
         for link in missing.iter().filter_map(|id| routes.get(*id)) {
             workers.retain(|worker| (&worker.class, worker.generation) != (&link.class, link.generation));
             workers.push(silent(link));
@@ -202,14 +216,15 @@ impl Desk {
         let status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             supervisor_pid: self.supervisor_pid,
-            processes: self.processes.clone(),
+            processes,
             frontend: counters,
             workers,
         };
-        for ask in self.waiting.drain(..) {
+        for ask in asks {
             // An operator who has left does not need it.
             let _ = ask.send(status.clone());
         }
+        self.gather(routes);
     }
 }
 

@@ -809,6 +809,27 @@ async fn status_has_the_processes_the_counters_and_each_current_worker() {
 }
 
 #[tokio::test]
+async fn a_status_is_of_one_moment_and_not_of_one_before_the_question() {
+    let service = Service::start(assignment());
+    let first = service.route("gold", 1).await;
+    let shown = |status: &Status| (status.processes.reloads, status.workers[0].generation);
+    let (early, ()) = tokio::join!(service.status(), async {
+        let (ToWorker::Status { nonce }, None) = first.next().await else { panic!("not a status") };
+        // A reload ends while the worker of before it has the word.
+        let second = service.route("gold", 2).await;
+        service.tell(&ToChild::Processes(ProcessTable { reloads: 1, ..Default::default() }));
+        service.settled().await;
+        let (late, ()) = tokio::join!(service.status(), async {
+            first.say(FromWorker::Status { nonce, part: worker_status("gold", 1), last: true }).await;
+            let (ToWorker::Status { nonce }, None) = second.next().await else { panic!("not a status") };
+            second.say(FromWorker::Status { nonce, part: worker_status("gold", 2), last: true }).await;
+        });
+        assert_eq!(shown(&late), (1, 2), "who asks when it has ended");
+    });
+    assert_eq!(shown(&early), (0, 1), "who asked before");
+}
+
+#[tokio::test]
 async fn a_status_without_an_end_ends_the_worker_and_still_answers() {
     let service = Service::start(assignment());
     let gold = service.route("gold", 1).await;
