@@ -225,7 +225,10 @@ fn status_says_who_may_ask() {
 fn supervisor(directory: &Path) -> std::process::Child {
     let program = directory.join("portcullis-supervisor");
     std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
-    let mut child = Command::new(program)
+    // No shell can trap what is ignored when it starts, as SIGHUP is under nohup.
+    let mut child = Command::new("env")
+        .arg("--default-signal=HUP")
+        .arg(program)
         // A shell looks at its traps between two commands, so there is one behind the wait.
         .args(["-c", "trap 'exit 7' HUP; echo ready; read nothing; exit 1"])
         .stdin(Stdio::piped())
