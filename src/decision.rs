@@ -138,6 +138,16 @@ pub struct HttpRequest<'a> {
     pub source: Peer<'a>,
     #[serde(borrow)]
     pub destination: Peer<'a>,
+    /// What the proxy says beyond HTTP, in its order: "tls.sni", "route.name". A name may come twice.
+    #[serde(borrow)]
+    pub attributes: Vec<Attribute<'a>>,
+}
+
+/// One thing the proxy knows of a request, by a name of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attribute<'a> {
+    pub name: &'a str,
+    pub value: &'a str,
 }
 
 /// One header line; the value is bytes, as HTTP has it.
@@ -261,6 +271,14 @@ pub enum Refusal {
     /// Its policy was withdrawn: revoked or expired.
     #[error("policy was withdrawn")]
     Revoked,
+    /// It says itself that it could not decide.
+    #[error("policy failed: {reason}: {detail}")]
+    PolicyFailed {
+        /// What kind, for counting: 1 to 64 bytes of `a-z 0-9 - _ .`.
+        reason: String,
+        /// For people.
+        detail: String,
+    },
 }
 
 /// Where a request was when its deadline passed.

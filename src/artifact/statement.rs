@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Digest;
+use super::{Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
 
 /// Largest signed statement that is read, in bytes.
@@ -27,11 +27,17 @@ pub struct Statement {
     pub wasmtime: String,
     /// [`crate::engine::settings_digest`] of the engine it was compiled for.
     pub engine: Digest,
-    /// The WIT world, "portcullis:policy@0.1.0".
+    /// The WIT world, "portcullis:policy@1.0.0".
     pub world: String,
-    /// Host interfaces it imports, sorted: "clock", "log", "random".
+    /// Host interfaces it imports, sorted: "clock", "data", "log", "metric", "random".
     pub imports: Vec<String>,
     pub limits: Limits,
+    /// Counters it may add to, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<String>,
+    /// Data snapshots of its tenant that it may read, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<String>,
 }
 
 impl Statement {
@@ -44,26 +50,6 @@ impl Statement {
             return Err(StatementError::TooLong(payload.len()));
         }
         Ok(serde_json::from_slice(payload)?)
-    }
-}
-
-/// What a policy asks for. The class and the tenant may grant less, never more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// Linear memory, bytes.
-    pub memory: u32,
-    /// Elements of all its tables together.
-    pub table_elements: u32,
-    /// Bytes of guest output (strings, lists) per decision.
-    pub output: u32,
-    /// Longest a decision may take, microseconds.
-    pub deadline_us: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { memory: 4 << 20, table_elements: 10_000, output: 64 << 10, deadline_us: 1_000_000 }
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     ARTIFACT_MAX, Architecture, Digest, KeyId, PublicKey, SealedBytes, SigningKey, Statement, StatementError,
 };
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{WASMTIME_VERSION, WORLD, settings_digest};
+use crate::engine::{WASMTIME_VERSION, WORLD, World, settings_digest};
 
 /// A compiled policy whose signature and bindings have been checked, in memory that cannot change.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ pub enum VerifyError {
         "artifact is compiled with engine settings {found}, these are {expected}; build and sign it again"
     )]
     Engine { found: Digest, expected: Digest },
-    #[error("policy implements world {found:?}, this is {WORLD:?}; build it against that world")]
+    #[error("policy implements world {found:?}, which is not served; build it against {WORLD:?}")]
     World { found: String },
     #[error("artifact has digest {found}, the statement is about {expected}: it was changed after signing")]
     Digest { found: Digest, expected: Digest },
@@ -171,7 +171,7 @@ fn check_bindings(
     if statement.engine != settings_digest() {
         return Err(VerifyError::Engine { found: statement.engine, expected: settings_digest() });
     }
-    if statement.world != WORLD {
+    if World::named(&statement.world).is_none() {
         return Err(VerifyError::World { found: statement.world.clone() });
     }
     if statement.cwasm != bytes.digest() {

@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wasmtime::Engine;
 
 use super::cache::{Cache, CacheError, Recalled};
-use super::trial::{self, Subject, TrialError};
+use super::trial::{self, TrialError};
 use super::{BuilderError, cut};
 use crate::artifact::{ARTIFACT_MAX, Digest, Limits, SealError, SealedBytes};
-use crate::bundle::Platform;
-use crate::compile::{self, BuildError, Built, SOURCE_MAX};
-use crate::engine::{MadeFor, Target, Unfit};
+use crate::bundle::{Platform, PolicyConfig};
+use crate::compile::{self, BuildError, Built, SOURCE_MAX, Terms};
+use crate::engine::{MadeFor, Target, Unfit, WORLD, World};
 use crate::wire::job::{Job, Report};
 
 /// Longest reason that is reported, bytes: one screen.
@@ -38,6 +38,12 @@ enum Refused {
     Code(#[source] SealError),
     #[error(transparent)]
     Build(#[from] BuildError),
+    #[error("check policy: its manifest names world {0:?}, which is not served; build it against {WORLD:?}")]
+    NoWorld(String),
+    #[error(
+        "check policy: it implements world \"{found}\", its manifest says {said:?}; build and sign it again"
+    )]
+    World { found: World, said: String },
     #[error("check policy: it imports {0:?}, which its manifest does not name; build and sign it again")]
     Import(String),
     #[error("check policy: it starts with {needs} {what}, its manifest has a limit of {limit}; raise that")]
@@ -63,6 +69,12 @@ enum Refused {
 /// Who reports go to.
 type Tell<'a> = dyn Fn(&Report, Option<BorrowedFd<'_>>) -> Result<(), BuilderError> + 'a;
 
+/// What a manifest says of how the source is to be read.
+fn terms(manifest: &PolicyConfig) -> Result<Terms, Refused> {
+    let world = World::named(&manifest.world).ok_or_else(|| Refused::NoWorld(manifest.world.clone()))?;
+    Ok(Terms { world: Some(world) })
+}
+
 impl Workshop {
     /// Does it and reports. An error is one of reporting: everything that is wrong with the job or the policy is a report.
     pub(super) fn carry_out(
@@ -72,11 +84,9 @@ impl Workshop {
         tell: impl Fn(&Report, Option<BorrowedFd<'_>>) -> Result<(), BuilderError>,
     ) -> Result<(), BuilderError> {
         let done = match job {
-            Job::Check { tenant, policy, imports, limits } => self
-                .check(&Subject { tenant, policy, imports, limits }, descriptors)
-                .map(|()| (Report::Sound, None)),
-            Job::Compile { tenant, policy, imports, limits } => self
-                .compile(&Subject { tenant, policy, imports, limits }, descriptors)
+            Job::Check { manifest } => self.check(&manifest, descriptors).map(|()| (Report::Sound, None)),
+            Job::Compile { manifest } => self
+                .compile(&manifest, descriptors)
                 .map(|code| (Report::Compiled { cwasm: code.digest() }, Some(code))),
             Job::Recall { cwasm } => return self.recall(&cwasm, &tell),
         };
@@ -90,42 +100,48 @@ impl Workshop {
 
     /// What a signer compiled is believed to come from the source: that is what the signature says. Whether it is a policy,
     /// asks for no more than it may and runs here is looked at.
-    fn check(&self, subject: &Subject, descriptors: Vec<OwnedFd>) -> Result<(), Refused> {
+    fn check(&self, manifest: &PolicyConfig, descriptors: Vec<OwnedFd>) -> Result<(), Refused> {
         let [source, code] = <[OwnedFd; 2]>::try_from(descriptors)
             .map_err(|found| Refused::Descriptors { found: found.len(), expected: 2 })?;
         let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?;
         let code = SealedBytes::from_fd(code, ARTIFACT_MAX).map_err(Refused::Code)?;
-        let built = compile::check_here(&source.to_vec().map_err(Refused::Source)?)?;
-        self.within(subject, &built)?;
+        let source = source.to_vec().map_err(Refused::Source)?;
+        let built = compile::check_here(&source, terms(manifest)?)?;
+        self.within(manifest, &built)?;
         MadeFor::read(&code)?.check()?;
-        Ok(trial::decides(&self.engine, subject, &built, code, self.memory)?)
+        Ok(trial::decides(&self.engine, manifest, &built, code, self.memory)?)
     }
 
-    fn compile(&self, subject: &Subject, descriptors: Vec<OwnedFd>) -> Result<SealedBytes, Refused> {
+    fn compile(&self, manifest: &PolicyConfig, descriptors: Vec<OwnedFd>) -> Result<SealedBytes, Refused> {
         let [source] = <[OwnedFd; 1]>::try_from(descriptors)
             .map_err(|found| Refused::Descriptors { found: found.len(), expected: 1 })?;
         let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?.to_vec();
         let target = Target::host();
         let source = source.map_err(Refused::Source)?;
         // What is refused anyway is not compiled first.
-        self.within(subject, &compile::check_here(&source)?)?;
-        let built = compile::build_here(&source, &[target])?;
+        let terms = terms(manifest)?;
+        self.within(manifest, &compile::check_here(&source, terms)?)?;
+        let built = compile::build_here(&source, terms, &[target])?;
         let bytes = built.code_for(Platform::host()).ok_or(Refused::Nothing(target))?;
         if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > self.output.min(ARTIFACT_MAX as u64) {
             return Err(Refused::Output { found: bytes.len(), limit: self.output });
         }
         let code = SealedBytes::of(bytes)?;
-        trial::decides(&self.engine, subject, &built, code.try_clone()?, self.memory)?;
+        trial::decides(&self.engine, manifest, &built, code.try_clone()?, self.memory)?;
         self.cache.keep(code.digest(), bytes)?;
         Ok(code)
     }
 
     /// It asks for nothing that its manifest does not say, and fits into what its class gives.
-    fn within(&self, subject: &Subject, built: &Built) -> Result<(), Refused> {
-        if let Some(import) = built.imports.iter().find(|import| !subject.imports.contains(import)) {
+    fn within(&self, manifest: &PolicyConfig, built: &Built) -> Result<(), Refused> {
+        if built.world.name() != manifest.world {
+            let (found, said) = (built.world, manifest.world.clone());
+            return Err(Refused::World { found, said });
+        }
+        if let Some(import) = built.imports.iter().find(|import| !manifest.imports.contains(import)) {
             return Err(Refused::Import(import.clone()));
         }
-        let Limits { memory, table_elements, .. } = subject.limits;
+        let Limits { memory, table_elements, .. } = manifest.limits;
         for (what, needs, limit) in [
             ("bytes of memory", built.memory, memory),
             ("table elements", built.table_elements, table_elements),

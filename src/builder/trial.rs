@@ -12,13 +12,14 @@ use bytes::Bytes;
 use wasmtime::Engine;
 
 use crate::artifact::{
-    self, Architecture, Expected, KeyError, Limits, SealedBytes, SignError, SigningKey, Statement,
+    self, Architecture, Ceiling, Expected, KeyError, SealedBytes, SignError, SigningKey, Statement,
     VerifyError,
 };
+use crate::bundle::PolicyConfig;
 use crate::compile::Built;
-use crate::decision::{Input, Outcome, PolicyName, Tenant};
+use crate::decision::{Input, Outcome};
 use crate::engine::{
-    self, Call, LoadError, Slice, WASMTIME_VERSION, WORLD, monotonic_ns, realtime_ns, settings_digest,
+    self, Call, Granted, LoadError, Slice, WASMTIME_VERSION, monotonic_ns, realtime_ns, settings_digest,
 };
 use crate::wire::frame::{self, EncodeError};
 
@@ -26,14 +27,6 @@ use crate::wire::frame::{self, EncodeError};
 const LONGEST_NS: u64 = 1_000_000_000;
 /// Largest question, bytes: nothing, and its length.
 const QUESTION_MAX: usize = 64;
-
-/// Which policy, and what it may use.
-pub(super) struct Subject {
-    pub(super) tenant: Tenant,
-    pub(super) policy: PolicyName,
-    pub(super) imports: Vec<String>,
-    pub(super) limits: Limits,
-}
 
 /// Why nothing can be asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -55,23 +48,24 @@ pub(super) enum TrialError {
 /// Loads the code and asks it once.
 pub(super) fn decides(
     engine: &Engine,
-    subject: &Subject,
+    manifest: &PolicyConfig,
     built: &Built,
     code: SealedBytes,
     memory: u32,
 ) -> Result<(), TrialError> {
-    let artifact = vouch(subject, built, code)?;
-    let policy = Arc::new(engine::load(engine, artifact, memory)?);
+    let granted = Granted { ceiling: Ceiling { memory, ..Ceiling::MOST }, data: None };
+    let artifact = vouch(manifest, built, code)?;
+    let policy = Arc::new(engine::load(engine, artifact, granted)?);
     let input = frame::encode(&Input::Opaque { content_type: "", bytes: b"" }, QUESTION_MAX)?;
     let call = Call { input: Bytes::from(input), clock_ns: realtime_ns(), seed: [0; 32] };
     let slice = Arc::new(Slice::default());
     // To the end of the process, as everything that a guest leaves: giving it back takes system calls.
     mem::forget(Arc::clone(&policy));
-    let longest = u64::from(subject.limits.deadline_us).saturating_mul(1000).min(LONGEST_NS);
+    let longest = u64::from(manifest.limits.deadline_us).saturating_mul(1000).min(LONGEST_NS);
     let until = monotonic_ns().saturating_add(longest);
     slice.set_end(until);
     let mut evaluation = Box::pin(engine::evaluate(policy, call, slice));
-    let Subject { tenant, policy, .. } = subject;
+    let PolicyConfig { tenant, policy, .. } = manifest;
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         // Its slice is its time: whoever yields has used all of it.
         Poll::Pending => {
@@ -94,12 +88,15 @@ pub(super) fn decides(
 /// The one gate to what can be loaded is a signature. Here it is by a key that was made a moment ago, that nobody else
 /// knows and that is forgotten at once: it says that these are the bytes which this process is about to run, for which it
 /// was made. Whether anybody else may run them is what the registry says, later and with another key.
-fn vouch(subject: &Subject, built: &Built, code: SealedBytes) -> Result<artifact::Artifact, TrialError> {
+fn vouch(
+    manifest: &PolicyConfig,
+    built: &Built,
+    code: SealedBytes,
+) -> Result<artifact::Artifact, TrialError> {
     let key = SigningKey::generate_ed25519()?;
-    let Subject { tenant, policy, imports, limits } = subject;
     let statement = Statement {
-        policy: policy.clone(),
-        tenant: tenant.clone(),
+        policy: manifest.policy.clone(),
+        tenant: manifest.tenant.clone(),
         version: 0,
         cwasm: code.digest(),
         source: built.source,
@@ -107,11 +104,13 @@ fn vouch(subject: &Subject, built: &Built, code: SealedBytes) -> Result<artifact
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
         engine: settings_digest(),
-        world: WORLD.into(),
-        imports: imports.clone(),
-        limits: *limits,
+        world: manifest.world.clone(),
+        imports: manifest.imports.clone(),
+        limits: manifest.limits,
+        metrics: manifest.metrics.clone(),
+        data: manifest.data.clone(),
     };
     let signed = artifact::sign(&statement, &key)?;
-    let expected = Expected { tenant, policy, minimum_version: 0 };
+    let expected = Expected { tenant: &manifest.tenant, policy: &manifest.policy, minimum_version: 0 };
     Ok(artifact::verify(code, &signed, &[key.public_key()], &expected)?)
 }

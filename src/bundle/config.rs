@@ -17,13 +17,20 @@ pub struct PolicyConfig {
     pub tenant: Tenant,
     /// Grows with every release of a policy; a lower one never replaces a higher one.
     pub version: u64,
-    /// The WIT world, "portcullis:policy@0.1.0".
+    /// The WIT world, "portcullis:policy@1.0.0".
     pub world: String,
-    /// Host interfaces it imports, sorted: "clock", "log", "random".
+    /// Host interfaces it imports, sorted: "clock", "data", "log", "metric", "random".
     pub imports: Vec<String>,
     /// Functions of the policy that the host calls, sorted: "decide".
     pub exports: Vec<String>,
     pub limits: Limits,
+    /// Counters it may add to, sorted. Like every list that came later, not there when empty: so what was signed before there
+    /// were any still has its one form.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<String>,
+    /// Data snapshots of its tenant that it may read, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<String>,
     /// Of the component it was compiled from, as its author built it.
     pub source: Digest,
     /// One for each platform, sorted by it; may be empty: then every host compiles the source itself.
@@ -44,6 +51,8 @@ impl PolicyConfig {
         match () {
             () if !self.imports.is_sorted_by(|a, b| a < b) => Err("imports"),
             () if !self.exports.is_sorted_by(|a, b| a < b) => Err("exports"),
+            () if !self.metrics.is_sorted_by(|a, b| a < b) => Err("metrics"),
+            () if !self.data.is_sorted_by(|a, b| a < b) => Err("data"),
             () if !self.compiled.is_sorted_by(|a, b| a.platform < b.platform) => Err("platforms"),
             () if !cwasm.is_sorted_by(|a, b| a < b) => Err("digests of code"),
             () => Ok(()),

@@ -74,17 +74,31 @@ fn capabilities(before: &PolicyConfig, after: &PolicyConfig) -> Vec<Change> {
     for change in members("import", &set(&before.imports), &set(&after.imports)) {
         changes.push(Change { widening: change.after.is_some(), ..change });
     }
+    for change in members("data", &set(&before.data), &set(&after.data)) {
+        changes.push(Change { widening: change.after.is_some(), ..change });
+    }
     changes.extend(members("export", &set(&before.exports), &set(&after.exports)));
+    // Who may count at all is an import; what the counters are called lets nobody do more.
+    changes.extend(members("metric", &set(&before.metrics), &set(&after.metrics)));
     let (old, new) = (&before.limits, &after.limits);
     for (what, old, new) in [
         ("limit memory (bytes)", old.memory, new.memory),
         ("limit table elements", old.table_elements, new.table_elements),
         ("limit output (bytes)", old.output, new.output),
         ("limit deadline (microseconds)", old.deadline_us, new.deadline_us),
+        ("limit stack (bytes)", old.stack, new.stack),
+        ("limit host calls", old.host_calls, new.host_calls),
     ] {
         changes
             .extend(value(what, Some(old), Some(new)).map(|change| Change { widening: new > old, ..change }));
     }
+    let shown = |fuel: Option<u64>| fuel.map_or_else(|| "none".to_owned(), |fuel| fuel.to_string());
+    // Without a limit is more than any.
+    let wider = new.fuel.unwrap_or(u64::MAX) > old.fuel.unwrap_or(u64::MAX);
+    changes.extend(
+        value("limit fuel", Some(shown(old.fuel)), Some(shown(new.fuel)))
+            .map(|change| Change { widening: wider, ..change }),
+    );
     changes
 }
 
@@ -135,6 +149,8 @@ mod tests {
             imports: vec!["clock".into()],
             exports: vec!["decide".into()],
             limits: Limits::default(),
+            metrics: vec![],
+            data: vec![],
             source: b"source".to_vec(),
             compiled: vec![DraftCompiled {
                 platform: Platform::LinuxAmd64,

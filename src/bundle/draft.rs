@@ -17,13 +17,17 @@ pub struct Draft {
     pub policy: PolicyName,
     pub tenant: Tenant,
     pub version: u64,
-    /// The WIT world, "portcullis:policy@0.1.0".
+    /// The WIT world, "portcullis:policy@1.0.0".
     pub world: String,
     /// In any order.
     pub imports: Vec<String>,
     /// In any order.
     pub exports: Vec<String>,
     pub limits: Limits,
+    /// In any order.
+    pub metrics: Vec<String>,
+    /// In any order.
+    pub data: Vec<String>,
     /// The component as its author built it.
     pub source: Vec<u8>,
     /// In any order; may be empty.
@@ -91,6 +95,8 @@ impl Draft {
             imports: sorted(self.imports),
             exports: sorted(self.exports),
             limits: self.limits,
+            metrics: sorted(self.metrics),
+            data: sorted(self.data),
             source: Digest::of(&self.source),
             compiled: compiled
                 .iter()

@@ -127,6 +127,8 @@ mod tests {
             imports: Vec::new(),
             exports: Vec::new(),
             limits: Limits::default(),
+            metrics: vec![],
+            data: vec![],
             source: Digest::of(b"source"),
             compiled: vec![CompiledFor {
                 platform: Platform::LinuxAmd64,

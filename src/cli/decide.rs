@@ -74,6 +74,10 @@ pub(super) struct DecideArgs {
     /// Who the proxy has authenticated there
     #[arg(long, value_name = "NAME", requires = "url", help_heading = "HTTP request")]
     destination_principal: Option<String>,
+    /// What the proxy knows beyond HTTP, like tls.sni=api.acme.example; may be repeated
+    #[arg(long = "attribute", value_name = "NAME=VALUE", requires = "url", help_heading = "HTTP request")]
+    #[arg(value_parser = attribute)]
+    attributes: Vec<(String, String)>,
 
     /// Ask about the bytes of this file, - for standard input
     #[arg(long, value_name = "FILE", help_heading = "Other questions")]
@@ -89,7 +93,7 @@ pub(super) struct DecideArgs {
     content_type: String,
     /// Read the whole question as JSON from this file, - for standard input:
     /// {"http": {"url": .., "method": .., "headers": [[name, value], ..], "body": {"text": ..} or {"hex": ..},
-    /// "source": {"address": .., "principal": ..}, "destination": ..}} or {"opaque": {"content_type": .., "bytes":
+    /// "source": {"address": .., "principal": ..}, "destination": .., "attributes": [[name, value], ..]}} or {"opaque": {"content_type": .., "bytes":
     /// {"text": ..} or {"hex": ..}}}
     #[arg(long, value_name = "FILE", help_heading = "Other questions")]
     json_input: Option<PathBuf>,
@@ -161,6 +165,7 @@ fn question(args: &DecideArgs) -> Result<OwnedQuestion, DecideError> {
             body: args.body.as_ref().map(|path| read("body", path).map(Payload)).transpose()?,
             source: End { address: args.source, principal: args.source_principal.clone() },
             destination: End { address: args.destination, principal: args.destination_principal.clone() },
+            attributes: args.attributes.clone(),
         })),
         (None, opaque) => {
             // The group makes clap refuse a command line with none of the three.
@@ -195,6 +200,13 @@ fn header_line(line: &str) -> Result<(String, String), String> {
             Ok((name.trim().to_owned(), value.trim().to_owned()))
         }
         _ => Err("expected 'name: value'".to_owned()),
+    }
+}
+
+fn attribute(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected 'name=value'".to_owned()),
     }
 }
 

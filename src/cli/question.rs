@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 
-use crate::decision::{Header, HttpRequest, Input, Peer};
+use crate::decision::{Attribute, Header, HttpRequest, Input, Peer};
 
 /// What is asked. As JSON, an object with one key:
 ///
@@ -12,7 +12,8 @@ use crate::decision::{Header, HttpRequest, Input, Peer};
 /// {"http": {"method": "POST", "url": "https://api.acme.example/v1/orders?page=2",
 ///           "headers": [["content-type", "application/json"]], "body": {"text": "{}"},
 ///           "source": {"address": "192.0.2.7:50123", "principal": "spiffe://acme.example/shop"},
-///           "destination": {"address": "10.0.0.1:443"}}}
+///           "destination": {"address": "10.0.0.1:443"},
+///           "attributes": [["tls.sni", "api.acme.example"]]}}
 /// {"opaque": {"content_type": "application/cbor", "bytes": {"hex": "a10102"}}}
 /// ```
 ///
@@ -38,6 +39,8 @@ pub(super) struct Http {
     pub(super) source: End,
     #[serde(default)]
     pub(super) destination: End,
+    #[serde(default)]
+    pub(super) attributes: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -190,6 +193,7 @@ impl OwnedQuestion {
                 body: http.body.as_ref().map(|body| body.0.as_slice()),
                 source: http.source.peer(),
                 destination: http.destination.peer(),
+                attributes: http.attributes.iter().map(|(name, value)| Attribute { name, value }).collect(),
             }),
             Self::Opaque(opaque) => {
                 Input::Opaque { content_type: &opaque.content_type, bytes: &opaque.bytes.0 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::decision::{Address, Header, HttpRequest, Input, Peer};
+use crate::decision::{Address, Attribute, Header, HttpRequest, Input, Peer};
 
 /// Builds an [`Input`] without naming every field of it. Where all is at hand, an `Input` literal does as well.
 ///
@@ -34,6 +34,7 @@ impl<'a> Question<'a> {
             body: None,
             source: Peer::default(),
             destination: Peer::default(),
+            attributes: Vec::new(),
         }))
     }
 
@@ -83,6 +84,12 @@ impl<'a> Question<'a> {
     #[must_use]
     pub fn destination_principal(self, principal: &'a str) -> Self {
         self.with(|http| http.destination.principal = Some(principal))
+    }
+
+    /// What the proxy knows beyond HTTP: "tls.sni", "route.name".
+    #[must_use]
+    pub fn attribute(self, name: &'a str, value: &'a str) -> Self {
+        self.with(|http| http.attributes.push(Attribute { name, value }))
     }
 
     /// What the clients take.

@@ -8,13 +8,13 @@ use wasmparser::{
 };
 use wit_parser::Resolve;
 
-use crate::engine::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT, WORLD};
+use crate::engine::{
+    CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT, WORLD, World,
+};
 
 /// Largest policy that is read, in bytes.
 pub const SOURCE_MAX: usize = 32 << 20;
 
-/// The world as it was published.
-const WIT: &str = include_str!("../../policies/wit/policy.wit");
 /// Longest section of component types, bytes. Types nest, and reading them recurses; this bounds how deep. The world
 /// takes 600 bytes.
 const TYPES_MAX: usize = 32 << 10;
@@ -23,9 +23,16 @@ const NESTING_MAX: usize = 4;
 const PAGE: u64 = 64 << 10;
 /// The one function of the world that a policy has to have.
 const DECIDE: &str = "decide";
+/// The one that it may have, and that is called only when it is built.
+const PREPARE: &str = "prepare";
+/// What the world calls the interface that has nothing but types: it grants nothing.
+const TYPES: &str = "types";
 
 /// What the check found out on its way.
 pub(super) struct Found {
+    pub(super) world: World,
+    /// It wants to be called once when it is built.
+    pub(super) prepares: bool,
     pub(super) imports: Vec<String>,
     pub(super) exports: Vec<String>,
     pub(super) memory: u64,
@@ -52,13 +59,18 @@ pub enum CheckError {
     #[error("it starts with {found} {what}, at most {limit} are given")]
     TooMuch { what: &'static str, found: u64, limit: u64 },
     #[error(
-        "it imports {0:?}, which world {WORLD:?} does not have; policies get log, clock and random, nothing else"
+        "it imports {0:?}, which no world has that is served; policies get {capabilities} of {WORLD:?}, nothing else",
+        capabilities = World::LATEST.capabilities().iter().map(|one| one.name()).collect::<Vec<_>>().join(", ")
     )]
     Import(String),
+    #[error("it imports {0:?}, which world {1:?} does not have")]
+    NotInWorld(String, World),
+    #[error("it imports of world {0:?} and of world {1:?}; build it against one of them")]
+    Worlds(World, World),
     #[error("it does not export \"decide\", the one function of world {WORLD:?}")]
     NoDecide,
-    #[error("its types are not those of world {WORLD:?}: {0}")]
-    World(String),
+    #[error("its types are not those of world \"{0}\": {1}")]
+    World(World, String),
 }
 
 impl From<wasmparser::Error> for CheckError {
@@ -84,11 +96,21 @@ pub(super) fn check(component: &[u8]) -> Result<Found, CheckError> {
     }
     check_nesting(component)?;
     Validator::new_with_features(FEATURES).validate_all(component)?;
-    let (imports, needs) = check_structure(component)?;
-    check_types(component)?;
-    // The world has one, and `check_structure` saw it.
+    let Structure { world, prepares, imports, needs } = check_structure(component)?;
+    let world = check_types(component, world, prepares)?;
+    // Of those that the host calls for a request the world has one, and `check_structure` saw it.
     let exports = vec![DECIDE.to_owned()];
-    Ok(Found { imports, exports, memory: needs.memory, table_elements: needs.table_elements })
+    let (memory, table_elements) = (needs.memory, needs.table_elements);
+    Ok(Found { world, prepares, imports, exports, memory, table_elements })
+}
+
+/// Who instantiates what, and which names come in and go out.
+struct Structure {
+    /// The one that its imports name, if they name any.
+    world: Option<World>,
+    prepares: bool,
+    imports: Vec<String>,
+    needs: Needs,
 }
 
 /// What has to be known before a recursive reader may see it. Reads section headers only.
@@ -116,10 +138,12 @@ fn check_types_len(range: std::ops::Range<usize>) -> Result<(), CheckError> {
     if range.len() > TYPES_MAX { Err(CheckError::Types { at: range.start }) } else { Ok(()) }
 }
 
-/// Walks a component that is known to be valid: who instantiates what, and which names come in and go out.
-fn check_structure(component: &[u8]) -> Result<(Vec<String>, Needs), CheckError> {
+/// Walks a component that is known to be valid.
+fn check_structure(component: &[u8]) -> Result<Structure, CheckError> {
     let mut depth = Depth::default();
     let mut imports = BTreeSet::new();
+    let mut world: Option<World> = None;
+    let mut prepares = false;
     let mut modules: Vec<Needs> = Vec::new();
     let mut total = Needs::default();
     let mut exports_decide = false;
@@ -180,13 +204,19 @@ fn check_structure(component: &[u8]) -> Result<(Vec<String>, Needs), CheckError>
                     let import = import?;
                     // The world's own names for its types: a type is not something that can be called.
                     if !matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
-                        imports.extend(interface(import.name.name)?);
+                        let (of, interface) = interface(import.name.name)?;
+                        if let Some(other) = world.replace(of).filter(|other| *other != of) {
+                            return Err(CheckError::Worlds(other, of));
+                        }
+                        imports.extend(interface);
                     }
                 }
             }
             Payload::ComponentExportSection(section) if depth.components == 0 => {
                 for export in section {
-                    exports_decide |= export?.name.name == DECIDE;
+                    let name = export?.name.name;
+                    exports_decide |= name == DECIDE;
+                    prepares |= name == PREPARE;
                 }
             }
             _ => {}
@@ -196,28 +226,47 @@ fn check_structure(component: &[u8]) -> Result<(Vec<String>, Needs), CheckError>
     if !exports_decide {
         return Err(CheckError::NoDecide);
     }
-    Ok((imports.into_iter().map(Into::into).collect(), total))
+    let imports = imports.into_iter().map(Into::into).collect();
+    Ok(Structure { world, prepares, imports, needs: total })
 }
 
-/// The host interface that an import names, if it is one of the world's; `types` grants nothing and has no name.
-fn interface(import: &str) -> Result<Option<&'static str>, CheckError> {
-    match import {
-        "portcullis:policy/types@0.1.0" => Ok(None),
-        "portcullis:policy/clock@0.1.0" => Ok(Some("clock")),
-        "portcullis:policy/log@0.1.0" => Ok(Some("log")),
-        "portcullis:policy/random@0.1.0" => Ok(Some("random")),
-        other => Err(CheckError::Import(other.chars().take(200).collect())),
+/// The world that an import is of, and the host interface that it names; `types` grants nothing and has no name.
+fn interface(import: &str) -> Result<(World, Option<&'static str>), CheckError> {
+    let unknown = || CheckError::Import(import.chars().take(200).collect());
+    let (name, version) = import
+        .strip_prefix("portcullis:policy/")
+        .and_then(|rest| rest.split_once('@'))
+        .ok_or_else(unknown)?;
+    let world = World::ALL.into_iter().find(|world| world.version() == version).ok_or_else(unknown)?;
+    if name == TYPES {
+        return Ok((world, None));
     }
+    let granted = world.capabilities().iter().find(|one| one.name() == name);
+    let granted = granted.ok_or_else(|| CheckError::NotInWorld(name.chars().take(200).collect(), world))?;
+    Ok((world, Some(granted.name())))
 }
 
-/// Imports and exports have exactly the types of the world.
-fn check_types(component: &[u8]) -> Result<(), CheckError> {
-    let mut resolve = Resolve::default();
-    resolve
-        .push_str("policy.wit", WIT)
-        .and_then(|package| resolve.select_world(&[package], Some("policy")))
-        .and_then(|world| wit_component::targets(&resolve, world, component))
-        .map_err(|error| CheckError::World(error.root_cause().to_string()))
+/// Imports and exports have exactly the types of a world: of the one that is named, or of the newest that fits where
+/// nothing is imported that would name one. Returns which.
+fn check_types(component: &[u8], world: Option<World>, prepares: bool) -> Result<World, CheckError> {
+    let fits = |world: World| {
+        let mut resolve = Resolve::default();
+        let name = if prepares { "prepared-policy" } else { "policy" };
+        resolve
+            .push_str("policy.wit", world.wit())
+            .and_then(|package| resolve.select_world(&[package], Some(name)))
+            .and_then(|of| wit_component::targets(&resolve, of, component))
+            .map(|()| world)
+            .map_err(|error| CheckError::World(world, error.root_cause().to_string()))
+    };
+    match world {
+        Some(world) => fits(world),
+        None => {
+            let newest = fits(World::LATEST);
+            let older = World::ALL.into_iter().filter(|world| *world != World::LATEST);
+            newest.or_else(|why| older.into_iter().find_map(|world| fits(world).ok()).ok_or(why))
+        }
+    }
 }
 
 fn add_needs(modules: &mut [Needs], more: Needs) {

@@ -6,30 +6,40 @@ use wasmparser::{Parser, Payload};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
-use crate::engine::WORLD;
-
-/// The world as it was published; it is also what a module without a type of its own is taken to implement.
-const WIT: &str = include_str!("../../policies/wit/policy.wit");
+use crate::engine::{WORLD, World};
 
 /// Why there is no component.
 #[derive(Debug, thiserror::Error)]
 pub enum ComponentizeError {
     #[error("read policy: neither WebAssembly nor its text form: {0}")]
     NotWasm(String),
-    #[error("read the world \"{WORLD}\": {0}")]
-    World(String),
+    #[error("read the world \"{0}\": {1}")]
+    World(World, String),
     #[error(
         "make a component of world \"{WORLD}\": {0}; check the module's imports and exports against policy.wit"
     )]
     Encode(String),
 }
 
+/// Makes a component of `policy`, which is a core module in binary or in text form. The world is what it says itself, or
+/// the newest.
+///
+/// # Errors
+/// As [`componentize_as`].
+pub fn componentize(policy: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
+    componentize_as(policy, None)
+}
+
 /// Makes a component of `policy`, which is a core module in binary or in text form.
 ///
 /// The module's `component-type` section, which wit-bindgen writes, says which world it implements. A module that has
-/// none, from a toolchain that knows nothing of components, is taken to implement [`WORLD`]. A component comes back
-/// unchanged (a text component as its binary form). The same input always gives the same bytes.
-pub fn componentize(policy: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
+/// none, from a toolchain that knows nothing of components, is taken to implement `world`; where nobody says which, the one
+/// that its imports name, or the newest. A component comes back unchanged (a text component as its binary form). The
+/// same input always gives the same bytes.
+///
+/// # Errors
+/// It is no WebAssembly, or imports or exports what the world does not have.
+pub fn componentize_as(policy: &[u8], world: Option<World>) -> Result<Vec<u8>, ComponentizeError> {
     let binary = wat::parse_bytes(policy).map_err(|error| ComponentizeError::NotWasm(error.to_string()))?;
     if Parser::is_component(&binary) {
         return Ok(binary.into_owned());
@@ -38,8 +48,9 @@ pub fn componentize(policy: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
         return Err(ComponentizeError::NotWasm("wrong magic number or version".into()));
     }
     let mut module = binary.into_owned();
-    if !has_world(&module)? {
-        add_world(&mut module)?;
+    let named = named(&module)?;
+    if !named.has_type {
+        add_world(&mut module, world.or(named.world).unwrap_or(World::LATEST))?;
     }
     ComponentEncoder::default()
         .validate(true)
@@ -48,38 +59,54 @@ pub fn componentize(policy: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
         .map_err(|error| ComponentizeError::Encode(format!("{error:#}")))
 }
 
-/// True if the module says itself which world it implements.
-fn has_world(module: &[u8]) -> Result<bool, ComponentizeError> {
+/// What a module says itself of what it implements.
+#[derive(Default)]
+struct Named {
+    /// It has a section that says so in full.
+    has_type: bool,
+    /// The world of the first import that is of one.
+    world: Option<World>,
+}
+
+fn named(module: &[u8]) -> Result<Named, ComponentizeError> {
+    let mut named = Named::default();
+    let unread = |error: wasmparser::BinaryReaderError| ComponentizeError::NotWasm(error.to_string());
     for payload in Parser::new(0).parse_all(module) {
-        match payload {
-            Ok(Payload::CustomSection(section)) if section.name().starts_with("component-type") => {
-                return Ok(true);
+        match payload.map_err(unread)? {
+            Payload::CustomSection(section) if section.name().starts_with("component-type") => {
+                named.has_type = true;
             }
-            Ok(_) => {}
-            Err(error) => return Err(ComponentizeError::NotWasm(error.to_string())),
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    let of = import.map_err(unread)?.module;
+                    let of = of.strip_prefix("portcullis:policy/").and_then(|rest| rest.split_once('@'));
+                    let world = |(_, version): (&str, &str)| {
+                        World::ALL.into_iter().find(|world| world.version() == version)
+                    };
+                    named.world = named.world.or(of.and_then(world));
+                }
+            }
+            _ => {}
         }
     }
-    Ok(false)
+    Ok(named)
 }
 
-/// Adds the type of [`WORLD`] to a module.
-fn add_world(module: &mut Vec<u8>) -> Result<(), ComponentizeError> {
+/// Adds the type of a world to a module.
+fn add_world(module: &mut Vec<u8>, world: World) -> Result<(), ComponentizeError> {
+    let failed = |error: &dyn std::fmt::Display| ComponentizeError::World(world, format!("{error:#}"));
     let mut resolve = Resolve::default();
-    let package = resolve.push_str("policy.wit", WIT).map_err(|error| world_error(&error))?;
-    let world = resolve.select_world(&[package], Some("policy")).map_err(|error| world_error(&error))?;
-    wit_component::embed_component_metadata(module, &resolve, world, StringEncoding::UTF8)
-        .map_err(|error| world_error(&error))
-}
-
-fn world_error(error: &dyn std::fmt::Display) -> ComponentizeError {
-    ComponentizeError::World(format!("{error:#}"))
+    let package = resolve.push_str("policy.wit", world.wit()).map_err(|error| failed(&error))?;
+    let of = resolve.select_world(&[package], Some("policy")).map_err(|error| failed(&error))?;
+    wit_component::embed_component_metadata(module, &resolve, of, StringEncoding::UTF8)
+        .map_err(|error| failed(&error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Allows everything: a decision is 68 bytes, of which all may be zero.
+    /// Allows everything: a decision is 72 bytes, of which all may be zero.
     const ALLOW: &str = r#"(module
         (memory (export "memory") 1)
         (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
@@ -109,7 +136,7 @@ mod tests {
             other => panic!("{module}: {other:?}"),
         };
         let import = |import: &str| ALLOW.replacen("(module", &format!("(module {import}"), 1);
-        let clock = r#"(import "portcullis:policy/clock@0.1.0" "now" (func (result i64)))"#;
+        let clock = r#"(import "portcullis:policy/clock@1.0.0" "now" (func (result i64)))"#;
         componentize(import(clock).as_bytes()).expect("the clock is in the world");
 
         let files =

@@ -4,7 +4,7 @@ use super::{Built, Target};
 use crate::artifact::Limits;
 use crate::bundle::{Draft, DraftCompiled};
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{WASMTIME_VERSION, WORLD, settings_digest_of};
+use crate::engine::{WASMTIME_VERSION, settings_digest_of};
 
 impl Built {
     /// A bundle of what was built from `source`, for this tenant.
@@ -27,10 +27,12 @@ impl Built {
             policy,
             tenant,
             version,
-            world: WORLD.into(),
+            world: self.world.name().into(),
             imports: self.imports.clone(),
             exports: self.exports.clone(),
             limits,
+            metrics: Vec::new(),
+            data: Vec::new(),
             source,
             compiled: compiled.collect(),
         }

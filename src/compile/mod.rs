@@ -21,10 +21,10 @@ use wasmparser::Parser;
 
 use crate::artifact::Digest;
 use crate::bundle::Platform;
-use crate::engine::{MadeFor, Target, compiling_engine, settings_digest_of};
+use crate::engine::{MadeFor, Target, World, compiling_engine, settings_digest_of};
 
 pub use check::{CheckError, SOURCE_MAX};
-pub use componentize::{ComponentizeError, componentize};
+pub use componentize::{ComponentizeError, componentize, componentize_as};
 
 /// Stack of the thread that builds, bytes. Readers and compiler recurse over what they read; with the limits that
 /// [`check`] sets, this is more than they can use. Only what is touched is ever backed by memory.
@@ -35,7 +35,11 @@ pub const STACK: usize = 256 << 20;
 pub struct Built {
     /// Of the bytes that were given.
     pub source: Digest,
-    /// Host interfaces it imports, sorted: "clock", "log", "random".
+    /// The version of the world that it implements.
+    pub world: World,
+    /// It exports `prepare`, to be called once when it is built.
+    pub prepares: bool,
+    /// Host interfaces it imports, sorted: "clock", "data", "log", "metric", "random".
     pub imports: Vec<String>,
     /// Functions of it that the host calls, sorted: "decide".
     pub exports: Vec<String>,
@@ -77,17 +81,24 @@ pub enum BuildError {
     Crashed,
 }
 
+/// How a policy is to be built, beyond what it says itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// What a core module that does not say so implements ([`componentize()`]).
+    pub world: Option<World>,
+}
+
 /// Checks, rewrites and compiles a policy, a component of the world or a core module that becomes one, for each of
 /// these platforms.
 ///
 /// # Errors
 /// Which step refused it, and where in the file where that is known.
-pub fn build(policy: &[u8], platforms: &[Platform]) -> Result<Built, BuildError> {
+pub fn build(policy: &[u8], terms: Terms, platforms: &[Platform]) -> Result<Built, BuildError> {
     let targets: Vec<Target> = platforms.iter().map(|platform| Target::of(*platform)).collect();
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("build".into()).stack_size(STACK);
         let thread = builder
-            .spawn_scoped(scope, || build_here(policy, &targets))
+            .spawn_scoped(scope, || build_here(policy, terms, &targets))
             .map_err(|error| BuildError::Compile(format!("start a thread: {error}")))?;
         thread.join().unwrap_or(Err(BuildError::Crashed))
     })
@@ -97,8 +108,8 @@ pub fn build(policy: &[u8], platforms: &[Platform]) -> Result<Built, BuildError>
 ///
 /// # Errors
 /// Which step refused it, and where in the file where that is known.
-pub fn build_here(policy: &[u8], targets: &[Target]) -> Result<Built, BuildError> {
-    let (component, mut built) = checked(policy)?;
+pub fn build_here(policy: &[u8], terms: Terms, targets: &[Target]) -> Result<Built, BuildError> {
+    let (component, mut built) = checked(policy, terms)?;
     let rewritten = rewrite::component(&component)?;
     for target in targets {
         built.compiled.push((target.platform(), compile(&rewritten, *target)?));
@@ -111,19 +122,24 @@ pub fn build_here(policy: &[u8], targets: &[Target]) -> Result<Built, BuildError
 ///
 /// # Errors
 /// Why it is not a policy, and where in the file where that is known.
-pub fn check_here(policy: &[u8]) -> Result<Built, BuildError> {
-    checked(policy).map(|(_, built)| built)
+pub fn check_here(policy: &[u8], terms: Terms) -> Result<Built, BuildError> {
+    checked(policy, terms).map(|(_, built)| built)
 }
 
-fn checked(policy: &[u8]) -> Result<(Cow<'_, [u8]>, Built), BuildError> {
+fn checked(policy: &[u8], terms: Terms) -> Result<(Cow<'_, [u8]>, Built), BuildError> {
     if policy.len() > SOURCE_MAX {
         return Err(BuildError::TooLong { len: policy.len() });
     }
-    let component =
-        if Parser::is_component(policy) { Cow::Borrowed(policy) } else { Cow::Owned(componentize(policy)?) };
+    let component = if Parser::is_component(policy) {
+        Cow::Borrowed(policy)
+    } else {
+        Cow::Owned(componentize_as(policy, terms.world)?)
+    };
     let found = check::check(&component)?;
     let built = Built {
         source: Digest::of(policy),
+        world: found.world,
+        prepares: found.prepares,
         imports: found.imports,
         exports: found.exports,
         memory: found.memory,
@@ -143,7 +159,7 @@ fn compile(rewritten: &[u8], target: Target) -> Result<Vec<u8>, BuildError> {
 
 #[cfg(test)]
 mod samples {
-    /// A policy that always answers the same: a decision is 68 bytes, all of which may be zero. `extra` goes into its
+    /// A policy that always answers the same: an answer is 72 bytes, all of which may be zero. `extra` goes into its
     /// core module, imports first.
     pub(super) fn policy(extra: &str) -> Vec<u8> {
         let module = format!(
@@ -163,7 +179,7 @@ mod tests {
     const FILL: &str = "(func (export \"f\") (param i32) i32.const 0 i32.const 0 local.get 0 memory.fill)";
 
     fn both(policy: &[u8]) -> Built {
-        build(policy, &Platform::ALL).unwrap()
+        build(policy, Terms::default(), &Platform::ALL).unwrap()
     }
 
     #[test]
@@ -188,7 +204,7 @@ mod tests {
         }
         assert_eq!(built.compiled.iter().map(|(platform, _)| *platform).collect::<Vec<_>>(), Platform::ALL);
         // What is not asked for is not made.
-        let one = build(&samples::policy(""), &[Platform::LinuxArm64]).unwrap();
+        let one = build(&samples::policy(""), Terms::default(), &[Platform::LinuxArm64]).unwrap();
         assert_eq!(one.code_for(Platform::LinuxAmd64), None);
         assert_eq!(one.code_for(Platform::LinuxArm64), built.code_for(Platform::LinuxArm64));
     }
@@ -207,7 +223,8 @@ mod tests {
 
     #[test]
     fn errors_say_which_step_refused() {
-        let error = |bytes: &[u8]| build(bytes, &Platform::ALL).expect_err("built").to_string();
+        let error =
+            |bytes: &[u8]| build(bytes, Terms::default(), &Platform::ALL).expect_err("built").to_string();
         assert!(error(b"\0asm\x0d\0\x01\0").starts_with("check policy: it does not export \"decide\""));
         assert_eq!(error(&vec![0; SOURCE_MAX + 1]), "read policy: 33554433 bytes, at most 33554432 are read");
     }

@@ -5,16 +5,36 @@ use std::sync::Arc;
 use bytes::Bytes;
 use wasmtime::{Store, UpdateDeadline};
 
-use super::bindings::portcullis::policy::types;
+use super::bindings::v0_1::portcullis::policy::types as old;
+use super::bindings::v1_0::portcullis::policy::types as new;
 use super::host::Host;
-use super::load::Policy;
+use super::load::{Policy, Pre};
 use super::outcome;
 use super::slice::{Slice, monotonic_ns};
-use crate::decision::{Address, Decision, Header, HttpRequest, Input, Outcome, Peer, Refusal, Timing};
+use crate::decision::{
+    Address, Attribute, Decision, Header, HttpRequest, Input, Outcome, Peer, Refusal, Timing,
+};
 use crate::wire::frame;
 
-/// Most headers of one request: each is looked at on the guest's behalf, where no deadline is.
+/// Most headers and attributes of one request: each is looked at on the guest's behalf, where no deadline is.
 const HEADERS_MAX: usize = 1024;
+const ATTRIBUTES_MAX: usize = 256;
+
+/// One end of the connection, in the types of one version.
+macro_rules! peer {
+    ($types:ident, $peer:ident) => {{
+        let Peer { address, port, principal } = $peer;
+        let address = match *address {
+            Address::Unknown => $types::Address::Unknown,
+            Address::Ipv4([a, b, c, d]) => $types::Address::Ipv4((a, b, c, d)),
+            Address::Ipv6(bytes) => {
+                let [a, b, c, d, e, f, g, h] = std::net::Ipv6Addr::from(bytes).segments();
+                $types::Address::Ipv6((a, b, c, d, e, f, g, h))
+            }
+        };
+        $types::Peer { address, port: *port, principal: *principal }
+    }};
+}
 
 /// What one evaluation needs to know besides its policy.
 #[derive(Debug)]
@@ -66,6 +86,10 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
             let refusal = Refusal::BadRequest(format!("input: more than {HEADERS_MAX} headers"));
             return ended(Err(refusal), Timing::default(), (true, false), Residue(None));
         }
+        Ok(Input::Http(http)) if http.attributes.len() > ATTRIBUTES_MAX => {
+            let refusal = Refusal::BadRequest(format!("input: more than {ATTRIBUTES_MAX} attributes"));
+            return ended(Err(refusal), Timing::default(), (true, false), Residue(None));
+        }
         Ok(input) => input,
         Err(error) => {
             let refusal = Refusal::BadRequest(format!("input: {error}"));
@@ -76,26 +100,50 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
     let started = monotonic_ns();
     let mut timing = Timing::default();
     let mut store = fresh_store(&policy, &call, slice);
-    let instance = policy.pre.instantiate_async(&mut store).await;
-    let made_ns = monotonic_ns();
-    timing.instantiate_ns = made_ns.saturating_sub(started);
-    let instantiated = instance.is_ok();
-    let result = match instance {
+    let (instantiated, result) = match &policy.pre {
+        Pre::V0_1(pre) => match pre.instantiate_async(&mut store).await {
+            Err(error) => (false, Err(error)),
+            Ok(instance) => {
+                let run_ns = made(&mut timing, started);
+                let returned =
+                    with_old_request(&input, async |request| instance.call_decide(&mut store, request).await)
+                        .await;
+                timing.run_ns = monotonic_ns().saturating_sub(run_ns);
+                // A policy of that world cannot say that it has failed.
+                (true, returned.map(|decision| Ok(decision.into())))
+            }
+        },
+        Pre::V1_0(pre) => match pre.instantiate_async(&mut store).await {
+            Err(error) => (false, Err(error)),
+            Ok(instance) => {
+                let run_ns = made(&mut timing, started);
+                let returned =
+                    with_request(&input, async |request| instance.call_decide(&mut store, request).await)
+                        .await;
+                timing.run_ns = monotonic_ns().saturating_sub(run_ns);
+                (true, returned)
+            }
+        },
+    };
+    if !instantiated {
+        made(&mut timing, started);
+    }
+    let result = match result {
         // Out of slots: admission counts them too, so this is a pool limit that one policy alone exceeds.
         Err(error) if error.is::<wasmtime::PoolConcurrencyLimitError>() => Err(Refusal::Overloaded),
         Err(error) => Err(outcome::from_error(&error, store.data().growth_refused)),
-        Ok(instance) => {
-            let returned =
-                with_request(&input, async |request| instance.call_decide(&mut store, request).await).await;
-            timing.run_ns = monotonic_ns().saturating_sub(made_ns);
-            match returned {
-                Ok(decision) => outcome::from_guest(decision),
-                Err(error) => Err(outcome::from_error(&error, store.data().growth_refused)),
-            }
-        }
+        Ok(Ok(decision)) => outcome::from_guest(decision),
+        Ok(Err(failure)) => Err(outcome::from_failure(failure)),
     };
     timing.host_ns = store.data().host_ns;
     ended(result, timing, (false, instantiated), Residue(Some(store)))
+}
+
+/// Notes how long making the instance took. Returns when that was.
+fn made(timing: &mut Timing, started: u64) -> u64 {
+    let now = monotonic_ns();
+    timing.instantiate_ns = now.saturating_sub(started);
+    now
 }
 
 fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
@@ -107,6 +155,9 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
         seed: call.seed,
         generator: None,
         log_lines: 0,
+        metrics: Arc::clone(&policy.metrics),
+        metric_calls: 0,
+        data: policy.data.clone(),
         memory: limits.memory as usize,
         table_elements: limits.table_elements as usize,
         memory_used: 0,
@@ -130,16 +181,29 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
 }
 
 /// Lends the request to `call` in the shape the bindings want.
-async fn with_request<T>(input: &Input<'_>, call: impl AsyncFnOnce(types::Request<'_>) -> T) -> T {
+async fn with_request<T>(input: &Input<'_>, call: impl AsyncFnOnce(new::Request<'_>) -> T) -> T {
     match input {
         Input::Opaque { content_type, bytes } => {
-            call(types::Request::Opaque(types::Opaque { content_type, bytes })).await
+            call(new::Request::Opaque(new::Opaque { content_type, bytes })).await
         }
         Input::Http(http) => {
-            let HttpRequest { method, scheme, host, path, query, headers, body, source, destination } = http;
+            let HttpRequest {
+                method,
+                scheme,
+                host,
+                path,
+                query,
+                headers,
+                body,
+                source,
+                destination,
+                attributes,
+            } = http;
             let headers: Vec<_> =
-                headers.iter().map(|Header { name, value }| types::HeaderParam { name, value }).collect();
-            call(types::Request::Http(types::HttpRequest {
+                headers.iter().map(|Header { name, value }| new::HeaderParam { name, value }).collect();
+            let attributes: Vec<_> =
+                attributes.iter().map(|Attribute { name, value }| new::Attribute { name, value }).collect();
+            call(new::Request::Http(new::HttpRequest {
                 method,
                 scheme,
                 host,
@@ -147,22 +211,38 @@ async fn with_request<T>(input: &Input<'_>, call: impl AsyncFnOnce(types::Reques
                 query: *query,
                 headers: &headers,
                 body: *body,
-                source: peer(source),
-                destination: peer(destination),
+                source: peer!(new, source),
+                destination: peer!(new, destination),
+                attributes: &attributes,
             }))
             .await
         }
     }
 }
 
-fn peer<'a>(peer: &Peer<'a>) -> types::Peer<'a> {
-    let address = match peer.address {
-        Address::Unknown => types::Address::Unknown,
-        Address::Ipv4([a, b, c, d]) => types::Address::Ipv4((a, b, c, d)),
-        Address::Ipv6(bytes) => {
-            let [a, b, c, d, e, f, g, h] = std::net::Ipv6Addr::from(bytes).segments();
-            types::Address::Ipv6((a, b, c, d, e, f, g, h))
+/// The same in the shape of the first world, which knows no attributes.
+async fn with_old_request<T>(input: &Input<'_>, call: impl AsyncFnOnce(old::Request<'_>) -> T) -> T {
+    match input {
+        Input::Opaque { content_type, bytes } => {
+            call(old::Request::Opaque(old::Opaque { content_type, bytes })).await
         }
-    };
-    types::Peer { address, port: peer.port, principal: peer.principal }
+        Input::Http(http) => {
+            let HttpRequest { method, scheme, host, path, query, headers, body, source, destination, .. } =
+                http;
+            let headers: Vec<_> =
+                headers.iter().map(|Header { name, value }| old::HeaderParam { name, value }).collect();
+            call(old::Request::Http(old::HttpRequest {
+                method,
+                scheme,
+                host,
+                path,
+                query: *query,
+                headers: &headers,
+                body: *body,
+                source: peer!(old, source),
+                destination: peer!(old, destination),
+            }))
+            .await
+        }
+    }
 }

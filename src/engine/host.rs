@@ -1,5 +1,7 @@
 //! What a guest may do to the world outside its memory: write a log line, read a clock that stands still, draw from a
-//! seeded generator. Short on purpose.
+//! seeded generator, read its tenant's data, add to its own counters. Short on purpose.
+//!
+//! What each does is written once; the interfaces of both versions of the world lead here.
 
 use std::sync::Arc;
 
@@ -8,33 +10,45 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{ResourceLimiter, Result};
 
-use super::bindings::portcullis::policy::{clock, log, random, types};
+use super::bindings::{v0_1, v1_0};
+use super::data::Data;
 use super::load::Identity;
+use super::metric::{self, Metrics};
 use super::slice::{Slice, monotonic_ns};
+use super::world::World;
+use v1_0::portcullis::policy::data::Entry;
 
 /// Log lines of one decision, and bytes of each, that are kept.
 const LOG_LINES: u8 = 16;
 const LOG_LINE_BYTES: usize = 1024;
 /// Random bytes of one call.
 const RANDOM_BYTES: u32 = 4096;
+/// Entries of one call, and bytes of them: a listing is never long enough to keep anybody waiting.
+const DATA_ENTRIES: u32 = 1000;
+const DATA_BYTES: usize = 256 << 10;
 
 /// A capability that a policy may ask for, by the name of its WIT interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Importable {
     Clock,
+    Data,
     Log,
+    Metric,
     Random,
 }
 
 impl Importable {
-    pub const ALL: [Self; 3] = [Self::Clock, Self::Log, Self::Random];
+    /// Sorted by name.
+    pub const ALL: [Self; 5] = [Self::Clock, Self::Data, Self::Log, Self::Metric, Self::Random];
 
     /// As in a statement's `imports`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Clock => "clock",
+            Self::Data => "data",
             Self::Log => "log",
+            Self::Metric => "metric",
             Self::Random => "random",
         }
     }
@@ -45,12 +59,21 @@ impl Importable {
         Self::ALL.into_iter().find(|one| one.name() == name)
     }
 
-    /// Grants it: what is not added is not there to be imported.
-    pub(super) fn add_to(self, linker: &mut Linker<Host>) -> Result<()> {
-        match self {
-            Self::Clock => clock::add_to_linker::<_, HasSelf<_>>(linker, |host| host),
-            Self::Log => log::add_to_linker::<_, HasSelf<_>>(linker, |host| host),
-            Self::Random => random::add_to_linker::<_, HasSelf<_>>(linker, |host| host),
+    /// Grants it as `world` has it, or nothing where it has no such: what is not added is not there to be imported.
+    pub(super) fn add_to(self, linker: &mut Linker<Host>, world: World) -> Result<()> {
+        use v0_1::portcullis::policy as old;
+        use v1_0::portcullis::policy as new;
+        type This = HasSelf<Host>;
+        match (self, world) {
+            (Self::Clock, World::V0_1) => old::clock::add_to_linker::<_, This>(linker, |host| host),
+            (Self::Log, World::V0_1) => old::log::add_to_linker::<_, This>(linker, |host| host),
+            (Self::Random, World::V0_1) => old::random::add_to_linker::<_, This>(linker, |host| host),
+            (Self::Data | Self::Metric, World::V0_1) => Ok(()),
+            (Self::Clock, World::V1_0) => new::clock::add_to_linker::<_, This>(linker, |host| host),
+            (Self::Data, World::V1_0) => new::data::add_to_linker::<_, This>(linker, |host| host),
+            (Self::Log, World::V1_0) => new::log::add_to_linker::<_, This>(linker, |host| host),
+            (Self::Metric, World::V1_0) => new::metric::add_to_linker::<_, This>(linker, |host| host),
+            (Self::Random, World::V1_0) => new::random::add_to_linker::<_, This>(linker, |host| host),
         }
     }
 }
@@ -64,6 +87,10 @@ pub(super) struct Host {
     pub(super) seed: [u8; 32],
     pub(super) generator: Option<ChaCha20Rng>,
     pub(super) log_lines: u8,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) metric_calls: u8,
+    /// What the manifest names, if it names any.
+    pub(super) data: Option<Arc<Data>>,
     pub(super) memory: usize,
     pub(super) table_elements: usize,
     /// By all memories, and by all tables, together.
@@ -105,8 +132,8 @@ impl Host {
     }
 }
 
-impl log::Host for Host {
-    fn write(&mut self, level: log::Level, message: String) {
+impl Host {
+    fn write(&mut self, level: Level, message: String) {
         self.timed(|host| {
             if host.log_lines >= LOG_LINES {
                 return;
@@ -120,26 +147,18 @@ impl log::Host for Host {
             let message = message.get(..end).unwrap_or_default();
             let Identity { tenant, policy, digest } = host.identity.as_ref();
             match level {
-                log::Level::Debug => tracing::debug!(%tenant, %policy, %digest, guest = ?message),
-                log::Level::Info => tracing::info!(%tenant, %policy, %digest, guest = ?message),
-                log::Level::Warn => tracing::warn!(%tenant, %policy, %digest, guest = ?message),
+                Level::Debug => tracing::debug!(%tenant, %policy, %digest, guest = ?message),
+                Level::Info => tracing::info!(%tenant, %policy, %digest, guest = ?message),
+                Level::Warn => tracing::warn!(%tenant, %policy, %digest, guest = ?message),
             }
         });
     }
-}
 
-impl clock::Host for Host {
-    fn now(&mut self) -> u64 {
-        self.clock_ns
-    }
-}
-
-impl random::Host for Host {
-    fn get_u64(&mut self) -> u64 {
+    fn random_u64(&mut self) -> u64 {
         self.timed(|host| host.generator().next_u64())
     }
 
-    fn get_bytes(&mut self, len: u32) -> Vec<u8> {
+    fn random_bytes(&mut self, len: u32) -> Vec<u8> {
         self.timed(|host| {
             let mut bytes = vec![0; len.min(RANDOM_BYTES) as usize];
             host.generator().fill_bytes(&mut bytes);
@@ -148,7 +167,86 @@ impl random::Host for Host {
     }
 }
 
-impl types::Host for Host {}
+enum Level {
+    Debug,
+    Info,
+    Warn,
+}
+
+/// What both versions have alike.
+macro_rules! interfaces {
+    ($version:ident) => {
+        const _: () = {
+            use $version::portcullis::policy::{clock, log, random, types};
+
+            impl log::Host for Host {
+                fn write(&mut self, level: log::Level, message: String) {
+                    let level = match level {
+                        log::Level::Debug => Level::Debug,
+                        log::Level::Info => Level::Info,
+                        log::Level::Warn => Level::Warn,
+                    };
+                    self.write(level, message);
+                }
+            }
+
+            impl clock::Host for Host {
+                fn now(&mut self) -> u64 {
+                    self.clock_ns
+                }
+            }
+
+            impl random::Host for Host {
+                fn get_u64(&mut self) -> u64 {
+                    self.random_u64()
+                }
+
+                fn get_bytes(&mut self, len: u32) -> Vec<u8> {
+                    self.random_bytes(len)
+                }
+            }
+
+            impl types::Host for Host {}
+        };
+    };
+}
+interfaces!(v0_1);
+interfaces!(v1_0);
+
+impl v1_0::portcullis::policy::data::Host for Host {
+    fn get(&mut self, key: String) -> Option<Vec<u8>> {
+        self.timed(|host| Some(host.data.as_ref()?.get(&key)?.to_vec()))
+    }
+
+    fn entries(&mut self, prefix: String, after: Option<String>, limit: u32) -> Vec<Entry> {
+        self.timed(|host| {
+            let Some(data) = &host.data else { return Vec::new() };
+            let mut bytes = 0_usize;
+            data.entries(&prefix, after.as_deref())
+                .take(limit.min(DATA_ENTRIES) as usize)
+                // The first one comes however long it is: who gets none takes it for the end.
+                .take_while(|(key, value)| {
+                    let first = bytes == 0;
+                    bytes = bytes.saturating_add(key.len()).saturating_add(value.len()).saturating_add(1);
+                    first || bytes <= DATA_BYTES
+                })
+                .map(|(key, value)| Entry { key: key.to_owned(), value: value.to_vec() })
+                .collect()
+        })
+    }
+}
+
+impl v1_0::portcullis::policy::metric::Host for Host {
+    fn add(&mut self, name: String, value: u64) {
+        self.timed(|host| {
+            if host.metric_calls >= metric::CALLS {
+                return host.metrics.drop_one();
+            }
+            host.metric_calls += 1;
+            host.metrics.add(&name, value);
+        });
+    }
+}
 
 impl ResourceLimiter for Host {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {

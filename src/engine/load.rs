@@ -5,10 +5,13 @@ use std::sync::Arc;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
-use super::bindings::PolicyPre;
+use super::bindings::{v0_1, v1_0};
+use super::data::Data;
 use super::host::{Host, Importable};
 use super::made_for::{MadeFor, Unfit};
-use crate::artifact::{Artifact, Digest, Limits};
+use super::metric::Metrics;
+use super::world::World;
+use crate::artifact::{Artifact, Ceiling, Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
 
 /// Whose policy this is, as its log lines and replies say.
@@ -19,11 +22,36 @@ pub(super) struct Identity {
     pub(super) digest: Digest,
 }
 
+/// Linked, in the version of the world that its statement names.
+pub(super) enum Pre {
+    V0_1(v0_1::PolicyPre<Host>),
+    V1_0(v1_0::PolicyPre<Host>),
+}
+
+impl Pre {
+    pub(super) fn engine(&self) -> &Engine {
+        match self {
+            Self::V0_1(pre) => pre.engine(),
+            Self::V1_0(pre) => pre.engine(),
+        }
+    }
+}
+
+/// What a policy is given of what it asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Granted {
+    pub ceiling: Ceiling,
+    /// What its manifest names, if it names any.
+    pub data: Option<Arc<Data>>,
+}
+
 /// A policy that is ready to decide: linked, with nothing left to resolve.
 pub struct Policy {
-    pub(super) pre: PolicyPre<Host>,
+    pub(super) pre: Pre,
     pub(super) identity: Arc<Identity>,
     pub(super) limits: Limits,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) data: Option<Arc<Data>>,
     /// Keeps the sealed memory that the code is mapped from.
     _artifact: Artifact,
 }
@@ -41,18 +69,38 @@ impl Policy {
         self.identity.digest
     }
 
-    /// What it may use: the lesser of what it asks for and what its class grants.
+    /// What it may use: the lesser of what it asks for and what its class and its tenant are granted.
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What it has counted in this process.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The version of the world that it implements.
+    #[must_use]
+    pub fn world(&self) -> World {
+        match self.pre {
+            Pre::V0_1(_) => World::V0_1,
+            Pre::V1_0(_) => World::V1_0,
+        }
     }
 }
 
 /// Why a verified artifact cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("statement of policy \"{0}\" asks for import {1:?}, known are clock, log and random")]
-    UnknownImport(PolicyName, String),
+    #[error(
+        "policy \"{policy}\" implements world {world:?}, which is not served; known are {}",
+        known_worlds()
+    )]
+    World { policy: PolicyName, world: String },
+    #[error("statement of policy \"{0}\" asks for import {1:?}, its world has {2}")]
+    UnknownImport(PolicyName, String, String),
     #[error("policy \"{policy}\" starts with {initial} bytes of memory, its limit is {limit}")]
     Memory { policy: PolicyName, initial: u64, limit: u32 },
     #[error("load policy \"{0}\": {1}; build it again, or let the host compile its source")]
@@ -64,10 +112,15 @@ pub enum LoadError {
 }
 
 /// Maps the code of a verified artifact and links it to exactly the imports its statement names.
-pub fn load(engine: &Engine, artifact: Artifact, memory_ceiling: u32) -> Result<Policy, LoadError> {
+///
+/// # Errors
+/// What about it does not hold, or does not fit.
+pub fn load(engine: &Engine, artifact: Artifact, granted: Granted) -> Result<Policy, LoadError> {
     let statement = artifact.statement();
     let name = || statement.policy.clone();
-    let limits = Limits { memory: statement.limits.memory.min(memory_ceiling), ..statement.limits };
+    let world = World::named(&statement.world)
+        .ok_or_else(|| LoadError::World { policy: name(), world: statement.world.clone() })?;
+    let limits = Limits { memory: statement.limits.memory.min(granted.ceiling.memory), ..statement.limits };
 
     // Before wasmtime sees a byte of it: it looks at less, and into more.
     MadeFor::read(artifact.bytes())
@@ -81,22 +134,34 @@ pub fn load(engine: &Engine, artifact: Artifact, memory_ceiling: u32) -> Result<
     }
 
     let mut linker = Linker::new(engine);
+    let link = |error: wasmtime::Error| LoadError::Link(name(), format!("{error:#}"));
     for import in &statement.imports {
+        let known = world.capabilities();
         let capability =
-            Importable::named(import).ok_or_else(|| LoadError::UnknownImport(name(), import.clone()))?;
-        capability.add_to(&mut linker).map_err(|error| LoadError::Link(name(), format!("{error:#}")))?;
+            Importable::named(import).filter(|import| known.contains(import)).ok_or_else(|| {
+                let known: Vec<_> = known.iter().map(|one| one.name()).collect();
+                LoadError::UnknownImport(name(), import.clone(), known.join(", "))
+            })?;
+        capability.add_to(&mut linker, world).map_err(link)?;
     }
-    let pre = linker
-        .instantiate_pre(&component)
-        .and_then(PolicyPre::new)
-        .map_err(|error| LoadError::Link(name(), format!("{error:#}")))?;
+    let pre = linker.instantiate_pre(&component).map_err(link)?;
+    let pre = match world {
+        World::V0_1 => Pre::V0_1(v0_1::PolicyPre::new(pre).map_err(link)?),
+        World::V1_0 => Pre::V1_0(v1_0::PolicyPre::new(pre).map_err(link)?),
+    };
 
     let identity = Identity {
         tenant: statement.tenant.clone(),
         policy: statement.policy.clone(),
         digest: statement.cwasm,
     };
-    Ok(Policy { pre, identity: Arc::new(identity), limits, _artifact: artifact })
+    let metrics = Arc::new(Metrics::of(&statement.metrics));
+    let data = granted.data;
+    Ok(Policy { pre, identity: Arc::new(identity), limits, metrics, data, _artifact: artifact })
+}
+
+fn known_worlds() -> String {
+    World::ALL.map(World::name).join(" and ")
 }
 
 /// JUSTIFICATION: wasmtime checks a `.cwasm` only lightly, so it makes every way of loading one unsafe.

@@ -4,25 +4,31 @@
 //! decision: a fresh instance, the request in, the decision out, checked.
 
 mod bindings;
+mod data;
 mod evaluate;
 mod host;
 mod load;
 mod made_for;
+mod metric;
 mod outcome;
 mod settings;
 mod slice;
 mod target;
+mod world;
 
+pub use data::Data;
 pub use evaluate::{Call, Evaluated, Residue, evaluate};
 pub use host::Importable;
-pub use load::{LoadError, Policy, load};
+pub use load::{Granted, LoadError, Policy, load};
 pub use made_for::{MadeFor, Unfit};
+pub use metric::{METRIC_NAME_MAX, METRICS_MAX, Metrics, is_metric_name};
 #[cfg(feature = "compiler")]
 pub use settings::compiling_engine;
 #[cfg(feature = "compiler")]
 pub(crate) use settings::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT};
 pub use settings::{
-    PoolLimits, Serving, WASMTIME_VERSION, WORLD, serving_engine, settings_digest, settings_digest_of,
+    PoolLimits, Serving, WASMTIME_VERSION, serving_engine, settings_digest, settings_digest_of,
 };
 pub use slice::{Slice, monotonic_ns, realtime_ns};
 pub use target::Target;
+pub use world::{WORLD, World};

@@ -3,13 +3,15 @@
 use bytes::Bytes;
 use wasmtime::Trap;
 
-use super::bindings::portcullis::policy::types;
+use super::bindings::v1_0::portcullis::policy::types;
 use crate::decision::{
     CacheHint, CacheScope, HeaderValue, Metadatum, Obligations, Outcome, Refusal, TrapKind,
 };
 
-/// Longest reason of a denial, bytes; longer ones are cut.
+/// Longest reason of a denial and detail of a failure, bytes; longer ones are cut.
 const REASON_BYTES: usize = 1024;
+/// Longest reason of a failure, bytes.
+const FAILURE_REASON_BYTES: usize = 64;
 /// Most headers or metadata of one kind.
 const ENTRIES: usize = 128;
 /// Headers that belong to a connection or to a message's framing: setting one would desynchronise a proxy.
@@ -50,6 +52,19 @@ pub(super) fn from_guest(decision: types::Decision) -> Result<(Outcome, Obligati
         types::Verdict::Deny(reason) => Outcome::Deny { reason: cut(reason) },
     };
     Ok((outcome, obligations, cache))
+}
+
+/// A policy that says itself that it could not decide. A reason is for counting, so it is one word or nothing that counts.
+pub(super) fn from_failure(types::Failure { reason, detail }: types::Failure) -> Refusal {
+    let legal =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.');
+    if reason.is_empty() || reason.len() > FAILURE_REASON_BYTES || !reason.bytes().all(legal) {
+        return invalid(format!(
+            "reason of a failure: {:?} is not 1 to 64 of a-z 0-9 - _ .",
+            cut_to(&reason, 64)
+        ));
+    }
+    Refusal::PolicyFailed { reason, detail: cut(detail) }
 }
 
 /// Names the way a guest ended without an answer.

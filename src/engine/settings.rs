@@ -11,8 +11,6 @@ use crate::artifact::Digest;
 
 /// In full: a `.cwasm` is only loaded by exactly the version that made it.
 pub const WASMTIME_VERSION: &str = "48.0.8";
-/// The WIT world that policies implement.
-pub const WORLD: &str = "portcullis:policy@0.1.0";
 
 /// Native stack a guest may use, bytes.
 const WASM_STACK: usize = 256 << 10;

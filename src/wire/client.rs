@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::decision::{Decision, InOnePiece, Quota, TrustClass, in_one_piece};
 
 /// What this build speaks. A Hello with another version is answered with [`Farewell::Version`].
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Largest Hello frame, bytes after the length prefix.
 pub const HELLO_MAX: usize = 256;
 /// Largest frame from a client, bytes after the length prefix.

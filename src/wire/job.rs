@@ -6,22 +6,28 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{Digest, Limits};
-use crate::decision::{PolicyName, Tenant};
+use crate::artifact::Digest;
+use crate::bundle::{CONFIG_MAX, PolicyConfig};
 
-/// Largest message, bytes.
-pub const JOB_MAX: usize = 64 * 1024;
+/// Largest message, bytes: a manifest and its length.
+pub const JOB_MAX: usize = CONFIG_MAX + 1024;
 
 /// What one builder is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Job {
-    /// Is it a policy, does it ask for nothing but these imports, and does it decide once without a trap of its own
+    /// Is it a policy, does it ask for nothing but what its manifest says, and does it decide once without a trap of its own
     /// making? Descriptors: the source, and the code that a signer compiled, both sealed. Answered by
     /// [`Report::Sound`].
-    Check { tenant: Tenant, policy: PolicyName, imports: Vec<String>, limits: Limits },
+    Check {
+        #[serde(with = "in_json")]
+        manifest: Box<PolicyConfig>,
+    },
     /// Compile for this host, look at it like `Check`, and keep it in the class's cache. Descriptor: the source, sealed.
     /// Answered by [`Report::Compiled`].
-    Compile { tenant: Tenant, policy: PolicyName, imports: Vec<String>, limits: Limits },
+    Compile {
+        #[serde(with = "in_json")]
+        manifest: Box<PolicyConfig>,
+    },
     /// Give out what the cache holds under these digests, one [`Report::Recalled`] or [`Report::Lost`] each, in order,
     /// and remove from the cache whatever is none of these.
     Recall { cwasm: Vec<Digest> },
@@ -49,4 +55,21 @@ pub enum Report {
     Refused {
         why: String,
     },
+}
+
+/// A manifest has one form, and that is JSON: there it may leave out what is empty, which this encoding cannot.
+mod in_json {
+    use serde::de::Error as _;
+    use serde::ser::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::bundle::PolicyConfig;
+
+    pub(super) fn serialize<S: Serializer>(manifest: &PolicyConfig, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&serde_json::to_string(manifest).map_err(S::Error::custom)?)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Box<PolicyConfig>, D::Error> {
+        serde_json::from_str(<&str>::deserialize(from)?).map_err(D::Error::custom)
+    }
 }

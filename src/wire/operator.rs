@@ -67,6 +67,8 @@ pub struct WorkerCounters {
     pub refused_deadline: u64,
     pub refused_trap: u64,
     pub refused_invalid_output: u64,
+    /// The policy said itself that it could not decide.
+    pub refused_policy_failed: u64,
     pub refused_overloaded: u64,
     pub refused_other: u64,
     /// Answered by the watchdog because the thread that should have was stuck.
@@ -84,6 +86,10 @@ pub struct PolicyStatus {
     pub held_back: Option<String>,
     /// Why nothing serves, if nothing does.
     pub refused: Option<String>,
+    /// What it has counted itself in this process, by name.
+    pub metrics: Vec<(String, u64)>,
+    /// Calls of its `metric.add` that counted for nothing: too many in one decision, or of a name that it does not declare.
+    pub metrics_dropped: u64,
 }
 
 /// The artifact that serves.

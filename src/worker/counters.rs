@@ -13,6 +13,7 @@ pub(super) struct Counters {
     deadline: Counter,
     trap: Counter,
     invalid_output: Counter,
+    policy_failed: Counter,
     overloaded: Counter,
     other: Counter,
     /// Written by the watchdog's thread alone.
@@ -46,6 +47,7 @@ impl Counters {
                 Refusal::Deadline(_) => &self.deadline,
                 Refusal::Trap(_) => &self.trap,
                 Refusal::InvalidOutput(_) => &self.invalid_output,
+                Refusal::PolicyFailed { .. } => &self.policy_failed,
                 Refusal::Overloaded | Refusal::Quota { .. } => &self.overloaded,
                 Refusal::UnknownPolicy
                 | Refusal::UnknownTenant
@@ -67,6 +69,7 @@ impl Counters {
         total.refused_deadline += self.deadline.get();
         total.refused_trap += self.trap.get();
         total.refused_invalid_output += self.invalid_output.get();
+        total.refused_policy_failed += self.policy_failed.get();
         total.refused_overloaded += self.overloaded.get();
         total.refused_other += self.other.get();
         total.watchdog += self.watchdog.get();

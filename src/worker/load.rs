@@ -14,10 +14,11 @@ use wasmtime::Engine;
 
 use super::policies::{PolicySet, Served};
 use crate::artifact::{
-    ARTIFACT_MAX, Artifact, Expected, KeyError, PublicKey, SealError, SealedBytes, VerifyError, verify,
+    ARTIFACT_MAX, Artifact, Ceiling, Expected, KeyError, PublicKey, SealError, SealedBytes, VerifyError,
+    verify,
 };
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{self, Policy};
+use crate::engine::{self, Granted, Policy};
 use crate::wire::channel::{Channel, ReceiveError, Received};
 use crate::wire::control::WorkerAssignment;
 use crate::wire::operator::{PolicyStatus, Serving};
@@ -156,8 +157,15 @@ impl Loading<'_> {
                 if let Some(why) = &held_back {
                     tracing::warn!(%tenant, policy = %name, why, "a newer policy is held back; this one serves");
                 }
-                let status =
-                    PolicyStatus { tenant, policy: name, serving: Some(serving), held_back, refused: None };
+                let status = PolicyStatus {
+                    tenant,
+                    policy: name,
+                    serving: Some(serving),
+                    held_back,
+                    refused: None,
+                    metrics: Vec::new(),
+                    metrics_dropped: 0,
+                };
                 Named { policy: Some(policy), status }
             }
             Err(why) => refused(tenant, name, why.to_string()),
@@ -199,7 +207,8 @@ impl Loading<'_> {
         // Which version may serve is for the registry to say; that it said so is in the signature.
         let artifact = verify(code, signed, self.keys, &Expected { tenant, policy, minimum_version: 0 })?;
         let serving = serving(&artifact);
-        Ok((engine::load(self.engine, artifact, self.memory)?, serving))
+        let granted = Granted { ceiling: Ceiling { memory: self.memory, ..Ceiling::MOST }, data: None };
+        Ok((engine::load(self.engine, artifact, granted)?, serving))
     }
 
     fn complete(mut self, assignment: &WorkerAssignment) -> Loaded {
@@ -231,7 +240,15 @@ fn serving(artifact: &Artifact) -> Serving {
 
 fn refused(tenant: Tenant, policy: PolicyName, why: String) -> Named {
     tracing::error!(%tenant, %policy, why, "policy refused; nothing serves");
-    let status = PolicyStatus { tenant, policy, serving: None, held_back: None, refused: Some(why) };
+    let status = PolicyStatus {
+        tenant,
+        policy,
+        serving: None,
+        held_back: None,
+        refused: Some(why),
+        metrics: Vec::new(),
+        metrics_dropped: 0,
+    };
     Named { policy: None, status }
 }
 

@@ -29,6 +29,8 @@ use crate::wire::supply::FromRegistry;
 
 /// Most unread bytes that come with a connection: a frame that is not whole yet, and one read.
 const UNREAD_MAX: usize = CLIENT_FRAME_MAX + (128 << 10);
+/// Policies in one part of a status.
+const POLICIES_A_PART: usize = 16;
 /// An executor that has been in one step for that long does not count as answering.
 const UNRESPONSIVE_NS: u64 = 50_000_000;
 
@@ -415,9 +417,25 @@ impl Steward {
         total
     }
 
+    /// The same with what the policy has counted until now.
+    fn counted(&self, status: &PolicyStatus) -> PolicyStatus {
+        let mut status = status.clone();
+        let served = self.parts.set.tenant(status.tenant.as_str());
+        if let Some(served) = served.and_then(|(_, of)| of.policy(status.policy.as_str())) {
+            let metrics = served.policy().metrics();
+            status.metrics = metrics.values().map(|(name, value)| (name.to_owned(), value)).collect();
+            status.metrics_dropped = metrics.dropped();
+        }
+        status
+    }
+
     fn report(&mut self, nonce: u64) {
         let status = WorkerStatus { counters: self.counters(), ..self.parts.status.clone() };
-        let parts = parts::of(self.parts.policies.clone());
+        let counted = self.parts.policies.iter().map(|policy| self.counted(policy)).collect::<Vec<_>>();
+        let mut parts: Vec<_> = counted.chunks(POLICIES_A_PART).map(<[_]>::to_vec).collect();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
         let count = parts.len();
         for (number, policies) in parts.into_iter().enumerate() {
             let part = WorkerStatus { policies, ..status.clone() };

@@ -17,7 +17,7 @@ use super::event::{Event, Signed, micros};
 use crate::artifact::{Digest, KeyError, Limits, SigningKey, store};
 use crate::bundle::write::{self, NewAttachment, WriteError};
 use crate::bundle::{Annotations, Bundle, DraftError, Platform};
-use crate::compile::{self, BuildError, Built};
+use crate::compile::{self, BuildError, Built, Terms};
 use crate::decision::{InvalidName, PolicyName, Tenant};
 use crate::sandbox::privileges::SERVICE_NEEDS;
 use crate::signature::{self, SignError, Subject, sigstore};
@@ -122,7 +122,7 @@ pub(super) struct Scene {
 impl Source {
     pub(super) fn build(&self) -> Result<(Built, Instant), SceneError> {
         let start = Instant::now();
-        let built = compile::build(self.component, &[Platform::host()])
+        let built = compile::build(self.component, Terms::default(), &[Platform::host()])
             .map_err(|cause| SceneError::Build { policy: self.policy, cause })?;
         Ok((built, start))
     }

@@ -14,9 +14,9 @@ use crate::artifact::{Digest, Limits};
 use crate::bundle::write::{self, NewAttachment};
 use crate::bundle::{Attachment, Draft, DraftCompiled, Platform, PolicyConfig, media};
 use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
-use crate::compile::{self, Built, SOURCE_MAX};
+use crate::compile::{self, Built, SOURCE_MAX, Terms};
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{Target, WASMTIME_VERSION, WORLD, settings_digest_of};
+use crate::engine::{METRIC_NAME_MAX, Target, WASMTIME_VERSION, World, is_metric_name, settings_digest_of};
 
 /// Check a policy, compile it, and write it as a bundle
 ///
@@ -26,8 +26,11 @@ use crate::engine::{Target, WASMTIME_VERSION, WORLD, settings_digest_of};
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Build {
-    /// A component of the world portcullis:policy@0.1.0, or a core module of it
+    /// A component of the world portcullis:policy@1.0.0 or @0.1.0, or a core module of it
     source: PathBuf,
+    /// The world of a core module that does not say so itself [default: what its imports name, or the newest]
+    #[arg(long, value_name = "WORLD", value_parser = world)]
+    world: Option<World>,
     /// Who it decides for
     #[arg(long, value_name = "NAME")]
     tenant: Tenant,
@@ -54,6 +57,12 @@ pub(in crate::cli) struct Build {
     out: PathBuf,
     #[command(flatten)]
     limits: LimitArgs,
+    /// A counter it may add to; several times for several, at most 16
+    #[arg(long = "metric", value_name = "NAME", value_parser = metric)]
+    metrics: Vec<String>,
+    /// A data snapshot of its tenant that it may read; several times for several
+    #[arg(long = "data", value_name = "NAME", value_parser = data)]
+    data: Vec<String>,
     /// What it is made of: SPDX or CycloneDX in JSON, or a Cargo.lock to make it from [default: made from the source]
     #[arg(long, value_name = "FILE")]
     sbom: Option<PathBuf>,
@@ -95,9 +104,9 @@ impl Build {
         let mut source = files::read(&self.source, SOURCE_MAX)?;
         if !source.starts_with(b"\0asm") {
             // A text form is nobody's build.
-            source = compile::componentize(&source)?;
+            source = compile::componentize_as(&source, self.world)?;
         }
-        let built = compile::build(&source, &platforms)?;
+        let built = compile::build(&source, Terms { world: self.world }, &platforms)?;
         let limits = self.limits.limits();
         check_limits(&limits, &built).map_err(|source| OverLimit { path: self.source.clone(), source })?;
         let draft = self.draft(source, &built, limits);
@@ -128,10 +137,12 @@ impl Build {
             policy: self.policy.clone(),
             tenant: self.tenant.clone(),
             version: self.version,
-            world: WORLD.into(),
+            world: built.world.name().into(),
             imports: built.imports.clone(),
             exports: built.exports.clone(),
             limits,
+            metrics: self.metrics.clone(),
+            data: self.data.clone(),
             source,
             compiled: compiled.collect(),
         }
@@ -198,6 +209,25 @@ impl LimitArgs {
             table_elements: self.table_elements.unwrap_or(default.table_elements),
             output: self.output.unwrap_or(default.output),
             deadline_us: self.deadline.unwrap_or(default.deadline_us),
+            ..default
         }
     }
+}
+
+/// A world, by its name or by its version.
+pub(super) fn world(text: &str) -> Result<World, String> {
+    let known = World::ALL.into_iter().find(|world| [world.name(), world.version()].contains(&text));
+    known.ok_or_else(|| format!("known are {}", World::ALL.map(World::name).join(" and ")))
+}
+
+fn metric(name: &str) -> Result<String, String> {
+    if is_metric_name(name) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!("a counter's name has 1 to {METRIC_NAME_MAX} of a-z 0-9 _ . -, a letter first"))
+    }
+}
+
+fn data(name: &str) -> Result<String, String> {
+    PolicyName::new(name).map(String::from).map_err(|error| error.to_string())
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::artifact::Digest;
 use crate::cli::{CommandResult, EXIT_CODES, files, output};
 use crate::compile::{self, SOURCE_MAX};
+use crate::engine::World;
 
 /// Turn a core WebAssembly module into a component
 ///
@@ -16,8 +17,11 @@ use crate::compile::{self, SOURCE_MAX};
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Componentize {
-    /// A core module that implements the world portcullis:policy@0.1.0
+    /// A core module that implements the world portcullis:policy@1.0.0 or @0.1.0
     module: PathBuf,
+    /// The world of a module that does not say so itself [default: what its imports name, or the newest]
+    #[arg(long, value_name = "WORLD", value_parser = super::build::world)]
+    world: Option<World>,
     /// Where to write the component
     #[arg(short, long, value_name = "OUT.wasm")]
     out: PathBuf,
@@ -28,7 +32,7 @@ pub(in crate::cli) struct Componentize {
 
 impl Componentize {
     pub(super) fn run(self) -> CommandResult {
-        let component = compile::componentize(&files::read(&self.module, SOURCE_MAX)?)?;
+        let component = compile::componentize_as(&files::read(&self.module, SOURCE_MAX)?, self.world)?;
         files::write(&self.out, &component)?;
         let digest = Digest::of(&component);
         if self.json {

@@ -11,11 +11,8 @@ use super::stored::{Claim, Kind, Stored, signer};
 use crate::bundle::PolicyConfig;
 use crate::cli::terminal::printable;
 use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
-use crate::engine::WORLD;
+use crate::engine::World;
 use crate::signature::{Anchors, Evidence};
-
-/// What [`WORLD`] is.
-const WORLD_TEXT: &str = include_str!("../../../policies/wit/policy.wit");
 
 /// Show what is in a bundle, trusted or not
 ///
@@ -127,12 +124,13 @@ pub(super) fn describe(config: &PolicyConfig) -> String {
     )
 }
 
-/// What the host does for a policy that imports this interface of our world. Nothing is known of another world.
+/// What the host does for a policy that imports this interface of its world. Nothing is known of another world.
 fn host_functions(config: &PolicyConfig, interface: &str) -> Vec<&'static str> {
     let begins = format!("interface {interface} {{");
-    let body = WORLD_TEXT.lines().skip_while(|line| *line != begins).skip(1).take_while(|line| *line != "}");
+    let text = World::named(&config.world).map_or("", World::wit);
+    let body = text.lines().skip_while(|line| *line != begins).skip(1).take_while(|line| *line != "}");
     let function = |line: &'static str| Some(line.trim().split_once(": func(")?.0);
-    if config.world == WORLD { body.filter_map(function).collect() } else { Vec::new() }
+    body.filter_map(function).collect()
 }
 
 impl Claim {

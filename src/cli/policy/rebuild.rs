@@ -3,8 +3,8 @@
 use super::stored::{Stored, StoredError};
 use crate::artifact::{Digest, Limits};
 use crate::bundle::{CompiledFor, Platform, PolicyConfig};
-use crate::compile::{self, BuildError, Built};
-use crate::engine::{MadeFor, Target, WASMTIME_VERSION, WORLD, settings_digest_of};
+use crate::compile::{self, BuildError, Built, Terms};
+use crate::engine::{MadeFor, Target, WASMTIME_VERSION, WORLD, World, settings_digest_of};
 
 /// Why what is in a bundle is not what its source gives.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +29,12 @@ pub(super) enum RebuildError {
     Code { platform: Platform, found: Digest, built: Digest },
     #[error("it says that it {what} {said:?}, its source {found:?}; build it again, with this program")]
     Manifest { what: &'static str, said: Vec<String>, found: Vec<String> },
-    #[error("it implements world {found:?}, this is {WORLD:?}; build it against that world")]
-    World { found: String },
+    #[error("its manifest names world {found:?}, which is not known here; build it against {WORLD:?}")]
+    NoWorld { found: String },
+    #[error(
+        "it says that it implements world {said:?}, its source \"{found}\"; build it again, with this program"
+    )]
+    World { said: String, found: World },
     #[error(transparent)]
     Limit(#[from] LimitError),
 }
@@ -53,7 +57,7 @@ pub(super) fn rebuild(stored: &Stored) -> Result<(), RebuildError> {
         check_compiler(compiled)?;
     }
     let platforms: Vec<Platform> = config.compiled.iter().map(|compiled| compiled.platform).collect();
-    let built = compile::build(&stored.source()?, &platforms)?;
+    let built = compile::build(&stored.source()?, terms(config)?, &platforms)?;
     check_manifest(config, &built)?;
     for CompiledFor { platform, cwasm: found, .. } in &config.compiled {
         let built = Digest::of(built.code_for(*platform).unwrap_or_default());
@@ -64,10 +68,17 @@ pub(super) fn rebuild(stored: &Stored) -> Result<(), RebuildError> {
     Ok(())
 }
 
+/// What a manifest says of how its source is to be read.
+pub(super) fn terms(config: &PolicyConfig) -> Result<Terms, RebuildError> {
+    let world = World::named(&config.world);
+    let world = world.ok_or_else(|| RebuildError::NoWorld { found: config.world.clone() })?;
+    Ok(Terms { world: Some(world) })
+}
+
 /// Is the manifest what the source asks for? Without compiling it.
 pub(super) fn check_manifest(config: &PolicyConfig, built: &Built) -> Result<(), RebuildError> {
-    if config.world != WORLD {
-        return Err(RebuildError::World { found: config.world.clone() });
+    if config.world != built.world.name() {
+        return Err(RebuildError::World { said: config.world.clone(), found: built.world });
     }
     for (what, said, found) in
         [("imports", &config.imports, &built.imports), ("exports", &config.exports, &built.exports)]

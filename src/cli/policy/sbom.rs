@@ -142,6 +142,8 @@ mod tests {
             imports: Vec::new(),
             exports: vec!["decide".into()],
             limits: Limits::default(),
+            metrics: vec![],
+            data: vec![],
             source: Digest::of(b"source"),
             compiled: Vec::new(),
         }

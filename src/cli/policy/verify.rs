@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
-use super::rebuild::{check_code, check_manifest, rebuild};
+use super::rebuild::{check_code, check_manifest, rebuild, terms};
 use super::stored::{Stored, signer};
 use crate::artifact::PublicKey;
 use crate::bundle::Platform;
@@ -309,10 +309,14 @@ fn check_policy(stored: &Stored) -> Check {
         Ok(source) => source,
         Err(error) => return failed("policy", error),
     };
+    let terms = match terms(config) {
+        Ok(terms) => terms,
+        Err(error) => return failed("policy", error),
+    };
     // Reading what somebody wrote recurses; see `compile::STACK`.
     let built = thread::scope(|scope| {
         let thread = thread::Builder::new().stack_size(compile::STACK);
-        let thread = thread.spawn_scoped(scope, || compile::check_here(&source)).ok()?;
+        let thread = thread.spawn_scoped(scope, || compile::check_here(&source, terms)).ok()?;
         thread.join().ok()
     });
     match built {

@@ -227,8 +227,7 @@ impl Survey {
             Ok(bundle) => bundle,
             Err(error) => return Provided::Failed(format!("kept bundle {}: {error}", entry.bundle)),
         };
-        let (tenant, policy) = task.key.clone();
-        let (imports, limits) = (entry.config.imports.clone(), entry.config.limits);
+        let manifest = || Box::new(entry.config.clone());
         let read = |blob| layout.sealed(blob).map(Arc::new).map_err(|error| error.to_string());
         let why = if !here {
             format!("it was compiled with wasmtime {:?} or for other settings", entry.code.wasmtime)
@@ -247,10 +246,9 @@ impl Survey {
                 Ok(()) if !is_new => return Provided::Ready(code),
                 Ok(()) => {
                     return match read(&bundle.source) {
-                        Ok(source) => Provided::Build(
-                            Job::Check { tenant, policy, imports, limits },
-                            vec![source, code],
-                        ),
+                        Ok(source) => {
+                            Provided::Build(Job::Check { manifest: manifest() }, vec![source, code])
+                        }
                         Err(why) => Provided::Failed(why),
                     };
                 }
@@ -259,7 +257,7 @@ impl Survey {
         };
         task.rebuild = Some(why);
         match read(&bundle.source) {
-            Ok(source) => Provided::Build(Job::Compile { tenant, policy, imports, limits }, vec![source]),
+            Ok(source) => Provided::Build(Job::Compile { manifest: manifest() }, vec![source]),
             Err(why) => Provided::Failed(why),
         }
     }
@@ -368,6 +366,8 @@ impl Survey {
             world: config.world.clone(),
             imports: config.imports.clone(),
             limits: config.limits,
+            metrics: config.metrics.clone(),
+            data: config.data.clone(),
         };
         let signed = sign(&statement, state.key()).map_err(|error| error.to_string())?;
         let served = Served {

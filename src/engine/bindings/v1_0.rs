@@ -1,4 +1,4 @@
-//! The host's side of `policies/wit/policy.wit`, generated.
+//! Generated from `policies/wit/policy.wit`.
 
 #![allow(unreachable_pub, reason = "generated")]
 #![allow(missing_docs, reason = "generated; the documentation is in policy.wit")]

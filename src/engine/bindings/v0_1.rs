@@ -1,0 +1,11 @@
+//! Generated from `policies/wit/0.1/policy.wit`.
+
+#![allow(unreachable_pub, reason = "generated")]
+#![allow(missing_docs, reason = "generated; the documentation is in policy.wit")]
+
+wasmtime::component::bindgen!({
+    path: "policies/wit/0.1",
+    world: "policy",
+    exports: { default: async },
+    ownership: Borrowing { duplicate_if_necessary: true },
+});
