@@ -115,8 +115,8 @@ write_components() {
     for each in $rust_hostile; do
         component "$modules/$(echo "$each" | tr - _).wasm" "hostile/$each.wasm"
     done
-    for each in "$here"/hostile/*.wat; do
-        component "$each" "hostile/$(basename "$each" .wat).wasm"
+    for each in "$here"/hostile/*.wat "$here"/since-0.1/*.wat; do
+        component "$each" "$(basename "$(dirname "$each")")/$(basename "$each" .wat).wasm"
     done
 }
 

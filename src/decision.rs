@@ -319,8 +319,12 @@ pub enum TrapKind {
     IndirectCall,
     /// Broke the canonical ABI: a pointer, length, discriminant or string that is not one.
     Abi,
-    /// A host function refused it, or something this list has no name for.
+    /// Something this list has no name for.
     Other,
+    /// Executed as many instructions as it may; only where its manifest has such a limit.
+    Fuel,
+    /// Called host functions more often than it may.
+    HostCalls,
 }
 
 /// What the proxy has to do with the request or its answer.
@@ -394,6 +398,7 @@ words!(Quota { Pipeline => "pipeline", Connections => "connections", Queue => "q
 words!(TrapKind {
     Unreachable => "unreachable", OutOfBounds => "out of bounds", Stack => "stack", Memory => "memory",
     Arithmetic => "arithmetic", IndirectCall => "indirect call", Abi => "abi", Other => "other",
+    Fuel => "fuel", HostCalls => "host calls",
 });
 words!(CacheScope { Request => "request", Client => "client", Path => "path" });
 

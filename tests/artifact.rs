@@ -15,11 +15,11 @@ use portcullis::artifact::{
     SealedBytes, SigningKey, Statement, VerifyError, sign, store, verify,
 };
 use portcullis::bundle::Platform;
-use portcullis::compile::{Built, build};
+use portcullis::compile::{Built, Terms, build};
 use portcullis::decision::{PolicyName, Tenant};
 use portcullis::engine::{Target, WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
 
-/// About the smallest policy there is: it always answers with the same 68 bytes.
+/// About the smallest policy there is: it always answers with the same 72 bytes.
 fn smallest(answer_at: u32) -> Built {
     let module = format!(
         r#"(module
@@ -27,7 +27,7 @@ fn smallest(answer_at: u32) -> Built {
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
             (func (export "decide") (param i32) (result i32) (i32.const {answer_at})))"#
     );
-    build(module.as_bytes(), &[Platform::host()]).expect("build")
+    build(module.as_bytes(), Terms::default(), &[Platform::host()]).expect("build")
 }
 
 fn code(built: &Built) -> &[u8] {
@@ -54,6 +54,8 @@ fn statement() -> Statement {
         world: WORLD.into(),
         imports: built.imports.clone(),
         limits: Limits::default(),
+        metrics: vec![],
+        data: vec![],
     }
 }
 

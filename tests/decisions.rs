@@ -32,6 +32,106 @@ fn allow_and_deny_come_with_reason_and_digest() {
     assert_eq!(decision.digest, Some(digest));
 }
 
+/// One class, so one worker and one engine.
+#[test]
+fn policies_of_both_worlds_decide_side_by_side_in_one_worker() {
+    let service = Site::new()
+        .class("one", "")
+        .tenant("acme", "one", &[("old", "since-0.1"), ("new", "hostile/selective")], "")
+        .start();
+    let ask = |policy: &str, method: &str| {
+        let question = Question::http(method, "https", "a.example", "/").attribute("tls.sni", "b.example");
+        let (tenant, policy) = (support::tenant("acme"), support::policy(policy));
+        service.client().decide(&tenant, &policy, Deadline::Default, question.input()).unwrap()
+    };
+    for _ in 0..3 {
+        assert_eq!(ask("old", "GET").outcome, Outcome::Allow);
+        let denied = ask("old", "DELETE");
+        assert_eq!(denied.outcome, Outcome::Deny { reason: "read only".into() });
+        assert_eq!(denied.obligations.status, Some(405));
+        let decision = ask("new", "GET");
+        assert_eq!(decision.outcome, Outcome::Allow);
+        let [attribute] = decision.obligations.metadata.as_slice() else { panic!("{decision:?}") };
+        assert_eq!((attribute.key.as_str(), attribute.value.as_str()), ("tls.sni", "b.example"));
+    }
+    assert!(service.log().contains("guest=\"DELETE\""), "the old one's host functions: {}", service.log());
+    let status = service.status();
+    assert_eq!(status.workers.len(), 1);
+    assert_eq!(status.workers[0].policies.len(), 2);
+}
+
+#[test]
+fn a_policy_that_fails_says_so_itself_and_its_counters_are_shown() {
+    let mut draft = support::draft("hostile/selective", "acme", "gate", 1);
+    draft.metrics = vec!["hits".into(), "flood".into()];
+    let site = Site::new().class("one", "threads = 1").tenant_of("acme", "one", &["gate"], "");
+    support::write_signed(draft, &site.bundle("acme", "gate"), &site.key);
+    let service = site.start();
+    let failed = |bytes: &[u8]| match service.ask("acme", "gate", bytes).outcome {
+        Outcome::Refused(refusal) => refusal,
+        other => panic!("{other:?}"),
+    };
+    let refusal = failed(b"fail:no-data=prices are not there");
+    assert_eq!(
+        refusal,
+        Refusal::PolicyFailed { reason: "no-data".into(), detail: "prices are not there".into() }
+    );
+    // Distinct from a trap, and never what cannot be counted.
+    assert_eq!(failed(b"trap"), Refusal::Trap(TrapKind::Unreachable));
+    for reason in ["", "No-Data", "a b", "a\nb"] {
+        let refusal = failed(format!("fail:{reason}=x").as_bytes());
+        assert!(matches!(refusal, Refusal::InvalidOutput(_)), "{reason:?}: {refusal:?}");
+    }
+
+    for bytes in [&b"metric:hits=2"[..], b"metric:hits=40", b"metric:misses=1", b"metric-flood:40"] {
+        assert_eq!(service.ask("acme", "gate", bytes).outcome, Outcome::Allow);
+    }
+    let status = service.status();
+    let [worker] = status.workers.as_slice() else { panic!("{status:?}") };
+    assert_eq!(worker.counters.refused_policy_failed, 1);
+    let [gate] = worker.policies.as_slice() else { panic!("{status:?}") };
+    // 32 of a decision's calls count; a name that the manifest does not declare never does.
+    assert_eq!(gate.metrics, [("flood".to_owned(), 32), ("hits".to_owned(), 42)].into());
+    assert_eq!(gate.metrics_dropped, 1 + 8);
+    let shown = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["status", "--json", "--socket"])
+        .arg(service.site.path("run/operator.sock"))
+        .output()
+        .unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["workers"][0]["policies"][0]["metrics"]["hits"], 42);
+}
+
+#[test]
+fn what_the_proxy_knows_beyond_http_reaches_the_policy_from_the_command_line() {
+    let service =
+        Site::new().class("one", "").tenant("acme", "one", &[("gate", "hostile/selective")], "").start();
+    let decide = |question: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .args(["decide", "--tenant", "acme", "--policy", "gate", "--socket"])
+            .arg(service.socket())
+            .args(question)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = decide(&[
+        "--url",
+        "https://a.example/",
+        "--attribute",
+        "tls.sni=b.example",
+        "--attribute",
+        "route.name=a=b",
+    ]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("tls.sni") && text.contains("b.example") && text.contains("a=b"), "{text}");
+    let file = service.site.path("bytes");
+    std::fs::write(&file, "fail:no-data=\u{1b}[2J").unwrap();
+    let (code, text) = decide(&["--opaque", file.to_str().unwrap()]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.starts_with("refused: policy failed: no-data: ") && !text.contains('\u{1b}'), "{text}");
+}
+
 #[test]
 fn a_guest_that_does_not_end_is_refused_at_its_deadline() {
     let service = Site::new()
@@ -64,6 +164,9 @@ fn a_guest_that_traps_is_refused_by_kind_and_the_worker_lives() {
                 ("recurse", "hostile/recurse"),
                 ("div-zero", "hostile/div-zero"),
                 ("grow", "hostile/grow"),
+                ("out-of-bounds", "hostile/out-of-bounds"),
+                ("bad-call", "hostile/bad-call"),
+                ("gate", "hostile/selective"),
             ],
             "",
         )
@@ -77,9 +180,21 @@ fn a_guest_that_traps_is_refused_by_kind_and_the_worker_lives() {
         ("recurse", TrapKind::Stack),
         ("div-zero", TrapKind::Arithmetic),
         ("grow", TrapKind::Memory),
+        ("out-of-bounds", TrapKind::OutOfBounds),
+        ("bad-call", TrapKind::IndirectCall),
     ] {
         let decision = service.ask("acme", policy, b"");
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::Trap(kind)), "{policy}");
+    }
+    // The same in a language that has an allocator and frames of its own.
+    for (bytes, kind) in [
+        (&b"memory:30000000"[..], TrapKind::Memory),
+        (b"stack:1000000", TrapKind::OutOfBounds),
+        (b"trap", TrapKind::Unreachable),
+    ] {
+        let decision = service.ask("acme", "gate", bytes);
+        let shown = String::from_utf8_lossy(bytes);
+        assert_eq!(decision.outcome, Outcome::Refused(Refusal::Trap(kind)), "{shown}");
     }
     assert_eq!(pids(&service), before);
 }
@@ -122,7 +237,7 @@ fn what_a_guest_returns_is_believed_as_a_whole_or_not_at_all() {
         for variant in variants.chars() {
             let decision = service.ask("acme", policy, variant.to_string().as_bytes());
             assert!(
-                matches!(decision.outcome, Outcome::Refused(Refusal::InvalidOutput(_) | Refusal::Trap(_))),
+                matches!(decision.outcome, Outcome::Refused(Refusal::InvalidOutput(_))),
                 "{policy} {variant}: {decision:?}"
             );
             assert_eq!(decision.obligations, Obligations::default());

@@ -16,33 +16,40 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use portcullis::artifact::{Digest, Expected, Limits, SealedBytes, SigningKey, sign, verify};
+use portcullis::artifact::{Digest, Expected, Limits, SealedBytes, SigningKey, Statement, sign, verify};
 use portcullis::bundle::Platform;
-use portcullis::compile;
+use portcullis::compile::{self, Terms};
 use portcullis::decision::{Decision, Input, Metadatum, Outcome, Refusal, TrapKind};
 use portcullis::engine::{
-    Call, LoadError, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns, serving_engine,
+    Call, Data, Granted, LoadError, Policy, PoolLimits, Slice, World, evaluate, load, monotonic_ns,
+    serving_engine,
 };
 use portcullis::wire::frame;
 use support::{policy, tenant};
 
 fn loaded(built: &compile::Built, limits: Limits) -> Arc<Policy> {
-    Arc::new(load_code(support::code(built), built, limits).unwrap())
+    let granted = Granted::default();
+    Arc::new(load_code(support::code(built), built, granted, |statement| statement.limits = limits).unwrap())
 }
 
 /// Signed as what it is not, where the code is not what `built` has for this host.
-fn load_code(code: &[u8], built: &compile::Built, limits: Limits) -> Result<Policy, LoadError> {
-    let pool = PoolLimits { instances: 4, memory: limits.memory, stack_zeroing: true };
+fn load_code(
+    code: &[u8],
+    built: &compile::Built,
+    granted: Granted,
+    change: impl FnOnce(&mut Statement),
+) -> Result<Policy, LoadError> {
+    let pool = PoolLimits { instances: 4, memory: 4 << 20, stack_zeroing: true };
     let engine = serving_engine(&pool).unwrap().engine;
     let key = SigningKey::generate_ed25519().unwrap();
     let mut statement = support::statement(built, &tenant("acme"), &policy("gate"), 1);
-    statement.limits = limits;
+    change(&mut statement);
     statement.cwasm = Digest::of(code);
     let signed = sign(&statement, &key).unwrap();
     let expected = Expected { tenant: &tenant("acme"), policy: &policy("gate"), minimum_version: 0 };
     let sealed = SealedBytes::of(code).unwrap();
     let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
-    load(&engine, artifact, limits.memory)
+    load(&engine, artifact, granted)
 }
 
 fn ask(policy: &Arc<Policy>, bytes: &[u8], clock_ns: u64, seed: [u8; 32]) -> Decision {
@@ -96,7 +103,7 @@ fn tables_are_limited_all_together() {
             (call $grown (table.grow $a (ref.null func) (i32.const 600)))
             (call $grown (table.grow $b (ref.null func) (i32.const 600)))
             (i32.const 512)))"#;
-    let built = compile::build(guest.as_bytes(), &[portcullis::bundle::Platform::host()]).unwrap();
+    let built = compile::build(guest.as_bytes(), Terms::default(), &[Platform::host()]).unwrap();
     let outcome = |table_elements| {
         ask(&loaded(&built, Limits { table_elements, ..Limits::default() }), b"", 0, [0; 32]).outcome
     };
@@ -113,12 +120,73 @@ fn output_beyond_the_limit_is_refused() {
     assert!(matches!(outcome, Outcome::Refused(Refusal::InvalidOutput(_))), "{outcome:?}");
 }
 
+fn loaded_as(name: &str, granted: Granted, change: impl FnOnce(&mut Statement)) -> Arc<Policy> {
+    let built = support::built(name);
+    Arc::new(load_code(support::code(&built), &built, granted, change).unwrap())
+}
+
+#[test]
+fn a_failure_is_told_from_a_trap_and_from_nonsense() {
+    let policy = loaded(&support::built("hostile/selective"), Limits::default());
+    let outcome = |bytes: &[u8]| ask(&policy, bytes, 0, [0; 32]).outcome;
+    let failed = |reason: &str, detail: &str| {
+        Outcome::Refused(Refusal::PolicyFailed { reason: reason.into(), detail: detail.into() })
+    };
+    let longest = "a".repeat(64);
+    assert_eq!(outcome(b"fail:no-data_2.0=x"), failed("no-data_2.0", "x"));
+    assert_eq!(outcome(format!("fail:{longest}").as_bytes()), failed(&longest, ""));
+    // Cut, and between characters.
+    let long = format!("fail:long={}", "\u{e4}".repeat(2000));
+    assert_eq!(outcome(long.as_bytes()), failed("long", &"\u{e4}".repeat(512)));
+    for reason in ["", "A", "a b", "a\"", &"a".repeat(65)] {
+        let outcome = outcome(format!("fail:{reason}").as_bytes());
+        assert!(matches!(outcome, Outcome::Refused(Refusal::InvalidOutput(_))), "{reason:?}: {outcome:?}");
+    }
+    assert_eq!(outcome(b"trap"), Outcome::Refused(Refusal::Trap(TrapKind::Unreachable)));
+}
+
+#[test]
+fn data_is_what_the_policy_was_granted_and_nothing_else() {
+    let entries = (0..5).map(|n| (format!("user/{n}"), n.to_string().into_bytes()));
+    let granted = Granted { data: Some(Arc::new(Data::of(entries.collect()))), ..Granted::default() };
+    let policy = loaded_as("hostile/selective", granted, |_| {});
+    let decision = ask(&policy, b"data:user/3", 0, [0; 32]);
+    assert_eq!((decision.outcome, decision.obligations.body.as_deref()), (Outcome::Allow, Some(&b"3"[..])));
+    let keys = |bytes: &[u8]| {
+        let metadata = ask(&policy, bytes, 0, [0; 32]).obligations.metadata;
+        metadata.into_iter().map(|one| one.key).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(keys(b"entries:user/"), "user/0 user/1 user/2");
+    assert_eq!(keys(b"entries:user/>user/2"), "user/3 user/4");
+    // The same policy with nothing granted.
+    let without = loaded(&support::built("hostile/selective"), Limits::default());
+    let denied = Outcome::Deny { reason: "no such key".into() };
+    assert_eq!(ask(&without, b"data:user/3", 0, [0; 32]).outcome, denied);
+    assert_eq!(ask(&without, b"entries:", 0, [0; 32]).obligations.metadata, []);
+}
+
+/// What a statement says of the world and of capabilities is held against what that world has.
+#[test]
+fn a_policy_is_linked_to_its_own_world_and_to_nothing_beyond_it() {
+    let built = support::built("since-0.1");
+    let load_as = |change: &dyn Fn(&mut Statement)| {
+        load_code(support::code(&built), &built, Granted::default(), |statement| change(statement))
+    };
+    assert_eq!(load_as(&|_| {}).unwrap().world(), World::V0_1);
+    let error = load_as(&|statement| statement.world = World::V1_0.name().into()).unwrap_err();
+    assert!(matches!(error, LoadError::Link(..)), "{error}");
+    let error = load_as(&|statement| statement.imports.push("data".into())).unwrap_err().to_string();
+    assert!(error.contains("asks for import \"data\", its world has clock, log, random"), "{error}");
+    let error = load_as(&|statement| statement.imports.clear()).unwrap_err();
+    assert!(matches!(error, LoadError::Link(..)), "{error}");
+}
+
 /// A signer may say what it likes: the code itself says what it is for, and that is looked at before wasmtime sees it.
 #[test]
 fn code_for_another_machine_is_refused_by_name_whatever_its_statement_says() {
-    let guest = portcullis::compile::build(&support::component("hash"), &Platform::ALL).unwrap();
+    let guest = compile::build(&support::component("hash"), Terms::default(), &Platform::ALL).unwrap();
     for (platform, code) in &guest.compiled {
-        let loaded = load_code(code, &guest, Limits::default());
+        let loaded = load_code(code, &guest, Granted::default(), |_| {});
         if *platform == Platform::host() {
             loaded.unwrap();
         } else {

@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use bytes::BytesMut;
 use portcullis::artifact::Digest;
 use portcullis::decision::{
-    Address, CacheHint, CacheScope, Decision, Header, HeaderValue, HttpRequest, Input, Metadatum,
+    Address, Attribute, CacheHint, CacheScope, Decision, Header, HeaderValue, HttpRequest, Input, Metadatum,
     Obligations, Outcome, Peer, PolicyName, Quota, Refusal, Stage, Tenant, Timing, TrapKind, TrustClass,
 };
 use portcullis::wire::client::{
@@ -213,6 +213,8 @@ fn trap() -> impl Strategy<Value = TrapKind> {
         TrapKind::IndirectCall,
         TrapKind::Abi,
         TrapKind::Other,
+        TrapKind::Fuel,
+        TrapKind::HostCalls,
     ])
 }
 
@@ -232,6 +234,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
             Refusal::Revoked,
         ]),
         text().prop_map(Refusal::BadRequest),
+        (text(), text()).prop_map(|(reason, detail)| Refusal::PolicyFailed { reason, detail }),
     ];
     prop_oneof![
         Just(Outcome::Allow),
@@ -413,10 +416,12 @@ fn worker_status() -> impl Strategy<Value = WorkerStatus> {
             policy,
             serving,
             refused,
+            metrics: held_back.iter().map(|name| (name.clone(), u64::MAX)).collect(),
+            metrics_dropped: 300,
             held_back,
         },
     );
-    (class(), any::<(u64, bool, bool)>(), any::<[u64; 9]>(), vec(policy, 0..3)).prop_map(
+    (class(), any::<(u64, bool, bool)>(), any::<[u64; 10]>(), vec(policy, 0..3)).prop_map(
         |(class, (generation, pagemap_scan, stack_zeroing), n, policies)| WorkerStatus {
             class,
             generation,
@@ -432,6 +437,7 @@ fn worker_status() -> impl Strategy<Value = WorkerStatus> {
                 refused_overloaded: n[6],
                 refused_other: n[7],
                 watchdog: n[8],
+                refused_policy_failed: n[9],
             },
             policies,
         },
@@ -508,7 +514,7 @@ proptest! {
         let first = inputs.first().map(Vec::as_slice).unwrap_or_default();
         let inputs = inputs.iter().map(Vec::as_slice).collect();
         for frame in [
-            ClientFrame::Hello { version: 1, tenant },
+            ClientFrame::Hello { version: 2, tenant },
             ClientFrame::Decide { id, tenant, policy, deadline, input: first },
             ClientFrame::DecideBatch { id, tenant, policy, deadline, inputs },
             ClientFrame::Cancel { id },
@@ -529,6 +535,7 @@ proptest! {
         body in option::of(some_bytes()),
         peers in any::<[(u16, Option<String>); 2]>(),
         addresses in (address(), address()),
+        attributes in vec((text(), text()), 0..3),
         spoil in spoiling(),
     ) {
         let [method, scheme, host, path, content_type, bytes] = &words;
@@ -544,6 +551,7 @@ proptest! {
             body: body.as_deref(),
             source: Peer { address: addresses.0, port: source.0, principal: source.1.as_deref() },
             destination: Peer { address: addresses.1, port: destination.0, principal: destination.1.as_deref() },
+            attributes: attributes.iter().map(|(name, value)| Attribute { name, value }).collect(),
         });
         for input in [opaque, http] {
             round_trip(&input, CLIENT_FRAME_MAX, &mut BytesMut::new(), &spoil);

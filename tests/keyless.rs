@@ -175,6 +175,8 @@ fn a_trust_policy_names_identities() {
         imports: vec![],
         exports: vec!["decide".into()],
         limits: Limits::default(),
+        metrics: vec![],
+        data: vec![],
         source: Digest::of(b"source"),
         compiled: vec![],
     };

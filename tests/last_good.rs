@@ -258,6 +258,8 @@ fn a_compile_bomb_in_the_store_is_refused_by_its_limit_and_harms_nobody() {
         imports: vec![],
         exports: vec!["decide".into()],
         limits: Limits::default(),
+        metrics: vec![],
+        data: vec![],
         source: bomb,
         compiled: vec![],
     };

@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use portcullis::artifact::{Digest, Limits, SigningKey};
 use portcullis::bundle::Platform;
 use portcullis::client::{ClientError, Question};
-use portcullis::compile;
+use portcullis::compile::{self, Terms};
 use portcullis::decision::{Outcome, Refusal, Stage};
 use portcullis::ledger::What;
 use portcullis::wire::client::Deadline;
@@ -370,13 +370,13 @@ fn a_policy_that_verifies_but_cannot_be_loaded_does_not_take_the_place_of_the_la
     let service = one_class("memory = \"1MiB\"").start();
     let good = service.ask("acme", "gate", b"allow").digest;
     assert!(good.is_some());
-    // Always allows: 68 bytes of zero are a decision. 32 pages are 2 MiB.
+    // Always allows: 72 bytes of zero are an answer. 32 pages are 2 MiB.
     let large = r#"(module
         (memory (export "memory") 32)
         (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
         (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
     let component = compile::componentize(large.as_bytes()).unwrap();
-    let built = compile::build(&component, &[Platform::host()]).unwrap();
+    let built = compile::build(&component, Terms::default(), &[Platform::host()]).unwrap();
     let draft = built.draft(component, tenant("acme"), policy("gate"), 2, Limits::default());
     support::write_signed(draft, &service.site.bundle("acme", "gate"), &service.site.key);
     for _ in 0..3 {

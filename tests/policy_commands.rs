@@ -472,6 +472,8 @@ fn swap_code(desk: &Desk, source: &str, code: &str, out: &str) {
         imports: source.config.imports.clone(),
         exports: source.config.exports.clone(),
         limits: source.config.limits,
+        metrics: vec![],
+        data: vec![],
         source: bytes(0, &source.source),
         compiled: vec![DraftCompiled {
             platform: said.platform,

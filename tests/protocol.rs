@@ -21,7 +21,7 @@ use bytes::BytesMut;
 use fake_service::{FakeService, Peer};
 use portcullis::artifact::Digest;
 use portcullis::decision::{
-    Address, CacheHint, CacheScope, Decision, Header, HeaderValue, HttpRequest, Input, Metadatum,
+    Address, Attribute, CacheHint, CacheScope, Decision, Header, HeaderValue, HttpRequest, Input, Metadatum,
     Obligations, Outcome, Peer as End, Quota, Refusal, Stage, Timing, TrapKind, TrustClass,
 };
 use portcullis::wire::client::{
@@ -54,6 +54,7 @@ fn http() -> Input<'static> {
             port: 443,
             principal: Some("spiffe://acme.example/api"),
         },
+        attributes: vec![Attribute { name: "tls.sni", value: "api.acme.example" }],
     })
 }
 
@@ -75,6 +76,7 @@ fn inputs() -> Vec<(String, Input<'static>)> {
                 body: Some(b"{}"),
                 source: nowhere.clone(),
                 destination: nowhere,
+                attributes: Vec::new(),
             }),
         ),
     ]
@@ -94,7 +96,7 @@ fn client_frames() -> Vec<(String, ClientFrame<'static>)> {
     };
     let named = |(name, frame): (&str, ClientFrame<'static>)| (name.to_owned(), frame);
     [
-        ("hello", ClientFrame::Hello { version: 1, tenant: "acme" }),
+        ("hello", ClientFrame::Hello { version: 2, tenant: "acme" }),
         ("decide-default-deadline", decide(Deadline::Default)),
         ("decide-budget", decide(Deadline::Budget { us: 20_000 })),
         ("decide-absolute", decide(Deadline::Absolute { ns: 86_400_000_000_000 })),
@@ -130,12 +132,13 @@ fn number(refusal: &Refusal) -> usize {
         Refusal::BadRequest(_) => 9,
         Refusal::Cancelled => 10,
         Refusal::Revoked => 11,
+        Refusal::PolicyFailed { .. } => 12,
     }
 }
 
 const STAGES: [Stage; 5] = [Stage::Receipt, Stage::Queue, Stage::Instantiate, Stage::Run, Stage::Reply];
 const QUOTAS: [Quota; 3] = [Quota::Pipeline, Quota::Connections, Quota::Queue];
-const TRAPS: [TrapKind; 8] = [
+const TRAPS: [TrapKind; 10] = [
     TrapKind::Unreachable,
     TrapKind::OutOfBounds,
     TrapKind::Stack,
@@ -144,6 +147,8 @@ const TRAPS: [TrapKind; 8] = [
     TrapKind::IndirectCall,
     TrapKind::Abi,
     TrapKind::Other,
+    TrapKind::Fuel,
+    TrapKind::HostCalls,
 ];
 const SCOPES: [CacheScope; 3] = [CacheScope::Request, CacheScope::Client, CacheScope::Path];
 const VIOLATIONS: [Violation; 8] = [
@@ -171,13 +176,14 @@ fn refusals() -> Vec<Refusal> {
         Refusal::BadRequest("tenant".to_owned()),
         Refusal::Cancelled,
         Refusal::Revoked,
+        Refusal::PolicyFailed { reason: "no-data".to_owned(), detail: "prices are not there".to_owned() },
     ]);
     refusals
 }
 
 fn farewells() -> Vec<Farewell> {
     let mut farewells = vec![
-        Farewell::Version { theirs: 2, ours: 1 },
+        Farewell::Version { theirs: 1, ours: 2 },
         Farewell::UnknownTenant,
         Farewell::NotPermitted,
         Farewell::Unavailable,
@@ -217,7 +223,7 @@ fn server_frames() -> Vec<(String, ServerFrame)> {
     let mut frames = vec![
         (
             "welcome".to_owned(),
-            ServerFrame::Welcome { version: 1, class: TrustClass::new("retail").unwrap(), generation: 3 },
+            ServerFrame::Welcome { version: 2, class: TrustClass::new("retail").unwrap(), generation: 3 },
         ),
         ("decision-allow".to_owned(), ServerFrame::Decision { id: 1, decision: allow() }),
         ("decision-deny".to_owned(), ServerFrame::Decision { id: 1, decision: deny() }),
@@ -316,7 +322,7 @@ fn document() -> Value {
         .into_iter()
         .map(|(name, of, hex, why)| json!({"name": name, "of": of, "hex": hex.replace(' ', ""), "why": why}))
         .collect();
-    json!({"protocol_version": 1, "vectors": vectors, "refused": refused})
+    json!({"protocol_version": 2, "vectors": vectors, "refused": refused})
 }
 
 fn file() -> PathBuf {
@@ -350,7 +356,7 @@ fn the_file_of_vectors_is_what_this_build_speaks() {
         all.collect::<Vec<_>>().join(",\n")
     };
     let text = format!(
-        "{{\n  \"protocol_version\": 1,\n  \"vectors\": [\n{}\n  ],\n  \"refused\": [\n{}\n  ]\n}}\n",
+        "{{\n  \"protocol_version\": 2,\n  \"vectors\": [\n{}\n  ],\n  \"refused\": [\n{}\n  ]\n}}\n",
         lines("vectors"),
         lines("refused")
     );
@@ -401,7 +407,7 @@ fn what_is_refused_is_refused() {
 #[test]
 fn every_variant_has_a_vector() {
     let covered: BTreeSet<_> = refusals().iter().map(number).collect();
-    assert_eq!(covered, (0..12).collect());
+    assert_eq!(covered, (0..13).collect());
     let client: BTreeSet<_> = client_frames()
         .iter()
         .map(|(_, frame)| match frame {
@@ -447,7 +453,7 @@ fn every_variant_has_a_vector() {
     let refused = |refusal: &[u8]| [&[1, 1, 2][..], refusal, &[0; 13]].concat();
     assert!(frame::decode::<ServerFrame>(&refused(&[0, 4])).is_ok(), "the control");
     past(&refused(&[0, 5]), "Stage");
-    past(&refused(&[2, 8]), "TrapKind");
+    past(&refused(&[2, 10]), "TrapKind");
     let mut scope = frame::encode(&server_frames()[1].1, SERVER_FRAME_MAX).unwrap();
     // Allow, six empty obligations, no ttl.
     assert_eq!(&scope[2..11], [0; 9]);

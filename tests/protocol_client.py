@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 
-VERSION = 1
+VERSION = 2
 CLIENT_FRAME_MAX = 1 << 20
 SERVER_FRAME_MAX = 4 << 20
 NAME_MAX = 64
@@ -169,6 +169,7 @@ HTTP = record(
     body=option(BYTES),
     source=PEER,
     destination=PEER,
+    attributes=list_of(record(name=STRING, value=STRING)),
 )
 INPUT = choice(Http=HTTP, Opaque=record(content_type=STRING, bytes=BYTES))
 
@@ -192,6 +193,8 @@ TRAP = choice(
     IndirectCall=None,
     Abi=None,
     Other=None,
+    Fuel=None,
+    HostCalls=None,
 )
 REFUSAL = choice(
     Deadline=STAGE,
@@ -206,6 +209,7 @@ REFUSAL = choice(
     BadRequest=STRING,
     Cancelled=None,
     Revoked=None,
+    PolicyFailed=record(reason=STRING, detail=STRING),
 )
 OUTCOME = choice(Allow=None, Deny=record(reason=STRING), Refused=REFUSAL)
 OBLIGATIONS = record(
@@ -341,6 +345,7 @@ def ask(path, tenant, policy):
                 "port": 443,
                 "principal": "spiffe://acme.example/api",
             },
+            "attributes": [{"name": "tls.sni", "value": "api.acme.example"}],
         }
     }
     decide = {

@@ -83,6 +83,8 @@ fn config() -> PolicyConfig {
         imports: vec!["clock".into()],
         exports: vec!["decide".into()],
         limits: Limits::default(),
+        metrics: vec![],
+        data: vec![],
         source: digest("source"),
         compiled: vec![CompiledFor {
             platform: Platform::LinuxAmd64,
@@ -415,7 +417,10 @@ fn everything_wrong_is_said_at_once_and_at_its_place() {
         (line("minimum = 2"), "minimum: 2 of 1 signers can never be"),
         (line("[tenant.one]"), "[tenant.one]: trusts nobody"),
         (line("'release', 'release'"), "all_of: listed twice"),
-        (line("'network'"), "there is no capability \"network\"; there are: clock, log, random"),
+        (
+            line("'network'"),
+            "there is no capability \"network\"; there are: clock, data, log, metric, random",
+        ),
         (line("acme*"), "fits what is somebody else's"),
         (line("[tenant.UPPER]"), "name \"UPPER\""),
         (line("[tenant.UPPER]") + 2, "asks for nothing; write builder, repository or ref"),

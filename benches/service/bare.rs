@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::time::{ClockId, clock_gettime};
 use portcullis::artifact::{self, Expected, SealedBytes, SigningKey};
 use portcullis::decision::Outcome;
-use portcullis::engine::{self, Call, Evaluated, Policy, PoolLimits, Slice};
+use portcullis::engine::{self, Call, Evaluated, Granted, Policy, PoolLimits, Slice};
 
 use crate::subject::{POLICY, TENANT, cores, input};
 use crate::support::{built, code, policy, statement, tenant};
@@ -37,7 +37,7 @@ impl Bare {
         let bytes = SealedBytes::of(code(&built)).unwrap();
         let expected = Expected { tenant: &tenant, policy: &name, minimum_version: 0 };
         let artifact = artifact::verify(bytes, &signed, &[key.public_key()], &expected).unwrap();
-        let policy = engine::load(&serving.engine, artifact, limits.memory).unwrap();
+        let policy = engine::load(&serving.engine, artifact, Granted::default()).unwrap();
         let bare = Self { policy: Arc::new(policy), input: input(), pagemap_scan: serving.pagemap_scan };
         bare.run(Duration::from_millis(100));
         bare

@@ -7,7 +7,7 @@ use std::time::Instant;
 use portcullis::artifact::{
     self, ARTIFACT_MAX, Artifact, Digest, Expected, PublicKey, SealedBytes, SigningKey,
 };
-use portcullis::engine::{self, Policy, PoolLimits, Serving};
+use portcullis::engine::{self, Granted, Policy, PoolLimits, Serving};
 use portcullis::wire::channel::{Channel, Received};
 use portcullis::wire::supply::{FromRegistry, SUPPLY_MAX, ToRegistry};
 
@@ -113,7 +113,7 @@ impl Supplied {
         let began = Instant::now();
         let artifact = self.verified(&mut buffer);
         let verified = began.elapsed();
-        let policy: Policy = engine::load(&serving.engine, artifact, MEMORY).unwrap();
+        let policy: Policy = engine::load(&serving.engine, artifact, Granted::default()).unwrap();
         let loaded = began.elapsed();
         assert_eq!(policy.digest(), self.digest, "{}", self.name);
         (verified.as_secs_f64() * 1e3, loaded.as_secs_f64() * 1e3)

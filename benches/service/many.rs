@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use portcullis::artifact::Limits;
 use portcullis::bundle::Draft;
-use portcullis::compile;
+use portcullis::compile::{self, Terms};
 
 use crate::Plan;
 use crate::life::first_decision;
@@ -89,7 +89,7 @@ fn source_only(name: &str, number: usize) -> Draft {
     let (head, tail) = text.split_once("  (func").unwrap();
     let text = format!("{head}  (data (i32.const 3000) \"{number}\")\n  (func{tail}");
     let source = wat::parse_str(text).unwrap();
-    let built = compile::build(&source, &[]).unwrap();
+    let built = compile::build(&source, Terms::default(), &[]).unwrap();
     built.draft(source, tenant(TENANT), policy(name), 1, Limits::default())
 }
 

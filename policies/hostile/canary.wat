@@ -23,7 +23,7 @@
     (i32.store8 (i32.const 1024) (i32.const 1))
     (i32.store (i32.const 1028) (local.get $where))
     (i32.store (i32.const 1032) (local.get $len))
-    (i32.const 1024))
+    (i32.const 1020))
   ;; True if any of the eight-byte words from $at to $end is not zero.
   (func $dirty (param $at i32) (param $end i32) (result i32)
     (loop $each
@@ -54,4 +54,4 @@
     (i32.store (i32.const 4100) (i32.const 6))
     (i32.store (i32.const 4104) (i32.const 2088))
     (i32.store (i32.const 4108) (i32.const 5))
-    (i32.const 1024)))
+    (i32.const 1020)))

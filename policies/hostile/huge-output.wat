@@ -21,14 +21,14 @@
         (i32.store8 (i32.const 1064) (i32.const 1))
         (i32.store (i32.const 1068) (i32.const 0x20000))
         (i32.store (i32.const 1072) (i32.const 0x300000))
-        (return (i32.const 1024))))
+        (return (i32.const 1020))))
     (if (i32.eq (local.get $how) (i32.const 0x72)) ;; r
       (then
         (i32.store8 (i32.const 1024) (i32.const 1))
         (i32.store (i32.const 1028) (i32.const 0x20000))
         (i32.store (i32.const 1032) (i32.const 0x300000))
         (memory.fill (i32.const 0x20000) (i32.const 0x78) (i32.const 0x300000))
-        (return (i32.const 1024))))
+        (return (i32.const 1020))))
     (memory.fill (i32.const 0x20000) (i32.const 0x78) (i32.const 0x100000))
     (local.set $at (i32.const 0x120000))
     (loop $each
@@ -38,4 +38,4 @@
       (br_if $each (i32.lt_u (local.get $at) (i32.const 3579648)))) ;; 0x120000 + 300,000 * 8
     (i32.store (i32.const 1056) (i32.const 0x120000))
     (i32.store (i32.const 1060) (i32.const 300000))
-    (i32.const 1024)))
+    (i32.const 1020)))

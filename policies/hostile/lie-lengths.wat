@@ -26,33 +26,33 @@
       (then
         (i32.store (i32.const 1040) (i32.const 1024))
         (i32.store (i32.const 1044) (i32.const -1))
-        (return (i32.const 1024))))
+        (return (i32.const 1020))))
     (if (i32.eq (local.get $how) (i32.const 0x6e)) ;; n
       (then
         (i32.store (i32.const 1040) (i32.const 4096))
         (i32.store (i32.const 1044) (i32.const 1))
         (i32.store (i32.const 4096) (i32.const 0x7fffff00))
         (i32.store (i32.const 4100) (i32.const 16))
-        (return (i32.const 1024))))
+        (return (i32.const 1020))))
     (if (i32.eq (local.get $how) (i32.const 0x64)) ;; d
       (then
         (i32.store8 (i32.const 1024) (i32.const 2))
-        (return (i32.const 1024))))
+        (return (i32.const 1020))))
     (if (i32.eq (local.get $how) (i32.const 0x73)) ;; s
       (then
         (i32.store8 (i32.const 1088) (i32.const 3))
-        (return (i32.const 1024))))
+        (return (i32.const 1020))))
     (i32.store8 (i32.const 1024) (i32.const 1))
     (if (i32.eq (local.get $how) (i32.const 0x75)) ;; u
       (then
         (i32.store (i32.const 1028) (i32.const 2048))
         (i32.store (i32.const 1032) (i32.const 3))
-        (return (i32.const 1024))))
+        (return (i32.const 1020))))
     (if (i32.eq (local.get $how) (i32.const 0x77)) ;; w
       (then
         (i32.store (i32.const 1028) (i32.const 0xffffff00))
         (i32.store (i32.const 1032) (i32.const 0x200))
-        (return (i32.const 1024))))
+        (return (i32.const 1020))))
     (i32.store (i32.const 1028) (i32.sub (i32.mul (memory.size) (i32.const 65536)) (i32.const 16)))
     (i32.store (i32.const 1032) (i32.const 17))
-    (i32.const 1024)))
+    (i32.const 1020)))

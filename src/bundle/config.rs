@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Platform;
 use crate::artifact::{Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
+use crate::engine::WORLD;
 
 /// Largest config blob, bytes.
 pub const CONFIG_MAX: usize = 64 << 10;
@@ -38,6 +39,24 @@ pub struct PolicyConfig {
 }
 
 impl PolicyConfig {
+    /// What a policy says of itself that asks for nothing: today's world, ordinary limits, no code.
+    #[must_use]
+    pub fn plain(tenant: Tenant, policy: PolicyName, version: u64, source: Digest) -> Self {
+        Self {
+            policy,
+            tenant,
+            version,
+            world: WORLD.into(),
+            imports: Vec::new(),
+            exports: vec!["decide".into()],
+            limits: Limits::default(),
+            metrics: Vec::new(),
+            data: Vec::new(),
+            source,
+            compiled: Vec::new(),
+        }
+    }
+
     /// What is said of the code for a platform.
     #[must_use]
     pub fn compiled_for(&self, platform: Platform) -> Option<&CompiledFor> {

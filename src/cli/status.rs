@@ -123,10 +123,11 @@ fn worker(worker: &WorkerStatus) -> String {
     text += &paragraph(
         &format!("  {} allowed, {} denied; refused:", counters.allowed, counters.denied),
         &format!(
-            "{} deadline, {} trap, {} invalid output, {} overloaded, {} other; {} answered by the watchdog",
+            "{} deadline, {} trap, {} invalid output, {} failed by policies, {} overloaded, {} other; {} answered by the watchdog",
             counters.refused_deadline,
             counters.refused_trap,
             counters.refused_invalid_output,
+            counters.refused_policy_failed,
             counters.refused_overloaded,
             counters.refused_other,
             counters.watchdog
@@ -169,6 +170,8 @@ fn state(state: ProcessState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::artifact::Digest;
     use crate::decision::{PolicyName, Tenant, TrustClass};
@@ -201,6 +204,8 @@ mod tests {
             serving: Some(Serving { digest: Digest::of(b"x"), version: u64::MAX, bundle: Digest::of(b"y") }),
             refused: None,
             held_back: Some("signature of \"jwt-gate.statement.json\": by an unknown key ".repeat(4)),
+            metrics: [("cache.hits".to_owned(), u64::MAX)].into(),
+            metrics_dropped: 1,
         };
         let unserved = PolicyStatus {
             tenant: Tenant::new("acme").unwrap(),
@@ -208,6 +213,8 @@ mod tests {
             serving: None,
             held_back: None,
             refused: Some("no such file".to_owned()),
+            metrics: BTreeMap::new(),
+            metrics_dropped: 0,
         };
         let status = Status {
             version: "0.1.0".to_owned(),

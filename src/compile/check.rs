@@ -323,7 +323,7 @@ impl Depth {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{rewrite, samples};
+    use super::super::{Terms, rewrite, samples};
     use super::*;
 
     fn refused(component: &[u8]) -> String {
@@ -461,7 +461,7 @@ mod tests {
         // The most that gets through ends in an error, not in an overflow, with the stack that a build has.
         let most = component(TYPES_MAX / 3 - 2);
         assert!(matches!(
-            super::super::build(&most, &crate::bundle::Platform::ALL),
+            super::super::build(&most, Terms::default(), &crate::bundle::Platform::ALL),
             Err(super::super::BuildError::Check(CheckError::Invalid(_) | CheckError::NoDecide))
         ));
     }

@@ -174,8 +174,8 @@ mod tests {
 
     #[test]
     fn another_version_is_named_even_if_the_rest_is_strange() {
-        let mut hello = encoded(&ClientFrame::Hello { version: 2, tenant: "acme" });
-        let answer = Err(Farewell::Version { theirs: 2, ours: PROTOCOL_VERSION });
+        let mut hello = encoded(&ClientFrame::Hello { version: PROTOCOL_VERSION + 1, tenant: "acme" });
+        let answer = Err(Farewell::Version { theirs: PROTOCOL_VERSION + 1, ours: PROTOCOL_VERSION });
         assert_eq!(understand(&hello), answer);
         hello.extend_from_slice(b"a field of the future");
         assert_eq!(understand(&hello), answer);

@@ -213,7 +213,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::artifact::Limits;
+    use crate::bundle::PolicyConfig;
     use crate::registry::tests::key;
 
     type Builder = Channel<Report, Job>;
@@ -226,14 +226,17 @@ mod tests {
         Job::Recall { cwasm: digests.iter().map(|bytes| Digest::of(bytes)).collect() }
     }
 
-    fn compile() -> Job {
+    fn manifest() -> Box<PolicyConfig> {
         let (tenant, policy) = key("gate");
-        Job::Compile { tenant, policy, imports: vec![], limits: Limits::default() }
+        Box::new(PolicyConfig::plain(tenant, policy, 1, Digest::of(b"source")))
+    }
+
+    fn compile() -> Job {
+        Job::Compile { manifest: manifest() }
     }
 
     fn check() -> Job {
-        let (tenant, policy) = key("gate");
-        Job::Check { tenant, policy, imports: vec![], limits: Limits::default() }
+        Job::Check { manifest: manifest() }
     }
 
     /// A builder with this job, and how many descriptors came with it.

@@ -128,6 +128,8 @@ impl World {
             imports: vec![],
             exports: vec!["decide".into()],
             limits: Limits::default(),
+            metrics: vec![],
+            data: vec![],
             source: format!("source of {policy} {version}").into_bytes(),
             compiled: vec![],
         }
@@ -264,7 +266,7 @@ pub(super) fn trust(signers: &[(&str, &SigningKey)]) -> String {
     let names: Vec<&str> = signers.iter().map(|(name, _)| *name).collect();
     writeln!(
         text,
-        "[default]\nany_of = {{ minimum = 1, signers = {names:?} }}\ncapabilities = [\"clock\", \"log\", \"random\"]\n\n\
+        "[default]\nany_of = {{ minimum = 1, signers = {names:?} }}\ncapabilities = [\"clock\", \"data\", \"log\", \"metric\", \"random\"]\n\n\
          [revocation]\nsigners = {names:?}"
     )
     .unwrap();

@@ -1,5 +1,7 @@
 //! Operator <-> frontend, on the operators' socket: what `portcullis status` asks and shows.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::control::ProcessTable;
@@ -87,7 +89,7 @@ pub struct PolicyStatus {
     /// Why nothing serves, if nothing does.
     pub refused: Option<String>,
     /// What it has counted itself in this process, by name.
-    pub metrics: Vec<(String, u64)>,
+    pub metrics: BTreeMap<String, u64>,
     /// Calls of its `metric.add` that counted for nothing: too many in one decision, or of a name that it does not declare.
     pub metrics_dropped: u64,
 }

@@ -163,7 +163,7 @@ impl Loading<'_> {
                     serving: Some(serving),
                     held_back,
                     refused: None,
-                    metrics: Vec::new(),
+                    metrics: BTreeMap::new(),
                     metrics_dropped: 0,
                 };
                 Named { policy: Some(policy), status }
@@ -246,7 +246,7 @@ fn refused(tenant: Tenant, policy: PolicyName, why: String) -> Named {
         serving: None,
         held_back: None,
         refused: Some(why),
-        metrics: Vec::new(),
+        metrics: BTreeMap::new(),
         metrics_dropped: 0,
     };
     Named { policy: None, status }

@@ -2,11 +2,11 @@
 
 use crate::artifact::{Architecture, Digest, Limits, Statement};
 use crate::bundle::Platform;
-use crate::compile::{Built, build};
+use crate::compile::{Built, Terms, build};
 use crate::decision::{PolicyName, Tenant};
 use crate::engine::{PoolLimits, Serving, WASMTIME_VERSION, WORLD, serving_engine, settings_digest};
 
-/// Always answers the same 68 bytes.
+/// Always answers the same 72 bytes.
 pub(super) const ANSWERS: &str = "(i32.const 512)";
 /// Never answers.
 pub(super) const SPINS: &str = "(loop (br 0)) (unreachable)";
@@ -19,7 +19,7 @@ pub(super) fn built(decide: &str) -> Built {
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
             (func (export "decide") (param i32) (result i32) {decide}))"#
     );
-    build(module.as_bytes(), &[Platform::host()]).unwrap()
+    build(module.as_bytes(), Terms::default(), &[Platform::host()]).unwrap()
 }
 
 pub(super) fn code(built: &Built) -> &[u8] {
@@ -40,6 +40,8 @@ pub(super) fn statement(built: &Built, tenant: Tenant, policy: PolicyName) -> St
         world: WORLD.into(),
         imports: vec![],
         limits: Limits { deadline_us: 60_000_000, ..Limits::default() },
+        metrics: vec![],
+        data: vec![],
     }
 }
 

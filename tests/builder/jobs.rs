@@ -22,7 +22,7 @@ fn module(extra: &str) -> Vec<u8> {
 
 fn job(imports: &[&str], limits: Limits) -> Job {
     let imports = imports.iter().map(|import| (*import).to_owned()).collect();
-    Job::Check { tenant: tenant(), policy: policy(), imports, limits }
+    Job::Check { manifest: manifest(imports, limits) }
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn what_could_never_decide_is_refused_and_says_why() {
 fn a_policy_gets_what_its_manifest_says_and_no_more() {
     let class = Class::new();
     let source =
-        module(r#"(import "portcullis:policy/clock@0.1.0" "now" (func (result i64))) (table 7 funcref)"#);
+        module(r#"(import "portcullis:policy/clock@1.0.0" "now" (func (result i64))) (table 7 funcref)"#);
     let (_, code) = built(&source, Platform::host());
     let source = sealed(&source);
     let report = |job: &Job| class.ask(job, &[&source, &code]).remove(0).report;
@@ -126,8 +126,7 @@ fn a_policy_gets_what_its_manifest_says_and_no_more() {
             (func (export "decide") (param i32) (result i32) (i32.const 512)))"#,
     );
     let limits = Limits { memory: 64 << 20, ..limits };
-    let Job::Check { tenant, policy, imports, .. } = check() else { unreachable!() };
-    let compile = Job::Compile { tenant, policy, imports, limits };
+    let compile = Job::Compile { manifest: manifest(imports(), limits) };
     let answers = class.ask(&compile, &[&sealed(&source.unwrap())]);
     assert!(answers[0].refused().contains("the class gives an instance 8388608"), "{answers:?}");
 }

@@ -22,7 +22,7 @@ use std::path::Path;
 
 use portcullis::artifact::SealedBytes;
 use portcullis::bundle::Platform;
-use portcullis::compile::Built;
+use portcullis::compile::{Built, Terms};
 
 /// The committed component of that name: `hash`, `hostile/spin`, ...
 pub(crate) fn component(name: &str) -> Vec<u8> {
@@ -53,7 +53,7 @@ pub(crate) fn sealed(bytes: &[u8]) -> SealedBytes {
 }
 
 pub(crate) fn built(source: &[u8], platform: Platform) -> (Built, SealedBytes) {
-    let built = portcullis::compile::build(source, &[platform]).unwrap();
+    let built = portcullis::compile::build(source, Terms::default(), &[platform]).unwrap();
     let code = sealed(built.code_for(platform).unwrap());
     (built, code)
 }

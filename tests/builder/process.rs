@@ -270,13 +270,19 @@ pub(crate) fn policy() -> PolicyName {
 }
 
 pub(crate) fn imports() -> Vec<String> {
-    ["clock", "log", "random"].map(str::to_owned).to_vec()
+    ["clock", "data", "log", "metric", "random"].map(str::to_owned).to_vec()
+}
+
+/// What a manifest says that asks for all of this.
+pub(crate) fn manifest(imports: Vec<String>, limits: Limits) -> Box<PolicyConfig> {
+    let plain = PolicyConfig::plain(tenant(), policy(), 1, Digest::of(b"source"));
+    Box::new(PolicyConfig { imports, limits, ..plain })
 }
 
 pub(crate) fn check() -> Job {
-    Job::Check { tenant: tenant(), policy: policy(), imports: imports(), limits: Limits::default() }
+    Job::Check { manifest: manifest(imports(), Limits::default()) }
 }
 
 pub(crate) fn compile() -> Job {
-    Job::Compile { tenant: tenant(), policy: policy(), imports: imports(), limits: Limits::default() }
+    Job::Compile { manifest: manifest(imports(), Limits::default()) }
 }

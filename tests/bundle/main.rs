@@ -40,6 +40,8 @@ fn draft(version: u64) -> Draft {
         imports: vec!["log".into(), "clock".into()],
         exports: vec!["decide".into()],
         limits: Limits::default(),
+        metrics: vec![],
+        data: vec![],
         source: format!("\0asm\x0d\0\x01\0 source of version {version}").repeat(8).into_bytes(),
         compiled: vec![code(Platform::LinuxArm64), code(Platform::LinuxAmd64)],
     }

@@ -13,7 +13,7 @@ use portcullis::compile::componentize;
 use portcullis::wire::control::BuildLimits;
 use portcullis::wire::job::{Job, Report};
 
-use crate::builder::{Class, LIMITS, compile, give, policy, tenant};
+use crate::builder::{Class, LIMITS, compile, give};
 use crate::support::{built, code, component};
 
 /// `--jobs`: does them.
@@ -61,8 +61,8 @@ fn keep(class: &Class) {
     // Said by a signer to be this source's code.
     let report = class.ask(&compile(), &[&source]).remove(0);
     let code = report.code.expect("code");
-    let Job::Compile { tenant, policy, imports, limits } = compile() else { unreachable!() };
-    let check = Job::Check { tenant, policy, imports, limits };
+    let Job::Compile { manifest } = compile() else { unreachable!() };
+    let check = Job::Check { manifest };
     assert_eq!(class.ask(&check, &[&source, &code]).remove(0).report, Report::Sound);
 }
 
@@ -76,15 +76,17 @@ fn refuse(class: &Class) {
         assert!(matches!(class.ask(&compile(), &[&sealed(&source)])[0].report, Report::Refused { .. }));
     }
     let wants = component("hostile/import-wasi");
-    let Job::Compile { limits, mut imports, .. } = compile() else { unreachable!() };
-    imports.push("wasi:cli/environment@0.2.0".to_owned());
-    let job = Job::Compile { tenant: tenant(), policy: policy(), imports, limits };
+    let Job::Compile { mut manifest } = compile() else { unreachable!() };
+    manifest.imports.push("wasi:cli/environment@0.2.0".to_owned());
+    let job = Job::Compile { manifest };
     let why = class.ask(&job, &[&sealed(&wants)]).remove(0).report;
     assert!(matches!(why, Report::Refused { .. }), "{why:?}");
     // Said to be this source's, and imports what that does not.
     let built = built("hostile/selective");
     let other = sealed(code(&built));
-    let job = Job::Check { tenant: tenant(), policy: policy(), imports: vec![], limits };
+    let Job::Compile { mut manifest } = compile() else { unreachable!() };
+    manifest.imports.clear();
+    let job = Job::Check { manifest };
     let why = class.ask(&job, &[&sealed(&module("")), &other]).remove(0).report;
     assert!(matches!(why, Report::Refused { .. }), "{why:?}");
     let spins = sealed(&component("hostile/spin-fill"));

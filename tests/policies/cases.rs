@@ -126,6 +126,7 @@ fn request(input: &Input) -> Request {
             body: None,
             source: peer(source.as_ref()),
             destination: peer(None),
+            attributes: Vec::new(),
         }),
     }
 }

@@ -13,7 +13,22 @@ mod bindings {
 pub(crate) use bindings::portcullis::policy::types;
 pub(crate) use bindings::portcullis::policy::types::{Decision, Request};
 
-use bindings::portcullis::policy::{clock, log, random};
+/// What a guest that says it has failed ends in here.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) reason: String,
+    pub(crate) detail: String,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+use bindings::portcullis::policy::{clock, data, log, metric, random};
 use bindings::{Policy, PolicyPre};
 
 /// Memory a guest may have, bytes: what a class gets that says nothing.
@@ -39,6 +54,23 @@ impl clock::Host for Host {
 impl log::Host for Host {
     fn write(&mut self, _: log::Level, message: String) {
         self.log.push(message);
+    }
+}
+
+impl data::Host for Host {
+    fn get(&mut self, key: String) -> Option<Vec<u8>> {
+        (key == "one").then(|| b"1".to_vec())
+    }
+
+    fn entries(&mut self, prefix: String, after: Option<String>, limit: u32) -> Vec<data::Entry> {
+        let key = format!("{prefix}{}{limit}", after.unwrap_or_default());
+        vec![data::Entry { key, value: Vec::new() }]
+    }
+}
+
+impl metric::Host for Host {
+    fn add(&mut self, name: String, value: u64) {
+        self.log.push(format!("{name}+{value}"));
     }
 }
 
@@ -84,7 +116,10 @@ impl Guest {
         let answer = self
             .policy
             .instantiate(&mut store)
-            .and_then(|instance| instance.call_decide(&mut store, request));
+            .and_then(|instance| instance.call_decide(&mut store, request))
+            .and_then(|answer| {
+                answer.map_err(|types::Failure { reason, detail }| Failed { reason, detail }.into())
+            });
         (answer, store.into_data())
     }
 

@@ -4,7 +4,7 @@ use wasmtime::Trap;
 
 use crate::component;
 use crate::guest::types::Verdict;
-use crate::guest::{Decision, Guest, imports, opaque};
+use crate::guest::{Decision, Failed, Guest, imports, opaque};
 
 fn guest(name: &str) -> Guest {
     Guest::new(&component(&format!("hostile/{name}"))).unwrap()
@@ -144,6 +144,14 @@ fn selective_does_what_it_is_told() {
     assert_eq!(metadata("random-bytes:4096"), ["len=4096"]);
     assert_eq!(metadata("memory:1000000"), ["bytes=1000000"]);
     assert_eq!(metadata("work:1000").len(), 1);
+    assert_eq!(metadata("stack:10"), ["depth=10"]);
+    assert_eq!(metadata("clock-flood:3"), ["now=1767225600000000000"]);
+    assert_eq!(allowed("data:one").obligations.body.unwrap(), b"1");
+    assert_eq!(denied("data:two"), "no such key");
+    assert_eq!(metadata("entries:a/>a/b"), ["a/a/b3="]);
+    let error = ask("fail:no-data=gone").expect_err("fail");
+    let failed = error.downcast_ref::<Failed>().expect("said so itself");
+    assert_eq!((failed.reason.as_str(), failed.detail.as_str()), ("no-data", "gone"));
     assert!(denied("nonsense").contains("nonsense"));
     for word in ["trap", "memory:8000000"] {
         let error = ask(word).expect_err(word);
@@ -151,6 +159,10 @@ fn selective_does_what_it_is_told() {
     }
     let (_, host) = selective.ask_and_look(&opaque(b"log:a line"), 0);
     assert_eq!(host.log, ["a line"]);
+    let (_, host) = selective.ask_and_look(&opaque(b"metric:hits=2"), 0);
+    assert_eq!(host.log, ["hits+2"]);
+    let (_, host) = selective.ask_and_look(&opaque(b"metric-flood:40"), 0);
+    assert_eq!(host.log.len(), 40);
     let (_, host) = selective.ask_and_look(&opaque(b"log-flood:20"), 0);
     assert_eq!((host.log.len(), host.log[19].len()), (20, 4096));
 }

@@ -19,6 +19,7 @@ mod tokens;
 
 use std::path::{Path, PathBuf};
 
+use portcullis::engine::World;
 use sha2::{Digest, Sha256};
 
 fn folder() -> PathBuf {
@@ -65,10 +66,9 @@ fn the_digests_are_those_of_the_committed_components() {
 
 #[test]
 fn the_text_guests_are_what_their_text_says() {
-    let texts: Vec<_> = folder()
-        .join("hostile")
-        .read_dir()
-        .unwrap()
+    let texts: Vec<_> = ["hostile", "since-0.1"]
+        .into_iter()
+        .flat_map(|name| folder().join(name).read_dir().unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "wat"))
         .collect();
@@ -84,17 +84,18 @@ fn the_text_guests_are_what_their_text_says() {
 
 #[test]
 fn a_policy_imports_only_what_it_uses() {
-    for (name, imports) in [
-        ("hash", &[][..]),
-        ("ip-allowlist", &[]),
-        ("jwt-gate", &["clock"]),
-        ("rate-class", &[]),
-        ("hostile/spin", &[]),
-        ("hostile/selective", &["clock", "log", "random"]),
+    for (name, world, imports) in [
+        ("hash", World::V1_0, &[][..]),
+        ("ip-allowlist", World::V1_0, &[]),
+        ("jwt-gate", World::V1_0, &["clock"]),
+        ("rate-class", World::V1_0, &[]),
+        ("hostile/spin", World::V1_0, &[]),
+        ("hostile/selective", World::V1_0, &["clock", "data", "log", "metric", "random"]),
+        ("since-0.1", World::V0_1, &["log"]),
     ] {
-        let expected: Vec<_> = imports.iter().map(|name| format!("portcullis:policy/{name}@0.1.0")).collect();
+        let expected: Vec<_> = imports.iter().map(|name| world.interface(name)).collect();
         let mut actual = guest::imports(&component(name));
-        actual.retain(|import| import != "portcullis:policy/types@0.1.0");
+        actual.retain(|import| *import != world.interface("types"));
         actual.sort();
         assert_eq!(actual, expected, "{name}");
     }
@@ -108,6 +109,7 @@ fn every_guest_builds_but_the_one_that_wants_too_much() {
     for name in committed() {
         let built = portcullis::compile::build(
             &std::fs::read(folder().join(&name)).unwrap(),
+            portcullis::compile::Terms::default(),
             &portcullis::bundle::Platform::ALL,
         );
         match (name.as_str(), built) {

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use portcullis::compile::Terms;
+
 use crate::{cases, folder};
 
 /// Makes a project and builds it. Returns the module that its script left.
@@ -26,7 +28,9 @@ fn project(directory: &Path) -> Vec<u8> {
 fn a_new_policy_builds_and_decides_its_cases() {
     let desk = tempfile::tempdir().unwrap();
     let module = project(&desk.path().join("one"));
-    let built = portcullis::compile::build(&module, &[portcullis::bundle::Platform::host()]).unwrap();
+    let built =
+        portcullis::compile::build(&module, Terms::default(), &[portcullis::bundle::Platform::host()])
+            .unwrap();
     assert!(built.imports.is_empty(), "{:?}", built.imports);
     let component = portcullis::compile::componentize(&module).unwrap();
     assert!(cases::run_file(&desk.path().join("one/cases.json"), &component) >= 5);

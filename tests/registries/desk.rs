@@ -54,6 +54,8 @@ impl Desk {
             imports: vec!["clock".into()],
             exports: vec!["decide".into()],
             limits: Limits::default(),
+            metrics: vec![],
+            data: vec![],
             source: code(3),
             compiled: vec![compiled(Platform::LinuxAmd64, 1), compiled(Platform::LinuxArm64, 2)],
         };

@@ -133,12 +133,10 @@ impl Registry {
             Received::Message(ToChild::Builder { serial }, Some(builder)) => {
                 let builder = Channel::<Job, Report>::new(builder, JOB_MAX);
                 let (policy, channel) = self.jobs.get_mut(&serial).expect("asked for");
-                let job = Job::Compile {
-                    tenant: Tenant::new("acme").expect("name"),
-                    policy: PolicyName::new(policy).expect("name"),
-                    imports: vec![],
-                    limits: Limits::default(),
-                };
+                let (tenant, policy) = (Tenant::new("acme").expect("name"), PolicyName::new(policy));
+                let source = Digest::of(b"source");
+                let manifest = PolicyConfig::plain(tenant, policy.expect("name"), 1, source);
+                let job = Job::Compile { manifest: Box::new(manifest) };
                 builder.send(&job, None).expect("send");
                 *channel = Some(builder);
                 if self.jobs.values().filter(|(_, channel)| channel.is_some()).count() > AT_ONCE {
@@ -243,8 +241,8 @@ pub(crate) fn builder() -> Infallible {
         }
         if has[1] {
             match registry.receive(&mut buffer).expect("receive") {
-                Received::Message(Job::Compile { policy, .. }, None) => {
-                    work(policy.as_str());
+                Received::Message(Job::Compile { manifest }, None) => {
+                    work(manifest.policy.as_str());
                     registry.send(&Report::Sound, None).expect("report");
                 }
                 other => panic!("{other:?}"),

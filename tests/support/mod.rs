@@ -29,9 +29,9 @@ use portcullis::bundle::write::{self, NewAttachment};
 use portcullis::bundle::{self, Annotations, Draft, Platform};
 use portcullis::client::blocking::{Client, Connection};
 use portcullis::client::{ClientError, Deadline, Question};
-use portcullis::compile::{self, Built};
+use portcullis::compile::{self, Built, Terms};
 use portcullis::decision::{Decision, PolicyName, Tenant};
-use portcullis::engine::{WASMTIME_VERSION, WORLD, settings_digest};
+use portcullis::engine::{WASMTIME_VERSION, World, settings_digest};
 use portcullis::signature::{self, Subject};
 use portcullis::wire::frame;
 use portcullis::wire::operator::{
@@ -76,14 +76,16 @@ pub fn built(name: &str) -> Built {
     let key = Digest::of(&[Digest::of(&source).as_bytes().as_slice(), settings_digest().as_bytes()].concat());
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.json", key.short()));
     if let (Ok(facts), Ok(cwasm)) = (fs::read(&kept), fs::read(kept.with_extension("cwasm"))) {
-        let (imports, exports, memory, table_elements) = serde_json::from_slice(&facts).unwrap();
+        let (world, imports, exports, memory, table_elements): (String, _, _, _, _) =
+            serde_json::from_slice(&facts).unwrap();
+        let (source, world) = (Digest::of(&source), World::named(&world).unwrap());
         let compiled = vec![(Platform::host(), cwasm)];
-        return Built { source: Digest::of(&source), imports, exports, memory, table_elements, compiled };
+        return Built { source, world, prepares: false, imports, exports, memory, table_elements, compiled };
     }
-    let built =
-        compile::build(&source, &[Platform::host()]).unwrap_or_else(|error| panic!("build {name}: {error}"));
-    let facts =
-        serde_json::to_vec(&(&built.imports, &built.exports, built.memory, built.table_elements)).unwrap();
+    let built = compile::build(&source, Terms::default(), &[Platform::host()])
+        .unwrap_or_else(|error| panic!("build {name}: {error}"));
+    let facts = (built.world.name(), &built.imports, &built.exports, built.memory, built.table_elements);
+    let facts = serde_json::to_vec(&facts).unwrap();
     let cwasm = code(&built);
     artifact::store::replace(&kept.with_extension("cwasm"), cwasm, 0o644).unwrap();
     artifact::store::replace(&kept, &facts, 0o644).unwrap();
@@ -107,9 +109,11 @@ pub fn statement(built: &Built, tenant: &Tenant, policy: &PolicyName, version: u
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
         engine: settings_digest(),
-        world: WORLD.into(),
+        world: built.world.name().into(),
         imports: built.imports.clone(),
         limits: Limits::default(),
+        metrics: vec![],
+        data: vec![],
     }
 }
 
@@ -146,7 +150,7 @@ pub fn trust_policy(keys: &[&SigningKey]) -> String {
     writeln!(
         text,
         "[default]\nany_of = {{ minimum = 1, signers = {names:?} }}\n\
-         capabilities = [\"clock\", \"log\", \"random\"]\n\n[revocation]\nsigners = {names:?}"
+         capabilities = [\"clock\", \"data\", \"log\", \"metric\", \"random\"]\n\n[revocation]\nsigners = {names:?}"
     )
     .unwrap();
     text

@@ -26,10 +26,13 @@ pub mod bindings {
 pub use bindings::Guest as Policy;
 pub use bindings::export;
 pub use bindings::portcullis::policy::types::{
-    Address, CacheHint, CacheScope, Decision, Header, HttpRequest, Metadatum, Obligations, Opaque, Peer,
-    Request, Verdict,
+    Address, Attribute, CacheHint, CacheScope, Decision, Failure, Header, HttpRequest, Metadatum, Obligations,
+    Opaque, Peer, Request, Verdict,
 };
-pub use bindings::portcullis::policy::{clock, log, random};
+pub use bindings::portcullis::policy::{clock, data, log, metric, random};
+
+/// What a policy returns: a decision, or why there is none.
+pub type Answer = Result<Decision, Failure>;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -87,7 +90,20 @@ impl Decision {
     }
 }
 
+impl Failure {
+    /// The policy cannot decide, and the request is refused. `reason` is for counting (a-z 0-9 - _ . only), `detail` for people.
+    #[must_use]
+    pub fn new(reason: &str, detail: impl Into<String>) -> Self {
+        Self { reason: reason.into(), detail: detail.into() }
+    }
+}
+
 impl HttpRequest {
+    /// Every value of the attribute `name`.
+    pub fn attribute<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.attributes.iter().filter(move |attribute| attribute.name == name).map(|attribute| &*attribute.value)
+    }
+
     /// Every value of the header `name`, whatever the case it was sent in.
     pub fn header<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.headers

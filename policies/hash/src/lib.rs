@@ -6,16 +6,16 @@ extern crate alloc;
 
 use alloc::string::String;
 
-use guest::{Decision, Policy, Request};
+use guest::{Answer, Decision, Policy, Request};
 
 struct Hash;
 
 impl Policy for Hash {
-    fn decide(request: Request) -> Decision {
-        match request {
+    fn decide(request: Request) -> Answer {
+        Ok(match request {
             Request::Opaque(input) => Decision::allow().metadata("fnv1a", hex(fnv1a(&input.bytes))),
             Request::Http(_) => Decision::deny(400, "expected opaque bytes"),
-        }
+        })
     }
 }
 

@@ -11,7 +11,7 @@ mod network;
 use alloc::string::ToString;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use guest::{Address, CacheScope, Decision, Policy, Request};
+use guest::{Address, Answer, CacheScope, Decision, Policy, Request};
 
 use crate::network::{Network, v4, v6};
 
@@ -36,26 +36,30 @@ const CACHE_MS: u32 = 60_000;
 struct IpAllowlist;
 
 impl Policy for IpAllowlist {
-    fn decide(request: Request) -> Decision {
-        let Request::Http(request) = request else {
-            return Decision::deny(400, "expected an http request");
-        };
-        let Some(address) = address(&request.source.address) else {
-            return Decision::deny(403, "source address unknown");
-        };
-        if BARRED.iter().any(|network| network.holds(address)) {
-            return Decision::deny(403, "source address barred");
-        }
-        match ALLOWED.iter().find(|network| network.holds(address)) {
-            Some(network) => {
-                Decision::allow().metadata("network", network.to_string()).cache(CACHE_MS, CacheScope::Client)
-            }
-            None => Decision::deny(403, "source address not listed"),
-        }
+    fn decide(request: Request) -> Answer {
+        Ok(answer(&request))
     }
 }
 
 guest::export!(IpAllowlist);
+
+fn answer(request: &Request) -> Decision {
+    let Request::Http(request) = request else {
+        return Decision::deny(400, "expected an http request");
+    };
+    let Some(address) = address(&request.source.address) else {
+        return Decision::deny(403, "source address unknown");
+    };
+    if BARRED.iter().any(|network| network.holds(address)) {
+        return Decision::deny(403, "source address barred");
+    }
+    match ALLOWED.iter().find(|network| network.holds(address)) {
+        Some(network) => {
+            Decision::allow().metadata("network", network.to_string()).cache(CACHE_MS, CacheScope::Client)
+        }
+        None => Decision::deny(403, "source address not listed"),
+    }
+}
 
 /// The address, with `::ffff:a.b.c.d` as what it is: an IPv4 peer on a dual-stack socket.
 fn address(address: &Address) -> Option<IpAddr> {

@@ -15,7 +15,7 @@ mod token;
 use alloc::format;
 use alloc::string::String;
 
-use guest::{CacheScope, Decision, HttpRequest, Policy, Request, clock};
+use guest::{Answer, CacheScope, Decision, HttpRequest, Policy, Request, clock};
 
 use crate::claims::Claims;
 
@@ -27,14 +27,14 @@ const CACHE_MS_MAX: u32 = 30_000;
 struct JwtGate;
 
 impl Policy for JwtGate {
-    fn decide(request: Request) -> Decision {
+    fn decide(request: Request) -> Answer {
         let Request::Http(request) = request else {
-            return Decision::deny(400, "expected an http request");
+            return Ok(Decision::deny(400, "expected an http request"));
         };
-        match check(&request, clock::now() / 1_000_000_000) {
+        Ok(match check(&request, clock::now() / 1_000_000_000) {
             Ok(passed) => passed.allow(),
             Err(denial) => denial.deny(),
-        }
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 
 extern crate alloc;
 
-use guest::{CacheScope, Decision, HttpRequest, Policy, Request};
+use guest::{Answer, CacheScope, Decision, HttpRequest, Policy, Request};
 
 /// What the limiter counts a request as.
 struct Class {
@@ -58,27 +58,31 @@ const HEADERS_MAX: usize = 100;
 struct RateClass;
 
 impl Policy for RateClass {
-    fn decide(request: Request) -> Decision {
-        let Request::Http(request) = request else {
-            return Decision::deny(400, "expected an http request");
-        };
-        if BARRED_METHODS.contains(&&*request.method) {
-            return Decision::deny(405, "method barred")
-                .set_header("allow", "GET, HEAD, POST, PUT, PATCH, DELETE");
-        }
-        if request.headers.len() > HEADERS_MAX {
-            return Decision::deny(431, "too many header lines");
-        }
-        let class = classify(&request);
-        Decision::allow()
-            .set_header("x-rate-class", class.name)
-            .set_header("x-rate-weight", class.weight)
-            .metadata("rate-class", class.name)
-            .cache(1_000, CacheScope::Request)
+    fn decide(request: Request) -> Answer {
+        Ok(match request {
+            Request::Http(request) => answer(&request),
+            Request::Opaque(_) => Decision::deny(400, "expected an http request"),
+        })
     }
 }
 
 guest::export!(RateClass);
+
+fn answer(request: &HttpRequest) -> Decision {
+    if BARRED_METHODS.contains(&&*request.method) {
+        return Decision::deny(405, "method barred")
+            .set_header("allow", "GET, HEAD, POST, PUT, PATCH, DELETE");
+    }
+    if request.headers.len() > HEADERS_MAX {
+        return Decision::deny(431, "too many header lines");
+    }
+    let class = classify(request);
+    Decision::allow()
+        .set_header("x-rate-class", class.name)
+        .set_header("x-rate-weight", class.weight)
+        .metadata("rate-class", class.name)
+        .cache(1_000, CacheScope::Request)
+}
 
 fn classify(request: &HttpRequest) -> &'static Class {
     RULES

@@ -1,20 +1,20 @@
 //! Which requests may go through: reading may, but for what is below `/admin`.
 //!
 //! It is called once per request, in a fresh instance: nothing it writes to its memory is there the next time. What it
-//! may use of the host is in `wit/policy.wit`, and reaches it as `guest::{clock, log, random}`; whatever is used becomes
+//! may use of the host is in `wit/policy.wit`, and reaches it as `guest::{clock, data, log, metric, random}`; whatever is used becomes
 //! an import, which a trust policy has to permit.
 
 #![no_std]
 
-use guest::{Decision, HttpRequest, Policy, Request};
+use guest::{Answer, Decision, HttpRequest, Policy, Request};
 
 struct Gate;
 
 impl Policy for Gate {
-    fn decide(request: Request) -> Decision {
+    fn decide(request: Request) -> Answer {
         match request {
-            Request::Http(request) => decide_http(&request),
-            Request::Opaque(_) => Decision::deny(400, "expected an http request"),
+            Request::Http(request) => Ok(decide_http(&request)),
+            Request::Opaque(_) => Ok(Decision::deny(400, "expected an http request")),
         }
     }
 }

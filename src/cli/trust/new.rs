@@ -86,7 +86,7 @@ fn starter(names: &[&str], keys: &[PublicKey]) -> Result<String, crate::artifact
          # Each of them has to have signed.\n\
          all_of = [{signers}]\n\
          # Host interfaces that a policy may import: \"clock\", \"log\", \"random\".\n\
-         capabilities = [\"clock\", \"log\", \"random\"]\n\
+         capabilities = [\"clock\", \"data\", \"log\", \"metric\", \"random\"]\n\
          \n\
          # So many of several, instead of all_of or besides it.\n\
          #[default.any_of]\n\

@@ -39,6 +39,8 @@ fn entry(version: u64) -> Entry {
         imports: vec![],
         exports: vec![],
         limits: Limits::default(),
+        metrics: vec![],
+        data: vec![],
         source: digest,
         compiled: vec![],
     };

@@ -12,7 +12,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::*;
 use crate::artifact::{Expected, SealedBytes, SigningKey, sign, verify};
 use crate::decision::{Input, Outcome, PolicyName, Tenant};
-use crate::engine;
+use crate::engine::{self, Granted};
 use crate::wire::client::{CLIENT_FRAME_MAX, ClientFrame, Deadline, SERVER_FRAME_MAX, ServerFrame};
 use crate::wire::control::TenantAssignment;
 use crate::wire::frame;
@@ -43,7 +43,7 @@ fn set() -> PolicySet {
         let expected = Expected { tenant: &tenant(name), policy: &gate(), minimum_version: 0 };
         let code = SealedBytes::of(samples::code(&built)).unwrap();
         let artifact = verify(code, &signed, &[key.public_key()], &expected).unwrap();
-        let policy = engine::load(&serving().engine, artifact, 4 << 20).unwrap();
+        let policy = engine::load(&serving().engine, artifact, Granted::default()).unwrap();
         let assignment = TenantAssignment {
             tenant: tenant(name),
             policies: vec![gate()],

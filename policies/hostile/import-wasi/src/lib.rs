@@ -7,7 +7,7 @@ extern crate guest as _;
 
 use alloc::vec::Vec;
 
-use bindings::portcullis::policy::types::{CacheHint, CacheScope, Decision, Obligations, Request, Verdict};
+use bindings::portcullis::policy::types::{CacheHint, CacheScope, Decision, Failure, Obligations, Request, Verdict};
 use bindings::wasi::cli::environment;
 
 mod bindings {
@@ -18,7 +18,7 @@ mod bindings {
             package portcullis:greedy;
 
             world greedy {
-                include portcullis:policy/policy@0.1.0;
+                include portcullis:policy/policy@1.0.0;
                 import wasi:cli/environment@0.2.0;
             }
 
@@ -37,12 +37,12 @@ mod bindings {
 struct ImportWasi;
 
 impl bindings::Guest for ImportWasi {
-    fn decide(_: Request) -> Decision {
+    fn decide(_: Request) -> Result<Decision, Failure> {
         let verdict = match environment::get_environment().first() {
             Some((key, _)) => Verdict::Deny(key.clone()),
             None => Verdict::Allow,
         };
-        Decision {
+        Ok(Decision {
             verdict,
             obligations: Obligations {
                 status: None,
@@ -53,7 +53,7 @@ impl bindings::Guest for ImportWasi {
                 metadata: Vec::new(),
             },
             cache: CacheHint { ttl_ms: 0, scope: CacheScope::Request },
-        }
+        })
     }
 }
 

@@ -9,24 +9,39 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::hint::black_box;
 
-use guest::{CacheScope, Decision, Header, Policy, Request, clock, log, random};
+use guest::{
+    Answer, CacheScope, Decision, Failure, Header, HttpRequest, Policy, Request, clock, data, log, metric, random,
+};
 
 struct Selective;
 
 impl Policy for Selective {
-    fn decide(request: Request) -> Decision {
-        let Request::Opaque(input) = request else {
-            return Decision::deny(400, "expected opaque bytes");
+    fn decide(request: Request) -> Answer {
+        let input = match request {
+            Request::Opaque(input) => input,
+            Request::Http(request) => return Ok(attributes(&request)),
         };
         let Ok(input) = core::str::from_utf8(&input.bytes) else {
-            return Decision::deny(400, "expected text");
+            return Ok(Decision::deny(400, "expected text"));
         };
         let (word, argument) = input.split_once(':').unwrap_or((input, ""));
-        obey(word, argument)
+        if word == "fail" {
+            let (reason, detail) = argument.split_once('=').unwrap_or((argument, ""));
+            return Err(Failure::new(reason, detail));
+        }
+        Ok(obey(word, argument))
     }
 }
 
 guest::export!(Selective);
+
+/// What the proxy said beyond HTTP.
+fn attributes(request: &HttpRequest) -> Decision {
+    request
+        .attributes
+        .iter()
+        .fold(Decision::allow(), |decision, one| decision.metadata(&one.name, one.value.clone()))
+}
 
 fn obey(word: &str, argument: &str) -> Decision {
     let number = || argument.parse::<u32>().unwrap_or(0);
@@ -66,6 +81,32 @@ fn obey(word: &str, argument: &str) -> Decision {
             work(1);
         },
         "trap" => core::arch::wasm32::unreachable(),
+        "stack" => Decision::allow().metadata("depth", deeper(number()).to_string()),
+        "clock-flood" => {
+            let last = (0..number()).map(|_| clock::now()).last();
+            Decision::allow().metadata("now", last.unwrap_or(0).to_string())
+        }
+        "metric" => {
+            let (name, value) = argument.split_once('=').unwrap_or((argument, "1"));
+            metric::add(name, value.parse().unwrap_or(0));
+            Decision::allow()
+        }
+        "metric-flood" => {
+            (0..number()).for_each(|_| metric::add("flood", 1));
+            Decision::allow()
+        }
+        "data" => match data::get(argument) {
+            Some(value) => body(value),
+            None => Decision::deny(404, "no such key"),
+        },
+        "entries" => {
+            let (prefix, after) = argument.split_once('>').unwrap_or((argument, ""));
+            data::entries(prefix, (!after.is_empty()).then_some(after), 3)
+                .into_iter()
+                .fold(Decision::allow(), |decision, entry| {
+                    decision.metadata(&entry.key, String::from_utf8_lossy(&entry.value))
+                })
+        }
         "memory" => Decision::allow().metadata("bytes", touch(number() as usize).to_string()),
         _ => Decision::deny(400, &format!("unknown word {word:?}")),
     }
@@ -92,6 +133,16 @@ fn many(count: u32) -> guest::Obligations {
 /// `steps` steps of a generator that the compiler cannot see through.
 fn work(steps: u32) -> u32 {
     (0..steps).fold(1, |state: u32, _| black_box(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223)))
+}
+
+/// Calls itself that many times, with something to keep in each frame.
+#[inline(never)]
+fn deeper(levels: u32) -> u32 {
+    if levels == 0 {
+        return 0;
+    }
+    let kept = black_box(levels);
+    deeper(levels - 1) + 1 + black_box(kept) - levels
 }
 
 /// Takes `bytes` of memory and writes to every page of it.
