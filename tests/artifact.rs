@@ -17,7 +17,7 @@ use portcullis::artifact::{
 use portcullis::bundle::Platform;
 use portcullis::compile::{Built, Terms, build};
 use portcullis::decision::{PolicyName, Tenant};
-use portcullis::engine::{Target, WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
+use portcullis::engine::{Metering, Target, WASMTIME_VERSION, WORLD, compiling_engine, settings_digest};
 
 /// About the smallest policy there is: it always answers with the same 72 bytes.
 fn smallest(answer_at: u32) -> Built {
@@ -50,7 +50,7 @@ fn statement() -> Statement {
         bundle: built.source,
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
-        engine: settings_digest(),
+        engine: settings_digest(Metering::Off),
         world: WORLD.into(),
         imports: built.imports.clone(),
         limits: Limits::default(),
@@ -139,7 +139,7 @@ fn every_changed_byte_of_the_statement_is_refused() {
 fn a_changed_artifact_is_one_that_the_engine_would_load() {
     let (honest, evil) = (code(built()), code(&smallest(600)).to_vec());
     assert_eq!(honest.len(), evil.len(), "the two policies differ in one constant");
-    let engine = compiling_engine(Target::host()).unwrap();
+    let engine = compiling_engine(Target::host(), Metering::Off).unwrap();
     #[expect(unsafe_code, reason = "the positive control is that the engine accepts it")]
     // SAFETY: the bytes come out of the compiler, and nothing of them is run.
     let loaded = unsafe { wasmtime::component::Component::deserialize(&engine, &evil) };

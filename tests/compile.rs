@@ -7,7 +7,7 @@ use std::process::Command;
 
 use portcullis::artifact::Digest;
 use portcullis::bundle::Platform;
-use portcullis::compile::build;
+use portcullis::compile::{Terms, build};
 
 const POLICIES: [&str; 3] = ["hash/hash.wasm", "jwt-gate/jwt-gate.wasm", "hostile/selective.wasm"];
 /// Set in the second process.
@@ -18,7 +18,7 @@ fn digests() -> Vec<String> {
         .iter()
         .flat_map(|name| {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies").join(name);
-            let built = build(&std::fs::read(path).unwrap(), &Platform::ALL).unwrap();
+            let built = build(&std::fs::read(path).unwrap(), Terms::default(), &Platform::ALL).unwrap();
             built.compiled.into_iter().map(move |(platform, code)| {
                 format!("digest {name} {platform} {} {}", Digest::of(&code), code.len())
             })

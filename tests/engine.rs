@@ -16,13 +16,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use portcullis::artifact::{Digest, Expected, Limits, SealedBytes, SigningKey, Statement, sign, verify};
+use portcullis::artifact::{
+    Ceiling, Digest, Expected, Limits, SealedBytes, SigningKey, Statement, sign, verify,
+};
 use portcullis::bundle::Platform;
 use portcullis::compile::{self, Terms};
 use portcullis::decision::{Decision, Input, Metadatum, Outcome, Refusal, TrapKind};
 use portcullis::engine::{
-    Call, Data, Granted, LoadError, Policy, PoolLimits, Slice, World, evaluate, load, monotonic_ns,
-    serving_engine,
+    Call, Data, Engines, Evaluated, Granted, LoadError, Metering, Policy, PoolLimits, Slice, World, evaluate,
+    load, monotonic_ns, settings_digest,
 };
 use portcullis::wire::frame;
 use support::{policy, tenant};
@@ -40,7 +42,7 @@ fn load_code(
     change: impl FnOnce(&mut Statement),
 ) -> Result<Policy, LoadError> {
     let pool = PoolLimits { instances: 4, memory: 4 << 20, stack_zeroing: true };
-    let engine = serving_engine(&pool).unwrap().engine;
+    let engines = Engines::new(pool).unwrap();
     let key = SigningKey::generate_ed25519().unwrap();
     let mut statement = support::statement(built, &tenant("acme"), &policy("gate"), 1);
     change(&mut statement);
@@ -49,17 +51,21 @@ fn load_code(
     let expected = Expected { tenant: &tenant("acme"), policy: &policy("gate"), minimum_version: 0 };
     let sealed = SealedBytes::of(code).unwrap();
     let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
-    load(&engine, artifact, granted)
+    load(&engines, artifact, granted)
 }
 
 fn ask(policy: &Arc<Policy>, bytes: &[u8], clock_ns: u64, seed: [u8; 32]) -> Decision {
+    evaluated(policy, bytes, clock_ns, seed).decision
+}
+
+fn evaluated(policy: &Arc<Policy>, bytes: &[u8], clock_ns: u64, seed: [u8; 32]) -> Evaluated {
     let input = frame::encode(&Input::Opaque { content_type: "", bytes }, 1 << 20).unwrap();
     let slice = Arc::new(Slice::default());
     slice.set_end(monotonic_ns() + 10_000_000_000);
     let call = Call { input: Bytes::from(input), clock_ns, seed };
     let mut evaluation = pin!(evaluate(Arc::clone(policy), call, slice));
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(evaluated) => evaluated.decision,
+        Poll::Ready(evaluated) => evaluated,
         Poll::Pending => panic!("nothing ticks here, so nothing yields"),
     }
 }
@@ -109,6 +115,137 @@ fn tables_are_limited_all_together() {
     };
     assert_eq!(outcome(1_200), Outcome::Allow);
     assert_eq!(outcome(1_199), Outcome::Refused(Refusal::Trap(TrapKind::Memory)));
+}
+
+/// Native frames: a guest of one function that calls itself as often as its input has bytes.
+#[test]
+fn a_policys_own_stack_is_what_it_asks_for_within_what_it_may_have() {
+    let guest = r#"(module
+        (memory (export "memory") 4)
+        (global $next (mut i32) (i32.const 65536))
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+            (local $at i32)
+            (local.set $at (global.get $next))
+            (global.set $next (i32.add (local.get $at) (i32.and (i32.add (local.get 3) (i32.const 15)) (i32.const -16))))
+            (local.get $at))
+        (func $deeper (param i32 i64 i64) (result i64)
+            (if (result i64) (i32.eqz (local.get 0)) (then (local.get 1)) (else
+                (i64.rotl
+                    (call $deeper (i32.sub (local.get 0) (i32.const 1))
+                        (i64.add (local.get 1) (local.get 2)) (i64.xor (local.get 2) (i64.const 5)))
+                    (local.get 2)))))
+        (func (export "decide") (param $request i32) (result i32)
+            (i64.store (i32.const 0)
+                (call $deeper (i32.load offset=16 (local.get $request)) (i64.const 1) (i64.const 2)))
+            (i32.const 512)))"#;
+    let built = compile::build(guest.as_bytes(), Terms::default(), &[Platform::host()]).unwrap();
+    let deepest = |stack: u32, ceiling: u32| {
+        let granted = Granted { ceiling: Ceiling { stack: ceiling, ..Ceiling::MOST }, data: None };
+        let policy = load_code(support::code(&built), &built, granted, |statement| {
+            statement.limits.stack = stack;
+        });
+        let policy = Arc::new(policy.unwrap());
+        let works = |depth: usize| match ask(&policy, &vec![0; depth], 0, [0; 32]).outcome {
+            Outcome::Allow => true,
+            Outcome::Refused(Refusal::Trap(TrapKind::Stack)) => false,
+            other => panic!("{depth}: {other:?}"),
+        };
+        let (mut works_at, mut fails_at) = (0, 100_000);
+        assert!(works(works_at) && !works(fails_at));
+        while fails_at - works_at > 16 {
+            let between = works_at.midpoint(fails_at);
+            if works(between) { works_at = between } else { fails_at = between }
+        }
+        works_at
+    };
+    let depths: Vec<usize> = Limits::STACKS.iter().map(|stack| deepest(*stack, u32::MAX)).collect();
+    for pair in depths.windows(2) {
+        assert!(
+            (19..=21).contains(&(pair[1] * 10 / pair[0])),
+            "twice the stack is twice as deep: {depths:?}"
+        );
+    }
+    // What is allowed counts, and of what lies between two the smaller.
+    assert!(depths[0].abs_diff(deepest(1 << 20, 64 << 10)) <= 16, "{depths:?}");
+    assert!(depths[1].abs_diff(deepest(1 << 20, 200 << 10)) <= 16, "{depths:?}");
+}
+
+#[test]
+fn instructions_are_counted_where_there_is_a_limit_and_end_the_decision() {
+    let source = support::component("hostile/selective");
+    let terms = Terms { metering: Metering::Fuel, ..Terms::default() };
+    let counts = compile::build(&source, terms, &[Platform::host()]).unwrap();
+    let load = |built: &compile::Built, fuel: Option<u64>, most: Option<u64>| {
+        let granted = Granted { ceiling: Ceiling { fuel: most, ..Ceiling::MOST }, data: None };
+        load_code(support::code(built), built, granted, |statement| {
+            statement.limits.fuel = fuel;
+            statement.engine = settings_digest(Metering::of(&statement.limits));
+        })
+    };
+    let outcome = |policy: &Arc<Policy>, bytes: &[u8]| evaluated(policy, bytes, 0, [0; 32]);
+    let generous = Arc::new(load(&counts, Some(100_000_000), None).unwrap());
+    let small = outcome(&generous, b"work:1000");
+    let large = outcome(&generous, b"work:2000");
+    assert_eq!((&small.decision.outcome, &large.decision.outcome), (&Outcome::Allow, &Outcome::Allow));
+    let used = [small.used.fuel.unwrap(), large.used.fuel.unwrap()];
+    assert!(used[0] > 1000 && used[1] >= used[0] + 1000, "{used:?}");
+    assert_eq!(outcome(&generous, b"work:1000").used.fuel, Some(used[0]), "the same each time");
+    // Exactly what it takes is enough, and one less is not.
+    let refused = Outcome::Refused(Refusal::Trap(TrapKind::Fuel));
+    let exact = Arc::new(load(&counts, Some(used[0] + 1), None).unwrap());
+    assert_eq!(outcome(&exact, b"work:1000").decision.outcome, Outcome::Allow);
+    assert_eq!(outcome(&exact, b"work:2000").decision.outcome, refused);
+    let capped = Arc::new(load(&counts, Some(100_000_000), Some(used[0] + 1)).unwrap());
+    assert_eq!(outcome(&capped, b"work:1000").decision.outcome, Outcome::Allow);
+    assert_eq!(outcome(&capped, b"work:2000").decision.outcome, refused);
+
+    // Code and limit belong together, and who has to count does.
+    let plain = support::built("hostile/selective");
+    let ordinary = Arc::new(load(&plain, None, None).unwrap());
+    assert_eq!(outcome(&ordinary, b"work:2000").used.fuel, None);
+    let error = load(&plain, Some(1), None).unwrap_err().to_string();
+    assert!(error.contains("it does not count its instructions"), "{error}");
+    let error = load(&counts, None, None).unwrap_err().to_string();
+    assert!(error.contains("it counts its instructions"), "{error}");
+    let error = load(&plain, None, Some(5)).unwrap_err().to_string();
+    assert!(error.contains("a decision may execute 5 instructions here"), "{error}");
+}
+
+#[test]
+fn calls_of_host_functions_are_counted_and_end_the_decision() {
+    let limits = Limits { host_calls: 10, ..Limits::default() };
+    let policy = loaded(&support::built("hostile/selective"), limits);
+    let evaluated = |bytes: &[u8]| evaluated(&policy, bytes, 7_000_000_000, [0; 32]);
+    let enough = evaluated(b"clock-flood:10");
+    assert_eq!((enough.decision.outcome, enough.used.host_calls), (Outcome::Allow, 10));
+    let refused = Outcome::Refused(Refusal::Trap(TrapKind::HostCalls));
+    // Of each kind: reading the clock is a call like any other.
+    for bytes in [&b"clock-flood:11"[..], b"log-flood:11", b"metric-flood:11"] {
+        assert_eq!(evaluated(bytes).decision.outcome, refused, "{}", String::from_utf8_lossy(bytes));
+    }
+    let granted = Granted { ceiling: Ceiling { host_calls: 3, ..Ceiling::MOST }, data: None };
+    let capped = loaded_as("hostile/selective", granted, |_| {});
+    assert_eq!(ask(&capped, b"clock-flood:3", 0, [0; 32]).outcome, Outcome::Allow);
+    assert_eq!(ask(&capped, b"clock-flood:4", 0, [0; 32]).outcome, refused);
+}
+
+/// Each by itself, with a policy that asks for more.
+#[test]
+fn what_a_policy_may_have_is_what_its_class_and_tenant_allow() {
+    let ceiling = Ceiling { memory: 1 << 20, output: 2_000, ..Ceiling::MOST };
+    let policy = loaded_as("hostile/selective", Granted { ceiling, data: None }, |_| {});
+    assert_eq!((policy.limits().memory, policy.limits().output), (1 << 20, 2_000));
+    assert_eq!(ask(&policy, b"size:1000", 0, [0; 32]).outcome, Outcome::Allow);
+    let outcome = ask(&policy, b"size:3000", 0, [0; 32]).outcome;
+    let too_much = Refusal::InvalidOutput("it is more than the limit of 2000 bytes".into());
+    assert_eq!(outcome, Outcome::Refused(too_much));
+    let outcome = ask(&policy, b"memory:1500000", 0, [0; 32]).outcome;
+    assert_eq!(outcome, Outcome::Refused(Refusal::Trap(TrapKind::Memory)));
+    // Less than it starts with.
+    let ceiling = Ceiling { memory: 64 << 10, ..Ceiling::MOST };
+    let built = support::built("hostile/selective");
+    let error = load_code(support::code(&built), &built, Granted { ceiling, data: None }, |_| {});
+    assert!(matches!(error.unwrap_err(), LoadError::Memory { limit: 65_536, .. }));
 }
 
 #[test]

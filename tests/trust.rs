@@ -268,13 +268,23 @@ fn provenance_is_asked_for_in_its_own_words() {
 fn a_policy_may_ask_for_no_more_than_the_ceilings() {
     let policy = policy(
         "[default]\nall_of = [\"release\"]\ncapabilities = [\"clock\", \"log\"]\n\
-         limits = { memory = \"4MiB\", output = \"64KiB\", deadline = \"1s\", table_elements = 10000 }\n",
+         limits = { memory = \"4MiB\", output = \"64KiB\", deadline = \"1s\", table_elements = 10000, \
+                    stack = \"64KiB\", host_calls = 9999, fuel = 1 }\n",
     );
-    accepted(&policy, &signed_by(&[RELEASE]));
+    let mut case = Case::default();
+    let limits = Limits { stack: 64 << 10, host_calls: 9999, fuel: Some(1), ..Limits::default() };
+    case.config.limits = limits;
+    case.evaluate(&policy, &signed_by(&[RELEASE])).unwrap();
     let mut case = Case::default();
     case.config.imports = vec!["clock".into(), "random".into()];
-    case.config.limits =
-        Limits { memory: (4 << 20) + 1, table_elements: 10_001, output: 65_537, deadline_us: 1_000_001 };
+    case.config.limits = Limits {
+        memory: (4 << 20) + 1,
+        table_elements: 10_001,
+        output: 65_537,
+        deadline_us: 1_000_001,
+        fuel: Some(2),
+        ..Limits::default()
+    };
     let refusals = case.refusals(&policy, &signed_by(&[RELEASE]));
     assert_eq!(
         refusals,
@@ -285,6 +295,17 @@ fn a_policy_may_ask_for_no_more_than_the_ceilings() {
             "policy asks for 65537 bytes of output, and [default] allows 65536: build it with less, or raise limits",
             "policy asks for 1000001 microseconds for a decision, and [default] allows 1000000: build it with less, or \
              raise limits",
+            "policy asks for 262144 bytes of stack, and [default] allows 65536: build it with less, or raise limits",
+            "policy asks for 10000 host calls, and [default] allows 9999: build it with less, or raise limits",
+            "policy asks for 2 instructions, and [default] allows 1: build it with less, or raise limits",
+        ]
+    );
+    let mut case = Case::default();
+    case.config.limits = Limits { stack: 64 << 10, host_calls: 9999, ..Limits::default() };
+    assert_eq!(
+        case.refusals(&policy, &signed_by(&[RELEASE])),
+        [
+            "policy does not count its instructions, and [default] allows 1: build it with --fuel, or raise limits"
         ]
     );
 }

@@ -29,7 +29,7 @@ impl Bare {
     /// The engine of a class with default settings.
     pub(super) fn new() -> Self {
         let limits = PoolLimits { instances: 64, memory: 4 << 20, stack_zeroing: true };
-        let serving = engine::serving_engine(&limits).unwrap();
+        let engines = engine::Engines::new(limits).unwrap();
         let (tenant, name) = (tenant(TENANT), policy(POLICY));
         let built = built("hash");
         let key = SigningKey::generate_ed25519().unwrap();
@@ -37,8 +37,8 @@ impl Bare {
         let bytes = SealedBytes::of(code(&built)).unwrap();
         let expected = Expected { tenant: &tenant, policy: &name, minimum_version: 0 };
         let artifact = artifact::verify(bytes, &signed, &[key.public_key()], &expected).unwrap();
-        let policy = engine::load(&serving.engine, artifact, Granted::default()).unwrap();
-        let bare = Self { policy: Arc::new(policy), input: input(), pagemap_scan: serving.pagemap_scan };
+        let policy = engine::load(&engines, artifact, Granted::default()).unwrap();
+        let bare = Self { policy: Arc::new(policy), input: input(), pagemap_scan: engines.pagemap_scan() };
         bare.run(Duration::from_millis(100));
         bare
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use portcullis::artifact::{
     self, ARTIFACT_MAX, Artifact, Digest, Expected, PublicKey, SealedBytes, SigningKey,
 };
-use portcullis::engine::{self, Granted, Policy, PoolLimits, Serving};
+use portcullis::engine::{self, Engines, Granted, Policy, PoolLimits};
 use portcullis::wire::channel::{Channel, Received};
 use portcullis::wire::supply::{FromRegistry, SUPPLY_MAX, ToRegistry};
 
@@ -25,11 +25,11 @@ const MEMORY: u32 = 4 << 20;
 /// Verification and load of one policy, again and again, each time beside the bare hashing of the same bytes.
 pub(super) fn one_policy(plan: &Plan) -> Vec<Row> {
     let limits = PoolLimits { instances: 64, memory: MEMORY, stack_zeroing: true };
-    let serving = engine::serving_engine(&limits).unwrap();
+    let serving = Engines::new(limits).unwrap();
     POLICIES.iter().flat_map(|name| rows(name, &serving, plan)).collect()
 }
 
-fn rows(name: &str, serving: &Serving, plan: &Plan) -> Vec<Row> {
+fn rows(name: &str, serving: &Engines, plan: &Plan) -> Vec<Row> {
     let supplied = Supplied::new(name);
     let size = format!("{:.0} KiB of code", supplied.code.len() as f64 / 1024.0);
     // Caches, the allocator and the engine's own tables.
@@ -107,13 +107,13 @@ impl Supplied {
 
     /// Milliseconds from the message in the socket until the artifact is verified, and until the policy can decide. Giving
     /// it back is not in them: no worker does.
-    fn load(&self, serving: &Serving) -> (f64, f64) {
+    fn load(&self, serving: &Engines) -> (f64, f64) {
         self.registry.send(&self.message, Some(self.sealed.as_fd())).unwrap();
         let mut buffer = Vec::new();
         let began = Instant::now();
         let artifact = self.verified(&mut buffer);
         let verified = began.elapsed();
-        let policy: Policy = engine::load(&serving.engine, artifact, Granted::default()).unwrap();
+        let policy: Policy = engine::load(serving, artifact, Granted::default()).unwrap();
         let loaded = began.elapsed();
         assert_eq!(policy.digest(), self.digest, "{}", self.name);
         (verified.as_secs_f64() * 1e3, loaded.as_secs_f64() * 1e3)

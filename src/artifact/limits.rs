@@ -39,6 +39,39 @@ pub struct Limits {
 impl Limits {
     /// The stacks that there are: a worker has a pool of instances for each that is asked for.
     pub const STACKS: [u32; 5] = [64 << 10, 128 << 10, STACK, 512 << 10, 1 << 20];
+
+    /// What it gets of what it asks for: of each the lesser. Of stacks there are only some, so it gets the largest that is
+    /// allowed.
+    ///
+    /// # Errors
+    /// When its instructions have to be counted, and its code does not.
+    pub fn within(&self, ceiling: &Ceiling) -> Result<Self, NotCounted> {
+        let stack = self.stack.min(ceiling.stack);
+        let fitting = Self::STACKS.into_iter().rev().find(|one| *one <= stack);
+        let [smallest, ..] = Self::STACKS;
+        Ok(Self {
+            memory: self.memory.min(ceiling.memory),
+            table_elements: self.table_elements.min(ceiling.table_elements),
+            output: self.output.min(ceiling.output),
+            deadline_us: self.deadline_us,
+            stack: fitting.unwrap_or(smallest),
+            host_calls: self.host_calls.min(ceiling.host_calls),
+            fuel: match (self.fuel, ceiling.fuel) {
+                (None, Some(most)) => return Err(NotCounted { most }),
+                (Some(fuel), Some(most)) => Some(fuel.min(most)),
+                (fuel, None) => fuel,
+            },
+        })
+    }
+}
+
+/// An operator limits the instructions of a decision, and this policy's code does not count them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a decision may execute {most} instructions here, and its manifest has no such limit; build it again with --fuel"
+)]
+pub struct NotCounted {
+    most: u64,
 }
 
 impl Default for Limits {
@@ -77,6 +110,19 @@ impl Ceiling {
         host_calls: u32::MAX,
         fuel: None,
     };
+
+    /// What both allow.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self {
+            memory: self.memory.min(other.memory),
+            table_elements: self.table_elements.min(other.table_elements),
+            output: self.output.min(other.output),
+            stack: self.stack.min(other.stack),
+            host_calls: self.host_calls.min(other.host_calls),
+            fuel: self.fuel.into_iter().chain(other.fuel).min(),
+        }
+    }
 }
 
 impl Default for Ceiling {
@@ -99,4 +145,60 @@ fn default_host_calls() -> u32 {
 
 fn is_default_host_calls(calls: &u32) -> bool {
     *calls == HOST_CALLS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was signed before there were such limits is the same JSON, read and written.
+    #[test]
+    fn what_nobody_asked_for_is_not_in_the_json() {
+        let old = r#"{"memory":4194304,"table_elements":10000,"output":65536,"deadline_us":1000000}"#;
+        let limits: Limits = serde_json::from_str(old).unwrap();
+        assert_eq!(limits, Limits::default());
+        assert_eq!(serde_json::to_string(&limits).unwrap(), old);
+        let new = Limits { stack: 64 << 10, host_calls: 7, fuel: Some(0), ..limits };
+        let text = serde_json::to_string(&new).unwrap();
+        assert!(text.ends_with(r#","stack":65536,"host_calls":7,"fuel":0}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Limits>(&text).unwrap(), new);
+    }
+
+    #[test]
+    fn a_policy_gets_the_lesser_of_what_it_asks_for_and_what_it_may_have() {
+        let asked = Limits { fuel: Some(1000), ..Limits::default() };
+        assert_eq!(asked.within(&Ceiling::MOST), Ok(asked));
+        let ceiling = Ceiling {
+            memory: 1 << 20,
+            table_elements: 5,
+            output: 6,
+            stack: 200 << 10,
+            host_calls: 8,
+            fuel: Some(9),
+        };
+        let given = asked.within(&ceiling).unwrap();
+        let expected = Limits {
+            memory: 1 << 20,
+            table_elements: 5,
+            output: 6,
+            stack: 128 << 10,
+            host_calls: 8,
+            fuel: Some(9),
+            ..asked
+        };
+        assert_eq!(given, expected);
+        assert_eq!(given.within(&ceiling), Ok(given));
+        assert_eq!(asked.within(&Ceiling { stack: 1, ..Ceiling::MOST }).unwrap().stack, 64 << 10);
+        let refused = Limits::default().within(&ceiling).unwrap_err().to_string();
+        assert!(refused.contains("may execute 9 instructions") && refused.contains("--fuel"), "{refused}");
+    }
+
+    #[test]
+    fn two_ceilings_are_the_lower_of_each() {
+        let one = Ceiling { memory: 1, fuel: Some(5), ..Ceiling::MOST };
+        let other = Ceiling { memory: 2, output: 3, fuel: Some(4), ..Ceiling::MOST };
+        let both = Ceiling { memory: 1, output: 3, fuel: Some(4), ..Ceiling::MOST };
+        assert_eq!((one.and(&other), other.and(&one)), (both, both));
+        assert_eq!(one.and(&Ceiling::MOST), one);
+    }
 }

@@ -16,7 +16,7 @@ mod verify;
 
 pub use digest::{Digest, InvalidDigest};
 pub use keys::{Algorithm, BadSignature, InvalidKeyId, KeyError, KeyId, PublicKey, SigningKey};
-pub use limits::{Ceiling, Limits};
+pub use limits::{Ceiling, Limits, NotCounted};
 pub use sealed::{ARTIFACT_MAX, SealError, SealedBytes};
 pub use statement::{Architecture, SIGNED_STATEMENT_MAX, Statement, StatementError};
 pub use verify::{Artifact, Expected, SignError, VerifyError, check_signature, peek, sign, verify};

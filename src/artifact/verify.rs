@@ -5,7 +5,7 @@ use super::{
     ARTIFACT_MAX, Architecture, Digest, KeyId, PublicKey, SealedBytes, SigningKey, Statement, StatementError,
 };
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{WASMTIME_VERSION, WORLD, World, settings_digest};
+use crate::engine::{Metering, WASMTIME_VERSION, WORLD, World, settings_digest};
 
 /// A compiled policy whose signature and bindings have been checked, in memory that cannot change.
 #[derive(Debug)]
@@ -168,8 +168,9 @@ fn check_bindings(
     if statement.wasmtime != WASMTIME_VERSION {
         return Err(VerifyError::Wasmtime { found: statement.wasmtime.clone() });
     }
-    if statement.engine != settings_digest() {
-        return Err(VerifyError::Engine { found: statement.engine, expected: settings_digest() });
+    let settings = settings_digest(Metering::of(&statement.limits));
+    if statement.engine != settings {
+        return Err(VerifyError::Engine { found: statement.engine, expected: settings });
     }
     if World::named(&statement.world).is_none() {
         return Err(VerifyError::World { found: statement.world.clone() });

@@ -1,16 +1,15 @@
 //! What a builder is asked to do, and what it answers.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-use wasmtime::Engine;
+use std::sync::Arc;
 
 use super::cache::{Cache, CacheError, Recalled};
 use super::trial::{self, TrialError};
 use super::{BuilderError, cut};
-use crate::artifact::{ARTIFACT_MAX, Digest, Limits, SealError, SealedBytes};
+use crate::artifact::{ARTIFACT_MAX, Ceiling, Digest, Limits, NotCounted, SealError, SealedBytes};
 use crate::bundle::{Platform, PolicyConfig};
 use crate::compile::{self, BuildError, Built, SOURCE_MAX, Terms};
-use crate::engine::{MadeFor, Target, Unfit, WORLD, World};
+use crate::engine::{Engines, MadeFor, Metering, Target, Unfit, WORLD, World};
 use crate::wire::job::{Job, Report};
 
 /// Longest reason that is reported, bytes: one screen.
@@ -19,7 +18,7 @@ const WHY_MAX: usize = 4096;
 /// What there is to do a job with.
 pub(super) struct Workshop {
     /// For one instance of a policy, with the memory of the class.
-    pub(super) engine: Engine,
+    pub(super) engines: Arc<Engines>,
     pub(super) cache: Cache,
     /// Largest linear memory of an instance of this class, bytes.
     pub(super) memory: u32,
@@ -52,6 +51,10 @@ enum Refused {
         "check policy: its memory may have {limit} bytes, the class gives an instance {memory}, and it starts with {needs}"
     )]
     Class { needs: u64, limit: u32, memory: u32 },
+    #[error("check policy: it starts with {needs} table elements, here it may have {limit}")]
+    Tables { needs: u64, limit: u32 },
+    #[error("check policy: {0}")]
+    NotCounted(#[from] NotCounted),
     #[error("compile policy for {0}: the compiler gave no code")]
     Nothing(Target),
     #[error("compile policy: its code takes {found} bytes, at most {limit} are kept; raise builder.output")]
@@ -72,7 +75,7 @@ type Tell<'a> = dyn Fn(&Report, Option<BorrowedFd<'_>>) -> Result<(), BuilderErr
 /// What a manifest says of how the source is to be read.
 fn terms(manifest: &PolicyConfig) -> Result<Terms, Refused> {
     let world = World::named(&manifest.world).ok_or_else(|| Refused::NoWorld(manifest.world.clone()))?;
-    Ok(Terms { world: Some(world) })
+    Ok(Terms { world: Some(world), metering: Metering::of(&manifest.limits) })
 }
 
 impl Workshop {
@@ -84,9 +87,11 @@ impl Workshop {
         tell: impl Fn(&Report, Option<BorrowedFd<'_>>) -> Result<(), BuilderError>,
     ) -> Result<(), BuilderError> {
         let done = match job {
-            Job::Check { manifest } => self.check(&manifest, descriptors).map(|()| (Report::Sound, None)),
-            Job::Compile { manifest } => self
-                .compile(&manifest, descriptors)
+            Job::Check { manifest, ceiling } => {
+                self.check(&manifest, &ceiling, descriptors).map(|()| (Report::Sound, None))
+            }
+            Job::Compile { manifest, ceiling } => self
+                .compile(&manifest, &ceiling, descriptors)
                 .map(|code| (Report::Compiled { cwasm: code.digest() }, Some(code))),
             Job::Recall { cwasm } => return self.recall(&cwasm, &tell),
         };
@@ -100,19 +105,29 @@ impl Workshop {
 
     /// What a signer compiled is believed to come from the source: that is what the signature says. Whether it is a policy,
     /// asks for no more than it may and runs here is looked at.
-    fn check(&self, manifest: &PolicyConfig, descriptors: Vec<OwnedFd>) -> Result<(), Refused> {
+    fn check(
+        &self,
+        manifest: &PolicyConfig,
+        ceiling: &Ceiling,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), Refused> {
         let [source, code] = <[OwnedFd; 2]>::try_from(descriptors)
             .map_err(|found| Refused::Descriptors { found: found.len(), expected: 2 })?;
         let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?;
         let code = SealedBytes::from_fd(code, ARTIFACT_MAX).map_err(Refused::Code)?;
         let source = source.to_vec().map_err(Refused::Source)?;
         let built = compile::check_here(&source, terms(manifest)?)?;
-        self.within(manifest, &built)?;
-        MadeFor::read(&code)?.check()?;
-        Ok(trial::decides(&self.engine, manifest, &built, code, self.memory)?)
+        self.within(manifest, ceiling, &built)?;
+        MadeFor::read(&code)?.check(Metering::of(&manifest.limits))?;
+        Ok(trial::decides(&self.engines, manifest, &built, code, self.ceiling(ceiling))?)
     }
 
-    fn compile(&self, manifest: &PolicyConfig, descriptors: Vec<OwnedFd>) -> Result<SealedBytes, Refused> {
+    fn compile(
+        &self,
+        manifest: &PolicyConfig,
+        ceiling: &Ceiling,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<SealedBytes, Refused> {
         let [source] = <[OwnedFd; 1]>::try_from(descriptors)
             .map_err(|found| Refused::Descriptors { found: found.len(), expected: 1 })?;
         let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?.to_vec();
@@ -120,20 +135,20 @@ impl Workshop {
         let source = source.map_err(Refused::Source)?;
         // What is refused anyway is not compiled first.
         let terms = terms(manifest)?;
-        self.within(manifest, &compile::check_here(&source, terms)?)?;
+        self.within(manifest, ceiling, &compile::check_here(&source, terms)?)?;
         let built = compile::build_here(&source, terms, &[target])?;
         let bytes = built.code_for(Platform::host()).ok_or(Refused::Nothing(target))?;
         if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > self.output.min(ARTIFACT_MAX as u64) {
             return Err(Refused::Output { found: bytes.len(), limit: self.output });
         }
         let code = SealedBytes::of(bytes)?;
-        trial::decides(&self.engine, manifest, &built, code.try_clone()?, self.memory)?;
+        trial::decides(&self.engines, manifest, &built, code.try_clone()?, self.ceiling(ceiling))?;
         self.cache.keep(code.digest(), bytes)?;
         Ok(code)
     }
 
     /// It asks for nothing that its manifest does not say, and fits into what its class gives.
-    fn within(&self, manifest: &PolicyConfig, built: &Built) -> Result<(), Refused> {
+    fn within(&self, manifest: &PolicyConfig, ceiling: &Ceiling, built: &Built) -> Result<(), Refused> {
         if built.world.name() != manifest.world {
             let (found, said) = (built.world, manifest.world.clone());
             return Err(Refused::World { found, said });
@@ -150,10 +165,20 @@ impl Workshop {
                 return Err(Refused::Limit { what, needs, limit });
             }
         }
-        if built.memory > self.memory.into() {
-            return Err(Refused::Class { needs: built.memory, limit: memory, memory: self.memory });
+        let given = manifest.limits.within(&self.ceiling(ceiling))?;
+        if built.memory > given.memory.into() {
+            return Err(Refused::Class { needs: built.memory, limit: memory, memory: given.memory });
+        }
+        if built.table_elements > given.table_elements.into() {
+            let (needs, limit) = (built.table_elements, given.table_elements);
+            return Err(Refused::Tables { needs, limit });
         }
         Ok(())
+    }
+
+    /// An instance has no more memory than its class's pool, whatever else is said.
+    fn ceiling(&self, ceiling: &Ceiling) -> Ceiling {
+        ceiling.and(&Ceiling { memory: self.memory, ..Ceiling::MOST })
     }
 
     fn recall(&self, wanted: &[Digest], tell: &Tell<'_>) -> Result<(), BuilderError> {

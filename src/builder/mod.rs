@@ -19,6 +19,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
@@ -27,7 +28,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use wasmtime::Engine;
 
 use crate::compile;
-use crate::engine::{self, PoolLimits};
+use crate::engine::{Engines, PoolLimits};
 use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
 use crate::wire::channel::{Channel, ReceiveError, Received, SendError, take_inherited};
 use crate::wire::control::{ASSIGNMENT_MAX, BuilderAssignment, CONTROL_MAX, FromChild, Ready, ToChild, fd};
@@ -102,13 +103,16 @@ fn run(control: &Control) -> Result<(), BuilderError> {
     let given = Given::check(Role::Builder, uid, gid, isolation)?;
     // For one trial, with what an instance of this class has. While /proc/self/pagemap can still be opened.
     let pool = PoolLimits { instances: 1, memory: assignment.memory, stack_zeroing: false };
-    let serving =
-        engine::serving_engine(&pool).map_err(|error| BuilderError::Engine(format!("{error:#}")))?;
+    let engines = Engines::new(pool).map_err(|error| BuilderError::Engine(format!("{error:#}")))?;
+    let engines = Arc::new(engines);
+
+    // Which of the others the job takes is known when nothing can be opened any more.
+    engines.make_all().map_err(|error| BuilderError::Engine(format!("{error:#}")))?;
 
     let confined = given.confine(&Places::default().with("cache", &assignment.cache))?;
     sandbox::prove_landlock()?;
     let workshop = Workshop {
-        engine: serving.engine.clone(),
+        engines: Arc::clone(&engines),
         cache: Cache::new(PathBuf::from(&assignment.cache), assignment.limits.output),
         memory: assignment.memory,
         output: assignment.limits.output,
@@ -118,7 +122,7 @@ fn run(control: &Control) -> Result<(), BuilderError> {
     let ready = Ready {
         loaded: 0,
         refused: 0,
-        pagemap_scan: serving.pagemap_scan,
+        pagemap_scan: engines.pagemap_scan(),
         landlock_abi: confined.landlock_abi(),
         landlock_proven_threads: 2,
     };
@@ -126,7 +130,7 @@ fn run(control: &Control) -> Result<(), BuilderError> {
     control.send(&FromChild::Ready(ready), None)?;
     await_serve(control)?;
     begin.send(sealed).map_err(|_| BuilderError::Gone)?;
-    tick(control, &serving.engine)
+    tick(control, &engines)
 }
 
 fn read_assignment() -> Result<BuilderAssignment, BuilderError> {
@@ -220,7 +224,7 @@ fn await_serve(control: &Control) -> Result<(), BuilderError> {
 }
 
 /// Until the other thread ends the process, or the supervisor is gone.
-fn tick(control: &Control, engine: &Engine) -> Result<(), BuilderError> {
+fn tick(control: &Control, engines: &Engines) -> Result<(), BuilderError> {
     let mut buffer = Vec::new();
     loop {
         match control.receive(&mut buffer)? {
@@ -229,7 +233,7 @@ fn tick(control: &Control, engine: &Engine) -> Result<(), BuilderError> {
             Received::End => return Err(BuilderError::Alone),
             Received::Nothing => wait(control.as_fd(), PollFlags::POLLIN, PollTimeout::from(TICK_MS))?,
         }
-        engine.increment_epoch();
+        engines.all().iter().for_each(Engine::increment_epoch);
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use wasmtime::Engine;
 
 use crate::artifact::{
     self, Architecture, Ceiling, Expected, KeyError, SealedBytes, SignError, SigningKey, Statement,
@@ -19,7 +18,8 @@ use crate::bundle::PolicyConfig;
 use crate::compile::Built;
 use crate::decision::{Input, Outcome};
 use crate::engine::{
-    self, Call, Granted, LoadError, Slice, WASMTIME_VERSION, monotonic_ns, realtime_ns, settings_digest,
+    self, Call, Engines, Granted, LoadError, Metering, Slice, WASMTIME_VERSION, monotonic_ns, realtime_ns,
+    settings_digest,
 };
 use crate::wire::frame::{self, EncodeError};
 
@@ -47,15 +47,15 @@ pub(super) enum TrialError {
 
 /// Loads the code and asks it once.
 pub(super) fn decides(
-    engine: &Engine,
+    engines: &Engines,
     manifest: &PolicyConfig,
     built: &Built,
     code: SealedBytes,
-    memory: u32,
+    ceiling: Ceiling,
 ) -> Result<(), TrialError> {
-    let granted = Granted { ceiling: Ceiling { memory, ..Ceiling::MOST }, data: None };
+    let granted = Granted { ceiling, data: None };
     let artifact = vouch(manifest, built, code)?;
-    let policy = Arc::new(engine::load(engine, artifact, granted)?);
+    let policy = Arc::new(engine::load(engines, artifact, granted)?);
     let input = frame::encode(&Input::Opaque { content_type: "", bytes: b"" }, QUESTION_MAX)?;
     let call = Call { input: Bytes::from(input), clock_ns: realtime_ns(), seed: [0; 32] };
     let slice = Arc::new(Slice::default());
@@ -103,7 +103,7 @@ fn vouch(
         bundle: built.source,
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
-        engine: settings_digest(),
+        engine: settings_digest(Metering::of(&manifest.limits)),
         world: manifest.world.clone(),
         imports: manifest.imports.clone(),
         limits: manifest.limits,

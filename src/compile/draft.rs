@@ -21,7 +21,7 @@ impl Built {
             platform: *platform,
             cwasm: cwasm.clone(),
             wasmtime: WASMTIME_VERSION.into(),
-            engine: settings_digest_of(Target::of(*platform)),
+            engine: settings_digest_of(Target::of(*platform), self.metering),
         });
         Draft {
             policy,

@@ -21,7 +21,7 @@ use wasmparser::Parser;
 
 use crate::artifact::Digest;
 use crate::bundle::Platform;
-use crate::engine::{MadeFor, Target, World, compiling_engine, settings_digest_of};
+use crate::engine::{MadeFor, Metering, Target, World, compiling_engine, settings_digest_of};
 
 pub use check::{CheckError, SOURCE_MAX};
 pub use componentize::{ComponentizeError, componentize, componentize_as};
@@ -39,6 +39,8 @@ pub struct Built {
     pub world: World,
     /// It exports `prepare`, to be called once when it is built.
     pub prepares: bool,
+    /// Whether its code counts its instructions.
+    pub metering: Metering,
     /// Host interfaces it imports, sorted: "clock", "data", "log", "metric", "random".
     pub imports: Vec<String>,
     /// Functions of it that the host calls, sorted: "decide".
@@ -86,6 +88,8 @@ pub enum BuildError {
 pub struct Terms {
     /// What a core module that does not say so implements ([`componentize()`]).
     pub world: Option<World>,
+    /// Whether its code counts its instructions ([`Metering::of`] its limits).
+    pub metering: Metering,
 }
 
 /// Checks, rewrites and compiles a policy, a component of the world or a core module that becomes one, for each of
@@ -112,7 +116,7 @@ pub fn build_here(policy: &[u8], terms: Terms, targets: &[Target]) -> Result<Bui
     let (component, mut built) = checked(policy, terms)?;
     let rewritten = rewrite::component(&component)?;
     for target in targets {
-        built.compiled.push((target.platform(), compile(&rewritten, *target)?));
+        built.compiled.push((target.platform(), compile(&rewritten, *target, terms.metering)?));
     }
     Ok(built)
 }
@@ -140,6 +144,7 @@ fn checked(policy: &[u8], terms: Terms) -> Result<(Cow<'_, [u8]>, Built), BuildE
         source: Digest::of(policy),
         world: found.world,
         prepares: found.prepares,
+        metering: terms.metering,
         imports: found.imports,
         exports: found.exports,
         memory: found.memory,
@@ -149,11 +154,14 @@ fn checked(policy: &[u8], terms: Terms) -> Result<(Cow<'_, [u8]>, Built), BuildE
     Ok((component, built))
 }
 
-fn compile(rewritten: &[u8], target: Target) -> Result<Vec<u8>, BuildError> {
+fn compile(rewritten: &[u8], target: Target, metering: Metering) -> Result<Vec<u8>, BuildError> {
     let failed = |error: wasmtime::Error| BuildError::Compile(format!("{error:#}"));
-    let code = compiling_engine(target).map_err(failed)?.precompile_component(rewritten).map_err(failed)?;
+    let code = compiling_engine(target, metering)
+        .map_err(failed)?
+        .precompile_component(rewritten)
+        .map_err(failed)?;
     let made_for = MadeFor::of(&code).map_err(|unfit| BuildError::Compile(unfit.to_string()))?;
-    let (found, expected) = (made_for.settings, settings_digest_of(target));
+    let (found, expected) = (made_for.settings, settings_digest_of(target, metering));
     if found == expected { Ok(code) } else { Err(BuildError::Settings { target, found, expected }) }
 }
 
@@ -198,8 +206,8 @@ mod tests {
         for (platform, code) in &built.compiled {
             let made_for = MadeFor::of(code).unwrap();
             assert_eq!(made_for.platform, Some(*platform));
-            assert_eq!(made_for.settings, settings_digest_of(Target::of(*platform)));
-            assert_eq!(made_for.check().is_ok(), *platform == Platform::host());
+            assert_eq!(made_for.settings, settings_digest_of(Target::of(*platform), Metering::Off));
+            assert_eq!(made_for.check(Metering::Off).is_ok(), *platform == Platform::host());
             assert_eq!(built.code_for(*platform), Some(code.as_slice()));
         }
         assert_eq!(built.compiled.iter().map(|(platform, _)| *platform).collect::<Vec<_>>(), Platform::ALL);

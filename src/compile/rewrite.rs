@@ -157,7 +157,7 @@ mod tests {
     use wasmtime::{Engine, Instance, Store, Trap, UpdateDeadline};
 
     use super::*;
-    use crate::engine::{FEATURES, compiling_engine};
+    use crate::engine::{FEATURES, Metering, compiling_engine};
 
     /// 512 KiB of memory, a data segment of 200,000 bytes, and each bulk instruction behind an export.
     fn bulk_module() -> Vec<u8> {
@@ -254,7 +254,7 @@ mod tests {
                 static MODULES: (Engine, Vec<u8>, Vec<u8>) = {
                     let original = bulk_module();
                     let rewritten = module(&original).expect("rewritten");
-                    (compiling_engine(crate::engine::Target::host()).expect("engine"), original, rewritten)
+                    (compiling_engine(crate::engine::Target::host(), Metering::Off).expect("engine"), original, rewritten)
                 };
             }
             MODULES.with(|(engine, original, rewritten)| {
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn edges_of_overlap_and_bounds() {
         let original = bulk_module();
-        let engine = compiling_engine(crate::engine::Target::host()).unwrap();
+        let engine = compiling_engine(crate::engine::Target::host(), Metering::Off).unwrap();
         let rewritten = module(&original).unwrap();
         let (end, long) = (8 << 16, 200_000);
         let mut traps = 0;
@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn bulk_instructions_can_be_interrupted_every_64_kib() {
         let original = bulk_module();
-        let engine = compiling_engine(crate::engine::Target::host()).unwrap();
+        let engine = compiling_engine(crate::engine::Target::host(), Metering::Off).unwrap();
         let rewritten = module(&original).unwrap();
         for (name, operands) in [
             ("fill", (0, 1, 8 << 16)),
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn straight_code_can_be_interrupted() {
-        let engine = compiling_engine(crate::engine::Target::host()).unwrap();
+        let engine = compiling_engine(crate::engine::Target::host(), Metering::Off).unwrap();
         let straight = "local.get 0 i32.const 3 i32.mul local.set 0\n".repeat(40_000);
         // A branch is never taken just where a look would be due if only lengths were counted.
         let evasive = "local.get 0 i32.const 3 i32.mul local.set 0\n".repeat(500)
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn rewriting_again_changes_no_behaviour() {
-        let engine = compiling_engine(crate::engine::Target::host()).unwrap();
+        let engine = compiling_engine(crate::engine::Target::host(), Metering::Off).unwrap();
         let once = module(&bulk_module()).unwrap();
         let twice = module(&once).unwrap();
         let mut machines = [Machine::new(&engine, &once), Machine::new(&engine, &twice)];

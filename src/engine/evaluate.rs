@@ -55,8 +55,20 @@ pub struct Evaluated {
     pub malformed: bool,
     /// There was an instance that could be asked; what followed is the policy's doing.
     pub instantiated: bool,
+    pub used: Used,
     /// Drop it when the reply is on its way: resetting a large memory takes longer than a small decision.
     pub residue: Residue,
+}
+
+/// What it took, of what is limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Linear memory at the end, bytes; it never shrinks, so that is the most.
+    pub memory: usize,
+    pub table_elements: usize,
+    pub host_calls: u32,
+    /// Instructions, where they are counted.
+    pub fuel: Option<u64>,
 }
 
 /// What is left of the instance.
@@ -75,25 +87,25 @@ impl std::fmt::Debug for Host {
 /// so, and drops it, which frees the instance. It must be polled on the thread that `slice` belongs to.
 pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Evaluated {
     let digest = Some(policy.digest());
-    let ended = |result: Result<_, Refusal>, timing, (malformed, instantiated), residue| {
+    let ended = |result: Result<_, Refusal>, timing, (malformed, instantiated), used, residue| {
         let (outcome, obligations, cache) = result
             .unwrap_or_else(|refusal| (Outcome::Refused(refusal), Default::default(), Default::default()));
         let decision = Decision { outcome, obligations, cache, digest, timing };
-        Evaluated { decision, malformed, instantiated, residue }
+        Evaluated { decision, malformed, instantiated, used, residue }
     };
     let input: Input<'_> = match frame::decode(&call.input) {
         Ok(Input::Http(http)) if http.headers.len() > HEADERS_MAX => {
             let refusal = Refusal::BadRequest(format!("input: more than {HEADERS_MAX} headers"));
-            return ended(Err(refusal), Timing::default(), (true, false), Residue(None));
+            return ended(Err(refusal), Timing::default(), (true, false), Used::default(), Residue(None));
         }
         Ok(Input::Http(http)) if http.attributes.len() > ATTRIBUTES_MAX => {
             let refusal = Refusal::BadRequest(format!("input: more than {ATTRIBUTES_MAX} attributes"));
-            return ended(Err(refusal), Timing::default(), (true, false), Residue(None));
+            return ended(Err(refusal), Timing::default(), (true, false), Used::default(), Residue(None));
         }
         Ok(input) => input,
         Err(error) => {
             let refusal = Refusal::BadRequest(format!("input: {error}"));
-            return ended(Err(refusal), Timing::default(), (true, false), Residue(None));
+            return ended(Err(refusal), Timing::default(), (true, false), Used::default(), Residue(None));
         }
     };
 
@@ -131,12 +143,22 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
     let result = match result {
         // Out of slots: admission counts them too, so this is a pool limit that one policy alone exceeds.
         Err(error) if error.is::<wasmtime::PoolConcurrencyLimitError>() => Err(Refusal::Overloaded),
-        Err(error) => Err(outcome::from_error(&error, store.data().growth_refused)),
+        Err(error) => Err(outcome::from_error(&error, store.data().growth_refused, policy.limits())),
         Ok(Ok(decision)) => outcome::from_guest(decision),
         Ok(Err(failure)) => Err(outcome::from_failure(failure)),
     };
     timing.host_ns = store.data().host_ns;
-    ended(result, timing, (false, instantiated), Residue(Some(store)))
+    let host = store.data();
+    let used = Used {
+        memory: host.memory_used,
+        table_elements: host.table_elements_used,
+        host_calls: host.host_calls,
+        fuel: policy
+            .limits()
+            .fuel
+            .and_then(|given| store.get_fuel().ok().map(|left| given.saturating_sub(left))),
+    };
+    ended(result, timing, (false, instantiated), used, Residue(Some(store)))
 }
 
 /// Notes how long making the instance took. Returns when that was.
@@ -163,10 +185,16 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
         memory_used: 0,
         table_elements_used: 0,
         growth_refused: false,
+        host_calls: 0,
+        host_calls_max: limits.host_calls,
         host_ns: 0,
     };
     let mut store = Store::new(policy.pre.engine(), host);
     store.limiter(|host| host);
+    if let Some(fuel) = limits.fuel {
+        // Loading saw to it that the engine counts.
+        let _ = store.set_fuel(fuel);
+    }
     // What a guest may make the host copy or allocate in one go: strings and lists on their way out.
     store.set_hostcall_fuel(limits.output as usize);
     store.set_epoch_deadline(1);

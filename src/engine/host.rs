@@ -98,15 +98,31 @@ pub(super) struct Host {
     pub(super) table_elements_used: usize,
     /// It wanted more memory or table than it may have: what a trap right after it means.
     pub(super) growth_refused: bool,
+    pub(super) host_calls: u32,
+    pub(super) host_calls_max: u32,
     pub(super) host_ns: u64,
 }
 
+/// A guest has called host functions as often as it may.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("it called host functions more often than it may")]
+pub(super) struct CallsExhausted;
+
 impl Host {
-    fn timed<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+    fn timed<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Result<T> {
+        self.called()?;
         let start = monotonic_ns();
         let result = work(self);
         self.host_ns = self.host_ns.saturating_add(monotonic_ns().saturating_sub(start));
-        result
+        Ok(result)
+    }
+
+    fn called(&mut self) -> Result<()> {
+        if self.host_calls >= self.host_calls_max {
+            return Err(CallsExhausted.into());
+        }
+        self.host_calls += 1;
+        Ok(())
     }
 
     /// Grants growth from `current` to `desired` if the sum stays within the limit.
@@ -133,7 +149,7 @@ impl Host {
 }
 
 impl Host {
-    fn write(&mut self, level: Level, message: String) {
+    fn write(&mut self, level: Level, message: String) -> Result<()> {
         self.timed(|host| {
             if host.log_lines >= LOG_LINES {
                 return;
@@ -151,14 +167,14 @@ impl Host {
                 Level::Info => tracing::info!(%tenant, %policy, %digest, guest = ?message),
                 Level::Warn => tracing::warn!(%tenant, %policy, %digest, guest = ?message),
             }
-        });
+        })
     }
 
-    fn random_u64(&mut self) -> u64 {
+    fn random_u64(&mut self) -> Result<u64> {
         self.timed(|host| host.generator().next_u64())
     }
 
-    fn random_bytes(&mut self, len: u32) -> Vec<u8> {
+    fn random_bytes(&mut self, len: u32) -> Result<Vec<u8>> {
         self.timed(|host| {
             let mut bytes = vec![0; len.min(RANDOM_BYTES) as usize];
             host.generator().fill_bytes(&mut bytes);
@@ -180,28 +196,29 @@ macro_rules! interfaces {
             use $version::portcullis::policy::{clock, log, random, types};
 
             impl log::Host for Host {
-                fn write(&mut self, level: log::Level, message: String) {
+                fn write(&mut self, level: log::Level, message: String) -> Result<()> {
                     let level = match level {
                         log::Level::Debug => Level::Debug,
                         log::Level::Info => Level::Info,
                         log::Level::Warn => Level::Warn,
                     };
-                    self.write(level, message);
+                    self.write(level, message)
                 }
             }
 
             impl clock::Host for Host {
-                fn now(&mut self) -> u64 {
-                    self.clock_ns
+                fn now(&mut self) -> Result<u64> {
+                    self.called()?;
+                    Ok(self.clock_ns)
                 }
             }
 
             impl random::Host for Host {
-                fn get_u64(&mut self) -> u64 {
+                fn get_u64(&mut self) -> Result<u64> {
                     self.random_u64()
                 }
 
-                fn get_bytes(&mut self, len: u32) -> Vec<u8> {
+                fn get_bytes(&mut self, len: u32) -> Result<Vec<u8>> {
                     self.random_bytes(len)
                 }
             }
@@ -214,11 +231,11 @@ interfaces!(v0_1);
 interfaces!(v1_0);
 
 impl v1_0::portcullis::policy::data::Host for Host {
-    fn get(&mut self, key: String) -> Option<Vec<u8>> {
+    fn get(&mut self, key: String) -> Result<Option<Vec<u8>>> {
         self.timed(|host| Some(host.data.as_ref()?.get(&key)?.to_vec()))
     }
 
-    fn entries(&mut self, prefix: String, after: Option<String>, limit: u32) -> Vec<Entry> {
+    fn entries(&mut self, prefix: String, after: Option<String>, limit: u32) -> Result<Vec<Entry>> {
         self.timed(|host| {
             let Some(data) = &host.data else { return Vec::new() };
             let mut bytes = 0_usize;
@@ -237,14 +254,14 @@ impl v1_0::portcullis::policy::data::Host for Host {
 }
 
 impl v1_0::portcullis::policy::metric::Host for Host {
-    fn add(&mut self, name: String, value: u64) {
+    fn add(&mut self, name: String, value: u64) -> Result<()> {
         self.timed(|host| {
             if host.metric_calls >= metric::CALLS {
                 return host.metrics.drop_one();
             }
             host.metric_calls += 1;
             host.metrics.add(&name, value);
-        });
+        })
     }
 }
 

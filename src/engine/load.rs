@@ -7,11 +7,13 @@ use wasmtime::component::{Component, Linker};
 
 use super::bindings::{v0_1, v1_0};
 use super::data::Data;
+use super::engines::Engines;
 use super::host::{Host, Importable};
 use super::made_for::{MadeFor, Unfit};
 use super::metric::Metrics;
+use super::settings::Metering;
 use super::world::World;
-use crate::artifact::{Artifact, Ceiling, Digest, Limits};
+use crate::artifact::{Artifact, Ceiling, Digest, Limits, NotCounted};
 use crate::decision::{PolicyName, Tenant};
 
 /// Whose policy this is, as its log lines and replies say.
@@ -103,6 +105,10 @@ pub enum LoadError {
     UnknownImport(PolicyName, String, String),
     #[error("policy \"{policy}\" starts with {initial} bytes of memory, its limit is {limit}")]
     Memory { policy: PolicyName, initial: u64, limit: u32 },
+    #[error("policy \"{0}\": {1}")]
+    NotCounted(PolicyName, NotCounted),
+    #[error("make an engine for policy \"{0}\", which asks for a stack or for counting of its own: {1}")]
+    Engine(PolicyName, String),
     #[error("load policy \"{0}\": {1}; build it again, or let the host compile its source")]
     Unfit(PolicyName, Unfit),
     #[error("load policy \"{0}\": {1}")]
@@ -115,25 +121,31 @@ pub enum LoadError {
 ///
 /// # Errors
 /// What about it does not hold, or does not fit.
-pub fn load(engine: &Engine, artifact: Artifact, granted: Granted) -> Result<Policy, LoadError> {
+pub fn load(engines: &Engines, artifact: Artifact, granted: Granted) -> Result<Policy, LoadError> {
     let statement = artifact.statement();
     let name = || statement.policy.clone();
     let world = World::named(&statement.world)
         .ok_or_else(|| LoadError::World { policy: name(), world: statement.world.clone() })?;
-    let limits = Limits { memory: statement.limits.memory.min(granted.ceiling.memory), ..statement.limits };
+    let limits = statement.limits.within(&granted.ceiling);
+    let limits = limits.map_err(|why| LoadError::NotCounted(name(), why))?;
+    if limits != statement.limits {
+        let (policy, tenant, asked) = (&statement.policy, &statement.tenant, &statement.limits);
+        tracing::info!(%tenant, %policy, ?asked, given = ?limits, "policy gets less than its manifest asks for");
+    }
 
     // Before wasmtime sees a byte of it: it looks at less, and into more.
     MadeFor::read(artifact.bytes())
-        .and_then(|made_for| made_for.check())
+        .and_then(|made_for| made_for.check(Metering::of(&limits)))
         .map_err(|unfit| LoadError::Unfit(name(), unfit))?;
-    let component = deserialize(engine, &artifact)
+    let engine = engines.of(&limits).map_err(|error| LoadError::Engine(name(), format!("{error:#}")))?;
+    let component = deserialize(&engine, &artifact)
         .map_err(|error| LoadError::Deserialize(name(), format!("{error:#}")))?;
     let initial = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
     if initial > u64::from(limits.memory) {
         return Err(LoadError::Memory { policy: name(), initial, limit: limits.memory });
     }
 
-    let mut linker = Linker::new(engine);
+    let mut linker = Linker::new(&engine);
     let link = |error: wasmtime::Error| LoadError::Link(name(), format!("{error:#}"));
     for import in &statement.imports {
         let known = world.capabilities();

@@ -12,7 +12,7 @@ use nix::sys::uio::pread;
 use crate::artifact::{Digest, SealedBytes};
 use crate::bundle::Platform;
 
-use super::settings::{WASMTIME_VERSION, settings_digest, settings_digest_of};
+use super::settings::{Metering, WASMTIME_VERSION, settings_digest, settings_digest_of};
 use super::target::Target;
 
 /// The section, as wasmtime names it.
@@ -50,8 +50,10 @@ pub enum Unfit {
     Processor { target: Target, missing: Vec<&'static str> },
     #[error("it is compiled for {0}, this host compiles for {host}", host = Target::host())]
     OtherTarget(Target),
-    #[error("it is compiled with engine settings {0}, these are {here}", here = settings_digest())]
-    Settings(Digest),
+    #[error("it is compiled with engine settings {found}, these are {expected}")]
+    Settings { found: Digest, expected: Digest },
+    #[error("it {}, {}", counted(.0), "which is not what its manifest has a limit for; build it again")]
+    Metering(Metering),
 }
 
 impl MadeFor {
@@ -146,7 +148,7 @@ impl MadeFor {
     ///
     /// # Errors
     /// Says what it is made for, and what this host is.
-    pub fn check(&self) -> Result<(), Unfit> {
+    pub fn check(&self, metering: Metering) -> Result<(), Unfit> {
         match self.platform {
             None => return Err(Unfit::Machine),
             Some(platform) if platform != Platform::host() => return Err(Unfit::Platform(platform)),
@@ -155,19 +157,30 @@ impl MadeFor {
         if self.wasmtime != WASMTIME_VERSION {
             return Err(Unfit::Wasmtime(self.wasmtime.clone()));
         }
-        if self.settings == settings_digest() {
+        if self.settings == settings_digest(metering) {
             return Ok(());
         }
-        let Some(target) = Target::ALL.into_iter().find(|one| settings_digest_of(*one) == self.settings)
-        else {
-            return Err(Unfit::Settings(self.settings));
+        let kinds = Metering::ALL.into_iter().flat_map(|by| Target::ALL.map(|target| (target, by)));
+        let known = kinds.into_iter().find(|(target, by)| settings_digest_of(*target, *by) == self.settings);
+        let Some((target, by)) = known else {
+            return Err(Unfit::Settings { found: self.settings, expected: settings_digest(metering) });
         };
+        if by != metering {
+            return Err(Unfit::Metering(by));
+        }
         let missing = target.missing_here();
         Err(if missing.is_empty() {
             Unfit::OtherTarget(target)
         } else {
             Unfit::Processor { target, missing }
         })
+    }
+}
+
+fn counted(by: &Metering) -> &'static str {
+    match by {
+        Metering::Off => "does not count its instructions",
+        Metering::Fuel => "counts its instructions",
     }
 }
 
@@ -193,11 +206,11 @@ mod tests {
     use crate::engine::compiling_engine;
 
     fn code(target: Target) -> Vec<u8> {
-        compiling_engine(target).unwrap().precompile_component(b"\0asm\x0d\0\x01\0").unwrap()
+        compiling_engine(target, Metering::Off).unwrap().precompile_component(b"\0asm\x0d\0\x01\0").unwrap()
     }
 
     fn refused(code: &[u8]) -> Unfit {
-        MadeFor::of(code).and_then(|made_for| made_for.check()).expect_err("fits")
+        MadeFor::of(code).and_then(|made_for| made_for.check(Metering::Off)).expect_err("fits")
     }
 
     #[test]
@@ -205,8 +218,11 @@ mod tests {
         let here = code(Target::host());
         let made_for = MadeFor::of(&here).unwrap();
         assert_eq!(made_for.platform, Some(Platform::host()));
-        assert_eq!((made_for.wasmtime.as_str(), made_for.settings), (WASMTIME_VERSION, settings_digest()));
-        made_for.check().unwrap();
+        assert_eq!(
+            (made_for.wasmtime.as_str(), made_for.settings),
+            (WASMTIME_VERSION, settings_digest(Metering::Off))
+        );
+        made_for.check(Metering::Off).unwrap();
         assert_eq!(MadeFor::read(&SealedBytes::of(&here).unwrap()).unwrap(), made_for);
 
         let other = Platform::ALL.into_iter().find(|platform| *platform != Platform::host()).unwrap();
@@ -229,13 +245,24 @@ mod tests {
         assert_eq!(unfit.to_string(), text);
     }
 
+    #[test]
+    fn code_that_counts_is_told_from_code_that_does_not() {
+        let fuel = compiling_engine(Target::host(), Metering::Fuel).unwrap();
+        let counts = MadeFor::of(&fuel.precompile_component(b"\0asm\x0d\0\x01\0").unwrap()).unwrap();
+        counts.check(Metering::Fuel).unwrap();
+        assert_eq!(counts.check(Metering::Off), Err(Unfit::Metering(Metering::Fuel)));
+        let plain = MadeFor::of(&code(Target::host())).unwrap();
+        let unfit = plain.check(Metering::Fuel).unwrap_err();
+        assert!(unfit.to_string().starts_with("it does not count its instructions, "), "{unfit}");
+    }
+
     /// Any setting: the digest covers each byte in which the compiler says what it did.
     #[test]
     fn a_changed_setting_is_another_digest() {
         let mut code = code(Target::host());
         let at = code.windows(9).position(|bytes| bytes == b"opt_level").unwrap();
         code[at + 11] ^= 1;
-        assert!(matches!(refused(&code), Unfit::Settings(_)));
+        assert!(matches!(refused(&code), Unfit::Settings { .. }));
         let text = refused(&code).to_string();
         assert!(text.starts_with("it is compiled with engine settings sha256:"), "{text}");
     }
@@ -257,7 +284,10 @@ mod tests {
                 changed[at] = value;
                 // Whatever comes out of it: no panic, and what is taken for fit has not changed where it matters.
                 if let Ok(made_for) = MadeFor::of(&changed) {
-                    assert!(made_for.check().is_err() || made_for.settings == settings_digest());
+                    assert!(
+                        made_for.check(Metering::Off).is_err()
+                            || made_for.settings == settings_digest(Metering::Off)
+                    );
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! What a policy runs in. The same code in the worker, the builder and the command line, so that limits cannot differ.
 //!
-//! [`settings`] has the one configuration, for each [`target`]; [`made_for`] reads what code was compiled for; [`load`] turns a verified artifact into a [`Policy`]; [`evaluate`] is one
+//! [`settings`] has the one configuration, for each [`target`], [`engines`] what runs under it; [`made_for`] reads what code was compiled for; [`load`] turns a verified artifact into a [`Policy`]; [`evaluate`] is one
 //! decision: a fresh instance, the request in, the decision out, checked.
 
 mod bindings;
 mod data;
+mod engines;
 mod evaluate;
 mod host;
 mod load;
@@ -17,7 +18,8 @@ mod target;
 mod world;
 
 pub use data::Data;
-pub use evaluate::{Call, Evaluated, Residue, evaluate};
+pub use engines::Engines;
+pub use evaluate::{Call, Evaluated, Residue, Used, evaluate};
 pub use host::Importable;
 pub use load::{Granted, LoadError, Policy, load};
 pub use made_for::{MadeFor, Unfit};
@@ -26,9 +28,7 @@ pub use metric::{METRIC_NAME_MAX, METRICS_MAX, Metrics, is_metric_name};
 pub use settings::compiling_engine;
 #[cfg(feature = "compiler")]
 pub(crate) use settings::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT};
-pub use settings::{
-    PoolLimits, Serving, WASMTIME_VERSION, serving_engine, settings_digest, settings_digest_of,
-};
+pub use settings::{Metering, PoolLimits, WASMTIME_VERSION, settings_digest, settings_digest_of};
 pub use slice::{Slice, monotonic_ns, realtime_ns};
 pub use target::Target;
 pub use world::{WORLD, World};

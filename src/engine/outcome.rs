@@ -4,12 +4,16 @@ use bytes::Bytes;
 use wasmtime::Trap;
 
 use super::bindings::v1_0::portcullis::policy::types;
+use super::host::CallsExhausted;
+use crate::artifact::Limits;
 use crate::decision::{
     CacheHint, CacheScope, HeaderValue, Metadatum, Obligations, Outcome, Refusal, TrapKind,
 };
 
 /// Longest reason of a denial and detail of a failure, bytes; longer ones are cut.
 const REASON_BYTES: usize = 1024;
+/// How wasmtime begins to say that a guest gives more than it may. It has no type for that.
+const TOO_MUCH: &str = "too much data is being copied between the host and the guest";
 /// Longest reason of a failure, bytes.
 const FAILURE_REASON_BYTES: usize = 64;
 /// Most headers or metadata of one kind.
@@ -68,7 +72,10 @@ pub(super) fn from_failure(types::Failure { reason, detail }: types::Failure) ->
 }
 
 /// Names the way a guest ended without an answer.
-pub(super) fn from_error(error: &wasmtime::Error, growth_refused: bool) -> Refusal {
+pub(super) fn from_error(error: &wasmtime::Error, growth_refused: bool, limits: &Limits) -> Refusal {
+    if error.is::<CallsExhausted>() {
+        return Refusal::Trap(TrapKind::HostCalls);
+    }
     match error.downcast_ref::<Trap>() {
         // Out of memory looks like `unreachable` from here: that is how allocators give up.
         // Some use the memory they did not get.
@@ -80,7 +87,13 @@ pub(super) fn from_error(error: &wasmtime::Error, growth_refused: bool) -> Refus
             None => Refusal::InvalidOutput(trap.to_string()),
         },
         // Pointers, lengths, discriminants and strings that do not hold, or more output than the limit.
-        None => Refusal::InvalidOutput(cut(error.root_cause().to_string())),
+        None => {
+            let cause = error.root_cause().to_string();
+            if cause.starts_with(TOO_MUCH) {
+                return invalid(format!("it is more than the limit of {} bytes", limits.output));
+            }
+            Refusal::InvalidOutput(cut(cause))
+        }
     }
 }
 
@@ -92,6 +105,7 @@ fn trap_kind(trap: Trap) -> Option<TrapKind> {
         }
         Trap::StackOverflow => TrapKind::Stack,
         Trap::AllocationTooLarge => TrapKind::Memory,
+        Trap::OutOfFuel => TrapKind::Fuel,
         Trap::IntegerOverflow | Trap::IntegerDivisionByZero | Trap::BadConversionToInteger => {
             TrapKind::Arithmetic
         }

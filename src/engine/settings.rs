@@ -7,13 +7,13 @@ use wasmtime::{
 };
 
 use super::target::Target;
-use crate::artifact::Digest;
+use crate::artifact::{Digest, Limits};
 
 /// In full: a `.cwasm` is only loaded by exactly the version that made it.
 pub const WASMTIME_VERSION: &str = "48.0.8";
 
-/// Native stack a guest may use, bytes.
-const WASM_STACK: usize = 256 << 10;
+/// What is left of a fiber's stack for the host functions that a guest calls, bytes.
+const HOST_STACK: usize = 256 << 10;
 /// Address space that each memory has to itself, so that bounds checks are left to the MMU.
 const MEMORY_RESERVATION: u64 = 4 << 30;
 const MEMORY_GUARD: u64 = 32 << 20;
@@ -39,29 +39,55 @@ const DENSE_IMAGE: u64 = 16 << 20;
 /// What machine code says of its settings ([`super::MadeFor`]), hashed, for each target. A worker has no compiler to ask,
 /// so it has these; a build compares what it made with them, and a test says what they are when a setting was changed.
 #[rustfmt::skip]
-const DIGESTS: [(Target, [u8; 32]); 3] = [
-    (Target::Amd64V2, *b"\xb3\x6a\x8f\xdf\x36\x9c\x07\x9a\xb0\x18\xe5\x77\x24\x77\xad\x69\x1e\xf6\x7c\x0d\x13\x32\x3f\xdf\x56\xd0\xec\x8b\xe2\xaa\xeb\x35"),
-    (Target::Amd64V1, *b"\xd1\x5d\x32\x6a\xd9\xe9\x10\x75\xfd\xcc\x4e\x6b\x1e\xf9\x56\x20\x2d\xae\xfc\x4e\x5d\x68\xbb\x0d\xe1\x06\xb4\x54\x95\x82\x66\xe0"),
-    (Target::Arm64, *b"\x80\xa0\xb4\x75\xcc\xac\xfc\xc2\xe3\xe5\x4a\xd5\x1d\xea\xe0\x15\xba\x94\x66\xb9\x0d\xee\x9a\xd0\x98\x8d\xae\x98\x52\x14\x2c\x17"),
+const DIGESTS: [(Target, Metering, [u8; 32]); 6] = [
+    (Target::Amd64V2, Metering::Off, *b"\xb3\x6a\x8f\xdf\x36\x9c\x07\x9a\xb0\x18\xe5\x77\x24\x77\xad\x69\x1e\xf6\x7c\x0d\x13\x32\x3f\xdf\x56\xd0\xec\x8b\xe2\xaa\xeb\x35"),
+    (Target::Amd64V1, Metering::Off, *b"\xd1\x5d\x32\x6a\xd9\xe9\x10\x75\xfd\xcc\x4e\x6b\x1e\xf9\x56\x20\x2d\xae\xfc\x4e\x5d\x68\xbb\x0d\xe1\x06\xb4\x54\x95\x82\x66\xe0"),
+    (Target::Arm64, Metering::Off, *b"\x80\xa0\xb4\x75\xcc\xac\xfc\xc2\xe3\xe5\x4a\xd5\x1d\xea\xe0\x15\xba\x94\x66\xb9\x0d\xee\x9a\xd0\x98\x8d\xae\x98\x52\x14\x2c\x17"),
+    (Target::Amd64V2, Metering::Fuel, [0; 32]),
+    (Target::Amd64V1, Metering::Fuel, [0; 32]),
+    (Target::Arm64, Metering::Fuel, [0; 32]),
 ];
+
+/// Whether code counts what it executes. Counting costs each decision something, so only code of a policy that has a limit
+/// does: it is compiled by other settings, and runs in an engine of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Metering {
+    #[default]
+    Off,
+    /// Instructions, in wasmtime's fuel.
+    Fuel,
+}
+
+impl Metering {
+    pub const ALL: [Self; 2] = [Self::Off, Self::Fuel];
+
+    /// What code of a policy with these limits has to do.
+    #[must_use]
+    pub const fn of(limits: &Limits) -> Self {
+        match limits.fuel {
+            Some(_) => Self::Fuel,
+            None => Self::Off,
+        }
+    }
+}
 
 /// The SHA-256 of every setting, for the best target that this host runs: what code has to be compiled with to be
 /// loaded here.
 #[must_use]
-pub fn settings_digest() -> Digest {
-    settings_digest_of(Target::host())
+pub fn settings_digest(metering: Metering) -> Digest {
+    settings_digest_of(Target::host(), metering)
 }
 
 /// The same for any target.
 #[must_use]
-pub fn settings_digest_of(target: Target) -> Digest {
-    let known = DIGESTS.iter().find(|(of, _)| *of == target);
-    Digest::from_bytes(known.map_or([0; 32], |(_, digest)| *digest))
+pub fn settings_digest_of(target: Target, metering: Metering) -> Digest {
+    let known = DIGESTS.iter().find(|(of, by, _)| (*of, *by) == (target, metering));
+    Digest::from_bytes(known.map_or([0; 32], |(_, _, digest)| *digest))
 }
 
 /// Settings common to builder and worker: each of them is named, since what wasmtime takes by default depends on the
 /// features that it was built with, and those differ between the two.
-pub(super) fn shared_config() -> wasmtime::Result<Config> {
+pub(super) fn shared_config(metering: Metering) -> wasmtime::Result<Config> {
     let mut config = Config::new();
     // Everything that wasmtime knows is off, threads, GC, exceptions and stack switching among it, but for:
     config.wasm_features(WasmFeatures::all(), false);
@@ -71,9 +97,7 @@ pub(super) fn shared_config() -> wasmtime::Result<Config> {
     config.concurrency_support(false);
     config.shared_memory(false);
     config.epoch_interruption(true);
-    config.consume_fuel(false);
-    config.max_wasm_stack(WASM_STACK);
-    config.async_stack_size(2 * WASM_STACK);
+    config.consume_fuel(metering == Metering::Fuel);
     config.memory_reservation(MEMORY_RESERVATION);
     config.memory_reservation_for_growth(0);
     config.memory_guard_size(MEMORY_GUARD);
@@ -92,9 +116,9 @@ pub(super) fn shared_config() -> wasmtime::Result<Config> {
     config.debug_symbols(false);
     config.metadata_for_internal_asserts(false);
     // In full, and with what the code relies on and does not say by itself. wasmtime's loader refuses any other; by itself it
-    // would look at the major version.
+    // would look at the major version. (Code compares its stack with a limit that it is given, so it is the same for all.)
     let version = format!(
-        "{WASMTIME_VERSION} portcullis-1 wasm-stack={WASM_STACK} growth=0 dense-image={DENSE_IMAGE} address-map=no"
+        "{WASMTIME_VERSION} portcullis-1 wasm-stack=262144 growth=0 dense-image={DENSE_IMAGE} address-map=no"
     );
     config.module_version(ModuleVersionStrategy::Custom(version))?;
     Ok(config)
@@ -111,13 +135,6 @@ pub struct PoolLimits {
     pub stack_zeroing: bool,
 }
 
-/// An engine that runs what others compiled.
-pub struct Serving {
-    pub engine: Engine,
-    /// Whether memories are reset by PAGEMAP_SCAN (Linux 6.7 and newer): five times cheaper than without.
-    pub pagemap_scan: bool,
-}
-
 /// Linear memory and table that are cleared by writing zeroes; what lies above is given back to the kernel.
 const MEMORY_KEEP_RESIDENT: usize = 64 << 10;
 const TABLE_KEEP_RESIDENT: usize = 16 << 10;
@@ -129,45 +146,45 @@ pub(crate) const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
 const MEMORIES_PER_COMPONENT: u32 = 2;
 pub(crate) const TABLES_PER_COMPONENT: u32 = 4;
 
-/// The engine a worker runs policies with. Must be called while `/proc/self/pagemap` can be opened: before the process
-/// is made non-dumpable, and before Landlock.
-pub fn serving_engine(limits: &PoolLimits) -> wasmtime::Result<Serving> {
-    let engine = |pagemap_scan| {
-        let mut pool = PoolingAllocationConfig::new();
-        pool.total_component_instances(limits.instances);
-        pool.total_core_instances(limits.instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT));
-        pool.total_memories(limits.instances.saturating_mul(MEMORIES_PER_COMPONENT));
-        pool.total_tables(limits.instances.saturating_mul(TABLES_PER_COMPONENT));
-        pool.total_stacks(limits.instances);
-        pool.max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT);
-        pool.max_memories_per_component(MEMORIES_PER_COMPONENT);
-        pool.max_tables_per_component(TABLES_PER_COMPONENT);
-        pool.max_tables_per_module(TABLES_PER_COMPONENT);
-        pool.max_memory_size(limits.memory as usize);
-        pool.table_elements(TABLE_ELEMENTS);
-        pool.linear_memory_keep_resident(MEMORY_KEEP_RESIDENT);
-        pool.table_keep_resident(TABLE_KEEP_RESIDENT);
-        pool.async_stack_keep_resident(STACK_KEEP_RESIDENT);
-        pool.max_unused_warm_slots(limits.instances);
-        pool.pagemap_scan(pagemap_scan);
-        let mut config = shared_config()?;
-        // Even where one is linked.
-        #[cfg(feature = "compiler")]
-        config.enable_compiler(false);
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-        config.async_stack_zeroing(limits.stack_zeroing);
-        Engine::new(&config)
-    };
-    match engine(Enabled::Yes) {
-        Ok(engine) => Ok(Serving { engine, pagemap_scan: true }),
-        Err(_) => engine(Enabled::No).map(|engine| Serving { engine, pagemap_scan: false }),
-    }
+/// An engine that runs what others compiled, for policies with this stack and this kind of code.
+pub(super) fn serving_engine(
+    limits: &PoolLimits,
+    stack: u32,
+    metering: Metering,
+    pagemap_scan: bool,
+) -> wasmtime::Result<Engine> {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(limits.instances);
+    pool.total_core_instances(limits.instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT));
+    pool.total_memories(limits.instances.saturating_mul(MEMORIES_PER_COMPONENT));
+    pool.total_tables(limits.instances.saturating_mul(TABLES_PER_COMPONENT));
+    pool.total_stacks(limits.instances);
+    pool.max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT);
+    pool.max_memories_per_component(MEMORIES_PER_COMPONENT);
+    pool.max_tables_per_component(TABLES_PER_COMPONENT);
+    pool.max_tables_per_module(TABLES_PER_COMPONENT);
+    pool.max_memory_size(limits.memory as usize);
+    pool.table_elements(TABLE_ELEMENTS);
+    pool.linear_memory_keep_resident(MEMORY_KEEP_RESIDENT);
+    pool.table_keep_resident(TABLE_KEEP_RESIDENT);
+    pool.async_stack_keep_resident(STACK_KEEP_RESIDENT);
+    pool.max_unused_warm_slots(limits.instances);
+    pool.pagemap_scan(if pagemap_scan { Enabled::Yes } else { Enabled::No });
+    let mut config = shared_config(metering)?;
+    // Even where one is linked.
+    #[cfg(feature = "compiler")]
+    config.enable_compiler(false);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config.max_wasm_stack(stack as usize);
+    config.async_stack_size((stack as usize).saturating_add(HOST_STACK));
+    config.async_stack_zeroing(limits.stack_zeroing);
+    Engine::new(&config)
 }
 
 /// The engine that compiles for a target, whatever machine this is.
 #[cfg(feature = "compiler")]
-pub fn compiling_engine(target: Target) -> wasmtime::Result<Engine> {
-    let mut config = shared_config()?;
+pub fn compiling_engine(target: Target, metering: Metering) -> wasmtime::Result<Engine> {
+    let mut config = shared_config(metering)?;
     target.set(&mut config)?;
     config.strategy(wasmtime::Strategy::Cranelift);
     config.cranelift_opt_level(wasmtime::OptLevel::Speed);
@@ -190,8 +207,8 @@ mod tests {
 
     /// Of the smallest component, compiled.
     #[cfg(feature = "compiler")]
-    fn code(target: Target) -> Vec<u8> {
-        let engine = compiling_engine(target).expect("engine");
+    fn code(target: Target, metering: Metering) -> Vec<u8> {
+        let engine = compiling_engine(target, metering).expect("engine");
         engine.precompile_component(b"\0asm\x0d\0\x01\0").expect("code")
     }
 
@@ -200,15 +217,18 @@ mod tests {
     #[test]
     #[cfg(feature = "compiler")]
     fn the_digests_that_workers_have_are_those_of_what_the_compiler_makes() {
-        let made = Target::ALL.map(|target| {
-            let digest = crate::engine::MadeFor::of(&code(target)).expect("made for").settings;
-            (target, *digest.as_bytes())
-        });
+        let each = Metering::ALL.into_iter().flat_map(|by| Target::ALL.map(|target| (target, by)));
+        let made: Vec<_> = each
+            .map(|(target, by)| {
+                let digest = crate::engine::MadeFor::of(&code(target, by)).expect("made for").settings;
+                (target, by, *digest.as_bytes())
+            })
+            .collect();
         let lines: String = made
             .iter()
-            .map(|(target, digest)| {
+            .map(|(target, by, digest)| {
                 let bytes: String = digest.iter().map(|byte| format!("\\x{byte:02x}")).collect();
-                format!("    (Target::{target:?}, *b\"{bytes}\"),\n")
+                format!("    (Target::{target:?}, Metering::{by:?}, *b\"{bytes}\"),\n")
             })
             .collect();
         assert_eq!(made, DIGESTS, "\n{lines}");
@@ -254,7 +274,7 @@ mod tests {
             (Target::Amd64V1, "x86_64-unknown-linux-gnu", &[]),
             (Target::Arm64, "aarch64-unknown-linux-gnu", &[]),
         ] {
-            let (found, mut on) = flags(&code(target));
+            let (found, mut on) = flags(&code(target, Metering::Off));
             let mut expected: Vec<String> = expected.iter().map(|name| format!("has_{name}")).collect();
             on.sort();
             expected.sort();
@@ -267,21 +287,24 @@ mod tests {
     #[cfg(feature = "compiler")]
     fn the_full_version_is_in_the_code_and_wasmtimes_loader_compares_it_too() {
         let pool = PoolLimits { instances: 1, memory: 1 << 20, stack_zeroing: false };
-        let worker = serving_engine(&pool).expect("engine").engine;
+        let worker = serving_engine(&pool, 256 << 10, Metering::Off, false).expect("engine");
         let load = |code: &[u8]| {
             // JUSTIFICATION: wasmtime's own refusal is what is tested.
             #[expect(unsafe_code, reason = "loading precompiled code is unsafe by nature")]
             // SAFETY: the bytes are the compiler's but for a digit of a version, and nothing of them is run.
             unsafe { wasmtime::component::Component::deserialize(&worker, code) }.map(drop)
         };
-        let mut code = code(Target::host());
+        let mut code = code(Target::host(), Metering::Off);
         load(&code).expect("unchanged");
         let at = code.windows(6).position(|bytes| bytes == WASMTIME_VERSION.as_bytes()).expect("version");
         code[at + 5] ^= 1;
         let error = load(&code).expect_err("loaded").to_string();
         assert!(error.contains("incompatible version '48.0.9"), "{error}");
-        let ours =
-            crate::engine::MadeFor::of(&code).expect("made for").check().expect_err("fits").to_string();
+        let ours = crate::engine::MadeFor::of(&code)
+            .expect("made for")
+            .check(Metering::Off)
+            .expect_err("fits")
+            .to_string();
         assert_eq!(ours, "it is compiled with wasmtime \"48.0.9\", this is 48.0.8");
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::survey::{Built, NotBuilt, Wanted};
 use crate::artifact::{ARTIFACT_MAX, Digest, SealedBytes};
 use crate::decision::TrustClass;
-use crate::engine::MadeFor;
+use crate::engine::{MadeFor, Metering};
 use crate::wire::channel::{Channel, Received};
 use crate::wire::job::{JOB_MAX, Job, Report};
 
@@ -132,8 +132,10 @@ impl Running {
         let done = match (&self.job, report) {
             (_, Report::Refused { why }) => Err(lasting(why)),
             (Job::Check { .. }, Report::Sound) => Ok(Built::Sound),
-            (Job::Compile { .. }, Report::Compiled { cwasm }) => {
-                sealed(code, cwasm).and_then(fits).map(Built::Compiled).map_err(lasting)
+            (Job::Compile { manifest, .. }, Report::Compiled { cwasm }) => {
+                let metering = Metering::of(&manifest.limits);
+                let code = sealed(code, cwasm).and_then(|code| fits(code, metering));
+                code.map(Built::Compiled).map_err(lasting)
             }
             (Job::Recall { cwasm }, report @ (Report::Recalled { .. } | Report::Lost { .. })) => {
                 let all = cwasm.clone();
@@ -183,8 +185,8 @@ fn sealed(code: Option<OwnedFd>, expected: Digest) -> Result<Arc<SealedBytes>, S
 }
 
 /// What was compiled here has to be for here.
-fn fits(code: Arc<SealedBytes>) -> Result<Arc<SealedBytes>, String> {
-    match MadeFor::read(&code).and_then(|made| made.check()) {
+fn fits(code: Arc<SealedBytes>, metering: Metering) -> Result<Arc<SealedBytes>, String> {
+    match MadeFor::read(&code).and_then(|made| made.check(metering)) {
         Ok(()) => Ok(code),
         Err(unfit) => Err(format!("builder's code does not fit this host: {unfit}")),
     }
@@ -213,6 +215,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::artifact::Ceiling;
     use crate::bundle::PolicyConfig;
     use crate::registry::tests::key;
 
@@ -232,11 +235,11 @@ mod tests {
     }
 
     fn compile() -> Job {
-        Job::Compile { manifest: manifest() }
+        Job::Compile { manifest: manifest(), ceiling: Ceiling::MOST }
     }
 
     fn check() -> Job {
-        Job::Check { manifest: manifest() }
+        Job::Check { manifest: manifest(), ceiling: Ceiling::MOST }
     }
 
     /// A builder with this job, and how many descriptors came with it.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use crate::artifact::Digest;
+use crate::artifact::{Ceiling, Digest};
 use crate::bundle::PolicyConfig;
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::signature::{Anchors, Evidence};
@@ -43,6 +43,12 @@ impl Setting {
     /// Every policy that is configured, and its class.
     pub(super) fn policies(&self) -> impl Iterator<Item = (&Key, &TrustClass)> {
         self.policies.iter()
+    }
+
+    /// What a tenant's policies may have at most.
+    pub(super) fn ceiling(&self, tenant: &Tenant) -> Ceiling {
+        let of = self.assignment.tenants.iter().find(|one| one.tenant == *tenant);
+        of.map_or_else(Ceiling::default, |of| of.ceiling)
     }
 
     pub(super) fn class(&self, key: &Key) -> Option<&TrustClass> {

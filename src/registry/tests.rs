@@ -89,6 +89,7 @@ impl World {
                 tenant: key("x").0,
                 class: class.clone(),
                 policies: policies.iter().map(|name| key(name).1).collect(),
+                ceiling: crate::artifact::Ceiling::MOST,
             }],
             classes: vec![RegistryClass { class, memory: 64 << 20 }],
             keep_previous: 2,

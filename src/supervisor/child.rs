@@ -489,6 +489,7 @@ mod tests {
             weight: 1,
             max_deadline: Duration::from_secs(1),
             default_deadline: Duration::from_secs(1),
+            ceiling: crate::artifact::Ceiling::MOST,
         });
         edition.config = config.into();
         registry.expect_survey(edition);

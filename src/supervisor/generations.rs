@@ -196,6 +196,7 @@ pub(super) mod tests {
             cache: format!("/cache/{name}").into(),
             cache_inode: Inode::default(),
             limits: limits.clone(),
+            ceiling: crate::artifact::Ceiling::MOST,
             group: crate::supervisor::config::GroupLimits::default(),
         };
         Config {

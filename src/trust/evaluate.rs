@@ -250,10 +250,21 @@ impl Rule {
             ("elements of tables", asks.table_elements, most.table_elements),
             ("bytes of output", asks.output, most.output),
             ("microseconds for a decision", asks.deadline_us, most.deadline_us),
+            ("bytes of stack", asks.stack, most.stack),
+            ("host calls", asks.host_calls, most.host_calls),
         ] {
             if let Some(most) = most.filter(|most| asks > *most) {
+                let (asks, most) = (u64::from(asks), u64::from(most));
                 refusals.push(Refusal::Limit { rule: self.title.clone(), what, asks, most });
             }
+        }
+        let rule = || self.title.clone();
+        match (asks.fuel, most.fuel) {
+            (None, Some(most)) => refusals.push(Refusal::NotCounted { rule: rule(), most }),
+            (Some(asks), Some(most)) if asks > most => {
+                refusals.push(Refusal::Limit { rule: rule(), what: "instructions", asks, most });
+            }
+            _ => {}
         }
     }
 }

@@ -89,6 +89,11 @@ pub(super) struct Ceilings {
     pub(super) output: Option<u32>,
     /// Microseconds.
     pub(super) deadline_us: Option<u32>,
+    /// Bytes.
+    pub(super) stack: Option<u32>,
+    pub(super) host_calls: Option<u32>,
+    /// Instructions. A policy that does not count them asks for more than any.
+    pub(super) fuel: Option<u64>,
 }
 
 /// Who may revoke.

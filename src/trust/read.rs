@@ -353,12 +353,18 @@ fn ceilings(mut section: Section<'_>) -> Ceilings {
     let output = section.optional("output", size(1..=1 << 30));
     let longest = Duration::from_micros(1)..=Duration::from_secs(60);
     let deadline = section.optional("deadline", duration(longest));
+    let stack = section.optional("stack", size(64 << 10..=1 << 20));
+    let host_calls = section.optional("host_calls", number(0..=u32::MAX));
+    let fuel = section.optional("fuel", number(0..=u64::MAX >> 1));
     section.finish();
     Ceilings {
         memory: memory.map(|found| found.value),
         table_elements: table_elements.map(|found| found.value),
         output: output.map(|found| found.value),
         deadline_us: deadline.and_then(|found| u32::try_from(found.value.as_micros()).ok()),
+        stack: stack.map(|found| found.value),
+        host_calls: host_calls.map(|found| found.value),
+        fuel: fuel.map(|found| found.value),
     }
 }
 

@@ -35,7 +35,11 @@ pub enum Refusal {
     #[error("policy imports \"{import}\", and {rule} allows {}: build it without, or allow it in capabilities", allowed_list(.allowed))]
     Capability { rule: String, import: String, allowed: Vec<String> },
     #[error("policy asks for {asks} {what}, and {rule} allows {most}: build it with less, or raise limits")]
-    Limit { rule: String, what: &'static str, asks: u32, most: u32 },
+    Limit { rule: String, what: &'static str, asks: u64, most: u64 },
+    #[error(
+        "policy does not count its instructions, and {rule} allows {most}: build it with --fuel, or raise limits"
+    )]
+    NotCounted { rule: String, most: u64 },
 }
 
 fn missing_list(missing: &[(String, NotSigned)]) -> String {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::Ceiling;
 use crate::decision::{PolicyName, Tenant, TrustClass};
 
 /// Largest control message, bytes.
@@ -174,6 +175,8 @@ pub struct RegistryTenant {
     pub tenant: Tenant,
     pub class: TrustClass,
     pub policies: Vec<PolicyName>,
+    /// What they may have at most: the class's, and its own.
+    pub ceiling: Ceiling,
 }
 
 /// What a class grants a policy at most.
@@ -221,6 +224,8 @@ pub struct TenantAssignment {
     pub max_deadline_us: u32,
     /// Where the client sets none, microseconds.
     pub default_deadline_us: u32,
+    /// What its policies may have at most: its class's, and its own.
+    pub ceiling: Ceiling,
 }
 
 /// What one class may use.

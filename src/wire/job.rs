@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::Digest;
+use crate::artifact::{Ceiling, Digest};
 use crate::bundle::{CONFIG_MAX, PolicyConfig};
 
 /// Largest message, bytes: a manifest and its length.
@@ -21,12 +21,15 @@ pub enum Job {
     Check {
         #[serde(with = "in_json")]
         manifest: Box<PolicyConfig>,
+        /// What its tenant's policies may have at most: it is tried with what it will be served with.
+        ceiling: Ceiling,
     },
     /// Compile for this host, look at it like `Check`, and keep it in the class's cache. Descriptor: the source, sealed.
     /// Answered by [`Report::Compiled`].
     Compile {
         #[serde(with = "in_json")]
         manifest: Box<PolicyConfig>,
+        ceiling: Ceiling,
     },
     /// Give out what the cache holds under these digests, one [`Report::Recalled`] or [`Report::Lost`] each, in order,
     /// and remove from the cache whatever is none of these.

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use wasmtime::Engine;
 
 use super::policies::{PolicySet, Served};
 use crate::artifact::{
@@ -18,9 +17,9 @@ use crate::artifact::{
     verify,
 };
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{self, Granted, Policy};
+use crate::engine::{self, Engines, Granted, Policy};
 use crate::wire::channel::{Channel, ReceiveError, Received};
-use crate::wire::control::WorkerAssignment;
+use crate::wire::control::{TenantAssignment, WorkerAssignment};
 use crate::wire::operator::{PolicyStatus, Serving};
 use crate::wire::supply::{FromRegistry, ToRegistry};
 
@@ -73,13 +72,13 @@ enum Refused {
 
 /// Takes and loads every policy of the assignment. A policy that cannot be loaded is reported, not an error.
 pub(super) fn load(
-    engine: &Engine,
+    engines: &Engines,
     assignment: &WorkerAssignment,
     supply: &Supply,
 ) -> Result<Loaded, LoadError> {
     let keys = [PublicKey::from_pem(&assignment.host_key)?];
     let mut loading =
-        Loading { engine, keys: &keys, memory: assignment.limits.memory, named: assigned(assignment) };
+        Loading { engines, keys: &keys, ceilings: ceilings(assignment), named: assigned(assignment) };
     let mut buffer = Vec::new();
     loop {
         let (message, code) = next(supply, &mut buffer)?;
@@ -104,6 +103,13 @@ fn assigned(assignment: &WorkerAssignment) -> BTreeMap<Key, Option<Named>> {
     let of = |tenant: &Tenant, policy: &PolicyName| ((tenant.clone(), policy.clone()), None);
     let tenants = assignment.tenants.iter();
     tenants.flat_map(|one| one.policies.iter().map(|policy| of(&one.tenant, policy))).collect()
+}
+
+/// An instance has no more memory than its class's pool, whatever else is said.
+fn ceilings(assignment: &WorkerAssignment) -> HashMap<Tenant, Ceiling> {
+    let class = Ceiling { memory: assignment.limits.memory, ..Ceiling::MOST };
+    let of = |one: &TenantAssignment| (one.tenant.clone(), one.ceiling.and(&class));
+    assignment.tenants.iter().map(of).collect()
 }
 
 /// The next message, waited for.
@@ -134,9 +140,10 @@ struct Named {
 }
 
 struct Loading<'a> {
-    engine: &'a Engine,
+    engines: &'a Engines,
     keys: &'a [PublicKey],
-    memory: u32,
+    /// What each tenant's policies may have at most.
+    ceilings: HashMap<Tenant, Ceiling>,
     /// All that are assigned; `None` while the registry has not named them.
     named: BTreeMap<Key, Option<Named>>,
 }
@@ -207,8 +214,9 @@ impl Loading<'_> {
         // Which version may serve is for the registry to say; that it said so is in the signature.
         let artifact = verify(code, signed, self.keys, &Expected { tenant, policy, minimum_version: 0 })?;
         let serving = serving(&artifact);
-        let granted = Granted { ceiling: Ceiling { memory: self.memory, ..Ceiling::MOST }, data: None };
-        Ok((engine::load(self.engine, artifact, granted)?, serving))
+        let ceiling = self.ceilings.get(tenant).copied().unwrap_or_default();
+        let granted = Granted { ceiling, data: None };
+        Ok((engine::load(self.engines, artifact, granted)?, serving))
     }
 
     fn complete(mut self, assignment: &WorkerAssignment) -> Loaded {
@@ -261,7 +269,7 @@ mod tests {
     use crate::artifact::{Digest, SigningKey, Statement, sign};
     use crate::compile::Built;
     use crate::decision::TrustClass;
-    use crate::wire::control::{ClassLimits, Isolation, TenantAssignment};
+    use crate::wire::control::{ClassLimits, Isolation};
     use crate::wire::supply::SUPPLY_MAX;
     use crate::worker::samples;
 
@@ -334,6 +342,7 @@ mod tests {
                     weight: 1,
                     max_deadline_us: 1000,
                     default_deadline_us: 1000,
+                    ceiling: Ceiling::MOST,
                 }],
                 limits: ClassLimits {
                     threads: 1,
@@ -347,7 +356,7 @@ mod tests {
                     renew_after_ms: 0,
                 },
             };
-            load(&samples::serving().engine, &assignment, &self.supply)
+            load(&samples::engines(), &assignment, &self.supply)
         }
 
         #[track_caller]

@@ -29,7 +29,7 @@ use std::io::{self, Read};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::engine::{self, PoolLimits, monotonic_ns};
+use crate::engine::{Engines, PoolLimits, monotonic_ns};
 use crate::sandbox::{self, Given, Places, Role, SealError};
 use crate::wire::channel::{Channel, SendError, take_inherited};
 use crate::wire::control::{
@@ -110,8 +110,8 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
         stack_zeroing: limits.stack_zeroing,
     };
     // While /proc/self/pagemap can still be opened.
-    let serving = engine::serving_engine(&pool).map_err(|error| WorkerError::Engine(format!("{error:#}")))?;
-    let loaded = load::load(&serving.engine, &assignment, &supply)?;
+    let engines = Engines::new(pool).map_err(|error| WorkerError::Engine(format!("{error:#}")))?;
+    let loaded = load::load(&engines, &assignment, &supply)?;
     let set = Arc::new(loaded.set);
 
     let confined = given.confine(&Places::default())?;
@@ -120,12 +120,12 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     let steward_mailbox = Arc::new(Mailbox::new()?);
     let count = limits.threads.max(1) as usize;
     let capacity = capacity(limits, count, assignment.tenants.len());
-    let threads = threads::start(&serving.engine, &set, count, capacity, &steward_mailbox)?;
+    let threads = threads::start(&engines.all(), &set, count, capacity, &steward_mailbox)?;
     let refused = loaded.statuses.iter().filter(|status| status.serving.is_none()).count();
     let ready = Ready {
         loaded: number(loaded.statuses.len() - refused),
         refused: number(refused),
-        pagemap_scan: serving.pagemap_scan,
+        pagemap_scan: engines.pagemap_scan(),
         landlock_abi,
         landlock_proven_threads: number(threads.proven + 1),
     };
@@ -142,7 +142,7 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
         status: WorkerStatus {
             class: assignment.class.clone(),
             generation: assignment.generation,
-            pagemap_scan: serving.pagemap_scan,
+            pagemap_scan: engines.pagemap_scan(),
             stack_zeroing: limits.stack_zeroing,
             counters: WorkerCounters::default(),
             policies: Vec::new(),

@@ -4,7 +4,7 @@ use crate::artifact::{Architecture, Digest, Limits, Statement};
 use crate::bundle::Platform;
 use crate::compile::{Built, Terms, build};
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{PoolLimits, Serving, WASMTIME_VERSION, WORLD, serving_engine, settings_digest};
+use crate::engine::{Engines, Metering, PoolLimits, WASMTIME_VERSION, WORLD, settings_digest};
 
 /// Always answers the same 72 bytes.
 pub(super) const ANSWERS: &str = "(i32.const 512)";
@@ -36,7 +36,7 @@ pub(super) fn statement(built: &Built, tenant: Tenant, policy: PolicyName) -> St
         bundle: Digest::of(b"bundle"),
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
-        engine: settings_digest(),
+        engine: settings_digest(Metering::Off),
         world: WORLD.into(),
         imports: vec![],
         limits: Limits { deadline_us: 60_000_000, ..Limits::default() },
@@ -45,6 +45,6 @@ pub(super) fn statement(built: &Built, tenant: Tenant, policy: PolicyName) -> St
     }
 }
 
-pub(super) fn serving() -> Serving {
-    serving_engine(&PoolLimits { instances: 8, memory: 4 << 20, stack_zeroing: true }).unwrap()
+pub(super) fn engines() -> Engines {
+    Engines::new(PoolLimits { instances: 8, memory: 4 << 20, stack_zeroing: true }).unwrap()
 }

@@ -53,7 +53,7 @@ pub(super) enum ThreadsError {
 
 /// Starts `count` executors and the watchdog, and returns when all of them are ready to be sealed.
 pub(super) fn start(
-    engine: &Engine,
+    engines: &[Engine],
     set: &Arc<PolicySet>,
     count: usize,
     capacity: Capacity,
@@ -72,14 +72,14 @@ pub(super) fn start(
             ticking: false.into(),
         });
         executors.push(Arc::clone(&shared));
-        let (engine, set, steward, bell) =
-            (engine.clone(), Arc::clone(set), Arc::clone(steward), Arc::clone(&bell));
+        let (engines, set, steward, bell) =
+            (engines.to_vec(), Arc::clone(set), Arc::clone(steward), Arc::clone(&bell));
         let (barrier, report) = (Arc::clone(&barrier), report.clone());
         spawn(format!("executor-{number}"), move || {
             let prepared = (|| {
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed)?;
-                let ticker = Ticker::new(&engine)?;
+                let ticker = Ticker::new(&engines)?;
                 let seeds = ChaCha20Rng::from_seed(seed);
                 // What wasmtime sets up once a thread (its signal stack) is set up before sealing. No guest runs for
                 // that: until the process is sealed it could do what a sealed one cannot.

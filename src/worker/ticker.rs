@@ -39,12 +39,12 @@ pub(super) struct Ticker {
     pace: Pace,
 }
 
-static ENGINE: OnceLock<Engine> = OnceLock::new();
+static ENGINES: OnceLock<Box<[Engine]>> = OnceLock::new();
 
 impl Ticker {
-    /// For the calling thread; every ticker of a process ticks the same engine. Before sealing: makes a timer.
-    pub(super) fn new(engine: &Engine) -> nix::Result<Self> {
-        ENGINE.get_or_init(|| engine.clone());
+    /// For the calling thread; every ticker of a process ticks the same engines. Before sealing: makes a timer.
+    pub(super) fn new(engines: &[Engine]) -> nix::Result<Self> {
+        ENGINES.get_or_init(|| engines.into());
         install_handler()?;
         let notify =
             SigevNotify::SigevThreadId { signal: Signal::SIGALRM, thread_id: gettid().as_raw(), si_value: 0 };
@@ -82,7 +82,7 @@ fn install_handler() -> nix::Result<()> {
 }
 
 extern "C" fn on_tick(_: nix::libc::c_int) {
-    if let Some(engine) = ENGINE.get() {
+    for engine in ENGINES.get().into_iter().flatten() {
         engine.increment_epoch();
     }
 }

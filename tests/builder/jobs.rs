@@ -1,12 +1,12 @@
 //! What is asked of a builder, and what it answers.
 
-use portcullis::artifact::{Limits, SealedBytes};
+use portcullis::artifact::{Ceiling, Limits, SealedBytes};
 use portcullis::bundle::Platform;
 use portcullis::compile::componentize;
 use portcullis::engine::WASMTIME_VERSION;
 use portcullis::wire::job::{Job, Report};
 
-use crate::process::{Class, LIMITS, check, compile, policy, tenant};
+use crate::process::{Class, LIMITS, check, compile, imports, manifest};
 use crate::{built, component, every_component, sealed};
 
 /// A policy that always allows, with more in its core module.
@@ -22,7 +22,7 @@ fn module(extra: &str) -> Vec<u8> {
 
 fn job(imports: &[&str], limits: Limits) -> Job {
     let imports = imports.iter().map(|import| (*import).to_owned()).collect();
-    Job::Check { manifest: manifest(imports, limits) }
+    Job::Check { manifest: manifest(imports, limits), ceiling: Ceiling::MOST }
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_policy_gets_what_its_manifest_says_and_no_more() {
             (func (export "decide") (param i32) (result i32) (i32.const 512)))"#,
     );
     let limits = Limits { memory: 64 << 20, ..limits };
-    let compile = Job::Compile { manifest: manifest(imports(), limits) };
+    let compile = Job::Compile { manifest: manifest(imports(), limits), ceiling: Ceiling::MOST };
     let answers = class.ask(&compile, &[&sealed(&source.unwrap())]);
     assert!(answers[0].refused().contains("the class gives an instance 8388608"), "{answers:?}");
 }

@@ -12,7 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{geteuid, getgid, getpid};
-use portcullis::artifact::{Digest, Limits, SealedBytes};
+use portcullis::artifact::{Ceiling, Digest, Limits, SealedBytes};
+use portcullis::bundle::PolicyConfig;
 use portcullis::decision::{PolicyName, Tenant, TrustClass};
 use portcullis::sandbox::Role;
 use portcullis::sandbox::launch;
@@ -280,9 +281,9 @@ pub(crate) fn manifest(imports: Vec<String>, limits: Limits) -> Box<PolicyConfig
 }
 
 pub(crate) fn check() -> Job {
-    Job::Check { manifest: manifest(imports(), Limits::default()) }
+    Job::Check { manifest: manifest(imports(), Limits::default()), ceiling: Ceiling::MOST }
 }
 
 pub(crate) fn compile() -> Job {
-    Job::Compile { manifest: manifest(imports(), Limits::default()) }
+    Job::Compile { manifest: manifest(imports(), Limits::default()), ceiling: Ceiling::MOST }
 }

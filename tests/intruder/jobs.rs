@@ -61,8 +61,8 @@ fn keep(class: &Class) {
     // Said by a signer to be this source's code.
     let report = class.ask(&compile(), &[&source]).remove(0);
     let code = report.code.expect("code");
-    let Job::Compile { manifest } = compile() else { unreachable!() };
-    let check = Job::Check { manifest };
+    let Job::Compile { manifest, ceiling } = compile() else { unreachable!() };
+    let check = Job::Check { manifest, ceiling };
     assert_eq!(class.ask(&check, &[&source, &code]).remove(0).report, Report::Sound);
 }
 
@@ -76,17 +76,17 @@ fn refuse(class: &Class) {
         assert!(matches!(class.ask(&compile(), &[&sealed(&source)])[0].report, Report::Refused { .. }));
     }
     let wants = component("hostile/import-wasi");
-    let Job::Compile { mut manifest } = compile() else { unreachable!() };
+    let Job::Compile { mut manifest, ceiling } = compile() else { unreachable!() };
     manifest.imports.push("wasi:cli/environment@0.2.0".to_owned());
-    let job = Job::Compile { manifest };
+    let job = Job::Compile { manifest, ceiling };
     let why = class.ask(&job, &[&sealed(&wants)]).remove(0).report;
     assert!(matches!(why, Report::Refused { .. }), "{why:?}");
     // Said to be this source's, and imports what that does not.
     let built = built("hostile/selective");
     let other = sealed(code(&built));
-    let Job::Compile { mut manifest } = compile() else { unreachable!() };
+    let Job::Compile { mut manifest, ceiling } = compile() else { unreachable!() };
     manifest.imports.clear();
-    let job = Job::Check { manifest };
+    let job = Job::Check { manifest, ceiling };
     let why = class.ask(&job, &[&sealed(&module("")), &other]).remove(0).report;
     assert!(matches!(why, Report::Refused { .. }), "{why:?}");
     let spins = sealed(&component("hostile/spin-fill"));

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use portcullis::engine::{Target, compiling_engine};
+use portcullis::engine::{Metering, Target, compiling_engine};
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Engine, Store, StoreLimits, StoreLimitsBuilder};
 
@@ -92,7 +92,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(component: &[u8]) -> wasmtime::Result<Self> {
-        Self::with_engine(compiling_engine(Target::host())?, component)
+        Self::with_engine(compiling_engine(Target::host(), Metering::Off)?, component)
     }
 
     pub(crate) fn with_engine(engine: Engine, component: &[u8]) -> wasmtime::Result<Self> {
@@ -146,7 +146,7 @@ pub(crate) fn opaque(bytes: &[u8]) -> Request {
 
 /// The names of everything that a component imports.
 pub(crate) fn imports(component: &[u8]) -> Vec<String> {
-    let engine = compiling_engine(Target::host()).unwrap();
+    let engine = compiling_engine(Target::host(), Metering::Off).unwrap();
     let component = Component::new(&engine, component).unwrap();
     component.component_type().imports(&engine).map(|(name, _)| name.to_owned()).collect()
 }

@@ -126,10 +126,10 @@ fn every_guest_builds_but_the_one_that_wants_too_much() {
 /// Code for a processor of the first generation runs where the best does not: it has to give the same answers.
 #[test]
 fn code_for_every_target_of_this_platform_decides_the_same() {
-    use portcullis::engine::{Target, compiling_engine};
+    use portcullis::engine::{Metering, Target, compiling_engine};
     let body = vec![0xa5; 100_000];
     let answer = |target: Target| {
-        let engine = compiling_engine(target).unwrap();
+        let engine = compiling_engine(target, Metering::Off).unwrap();
         let hash = guest::Guest::with_engine(engine.clone(), &component("hash")).unwrap();
         let selective = guest::Guest::with_engine(engine, &component("hostile/selective")).unwrap();
         let hashed = hash.ask(&guest::opaque(&body), 1).unwrap();

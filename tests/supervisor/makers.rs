@@ -16,7 +16,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use portcullis::artifact::Limits;
+use portcullis::artifact::{Ceiling, Digest};
+use portcullis::bundle::PolicyConfig;
 use portcullis::decision::{PolicyName, Tenant, TrustClass};
 use portcullis::sandbox::{Given, Role, check_inherited, install_panic_hook, settle_allocator};
 use portcullis::wire::channel::{Channel, Received};
@@ -136,7 +137,7 @@ impl Registry {
                 let (tenant, policy) = (Tenant::new("acme").expect("name"), PolicyName::new(policy));
                 let source = Digest::of(b"source");
                 let manifest = PolicyConfig::plain(tenant, policy.expect("name"), 1, source);
-                let job = Job::Compile { manifest: Box::new(manifest) };
+                let job = Job::Compile { manifest: Box::new(manifest), ceiling: Ceiling::MOST };
                 builder.send(&job, None).expect("send");
                 *channel = Some(builder);
                 if self.jobs.values().filter(|(_, channel)| channel.is_some()).count() > AT_ONCE {
@@ -241,7 +242,7 @@ pub(crate) fn builder() -> Infallible {
         }
         if has[1] {
             match registry.receive(&mut buffer).expect("receive") {
-                Received::Message(Job::Compile { manifest }, None) => {
+                Received::Message(Job::Compile { manifest, .. }, None) => {
                     work(manifest.policy.as_str());
                     registry.send(&Report::Sound, None).expect("report");
                 }

@@ -31,7 +31,7 @@ use portcullis::client::blocking::{Client, Connection};
 use portcullis::client::{ClientError, Deadline, Question};
 use portcullis::compile::{self, Built, Terms};
 use portcullis::decision::{Decision, PolicyName, Tenant};
-use portcullis::engine::{WASMTIME_VERSION, World, settings_digest};
+use portcullis::engine::{Metering, WASMTIME_VERSION, World, settings_digest};
 use portcullis::signature::{self, Subject};
 use portcullis::wire::frame;
 use portcullis::wire::operator::{
@@ -73,14 +73,27 @@ pub fn built(name: &str) -> Built {
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let source = component(name);
-    let key = Digest::of(&[Digest::of(&source).as_bytes().as_slice(), settings_digest().as_bytes()].concat());
+    let key = Digest::of(
+        &[Digest::of(&source).as_bytes().as_slice(), settings_digest(Metering::Off).as_bytes()].concat(),
+    );
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.json", key.short()));
     if let (Ok(facts), Ok(cwasm)) = (fs::read(&kept), fs::read(kept.with_extension("cwasm"))) {
         let (world, imports, exports, memory, table_elements): (String, _, _, _, _) =
             serde_json::from_slice(&facts).unwrap();
         let (source, world) = (Digest::of(&source), World::named(&world).unwrap());
         let compiled = vec![(Platform::host(), cwasm)];
-        return Built { source, world, prepares: false, imports, exports, memory, table_elements, compiled };
+        let metering = Metering::Off;
+        return Built {
+            source,
+            world,
+            prepares: false,
+            metering,
+            imports,
+            exports,
+            memory,
+            table_elements,
+            compiled,
+        };
     }
     let built = compile::build(&source, Terms::default(), &[Platform::host()])
         .unwrap_or_else(|error| panic!("build {name}: {error}"));
@@ -108,7 +121,7 @@ pub fn statement(built: &Built, tenant: &Tenant, policy: &PolicyName, version: u
         source: built.source,
         architecture: Architecture::host(),
         wasmtime: WASMTIME_VERSION.into(),
-        engine: settings_digest(),
+        engine: settings_digest(Metering::Off),
         world: built.world.name().into(),
         imports: built.imports.clone(),
         limits: Limits::default(),

@@ -16,7 +16,9 @@ use crate::bundle::{Attachment, Draft, DraftCompiled, Platform, PolicyConfig, me
 use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
 use crate::compile::{self, Built, SOURCE_MAX, Terms};
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{METRIC_NAME_MAX, Target, WASMTIME_VERSION, World, is_metric_name, settings_digest_of};
+use crate::engine::{
+    METRIC_NAME_MAX, Metering, Target, WASMTIME_VERSION, World, is_metric_name, settings_digest_of,
+};
 
 /// Check a policy, compile it, and write it as a bundle
 ///
@@ -89,6 +91,15 @@ struct LimitArgs {
     /// Longest a decision may take [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = units::microseconds)]
     deadline: Option<u32>,
+    /// Native stack it may use: 64KiB, 128KiB, 256KiB, 512KiB or 1MiB [default: 256KiB]
+    #[arg(long, value_name = "SIZE", value_parser = stack)]
+    stack: Option<u32>,
+    /// Most calls of host functions in a decision [default: 10000]
+    #[arg(long, value_name = "N")]
+    host_calls: Option<u32>,
+    /// Most instructions of a decision; its code then counts them, which takes time [default: not counted]
+    #[arg(long, value_name = "N")]
+    fuel: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -106,8 +117,9 @@ impl Build {
             // A text form is nobody's build.
             source = compile::componentize_as(&source, self.world)?;
         }
-        let built = compile::build(&source, Terms { world: self.world }, &platforms)?;
         let limits = self.limits.limits();
+        let terms = Terms { world: self.world, metering: Metering::of(&limits) };
+        let built = compile::build(&source, terms, &platforms)?;
         check_limits(&limits, &built).map_err(|source| OverLimit { path: self.source.clone(), source })?;
         let draft = self.draft(source, &built, limits);
         let assembled = draft.assemble()?;
@@ -131,7 +143,7 @@ impl Build {
             platform: *platform,
             cwasm: cwasm.clone(),
             wasmtime: WASMTIME_VERSION.into(),
-            engine: settings_digest_of(Target::of(*platform)),
+            engine: settings_digest_of(Target::of(*platform), built.metering),
         });
         Draft {
             policy: self.policy.clone(),
@@ -209,7 +221,9 @@ impl LimitArgs {
             table_elements: self.table_elements.unwrap_or(default.table_elements),
             output: self.output.unwrap_or(default.output),
             deadline_us: self.deadline.unwrap_or(default.deadline_us),
-            ..default
+            stack: self.stack.unwrap_or(default.stack),
+            host_calls: self.host_calls.unwrap_or(default.host_calls),
+            fuel: self.fuel,
         }
     }
 }
@@ -218,6 +232,15 @@ impl LimitArgs {
 pub(super) fn world(text: &str) -> Result<World, String> {
     let known = World::ALL.into_iter().find(|world| [world.name(), world.version()].contains(&text));
     known.ok_or_else(|| format!("known are {}", World::ALL.map(World::name).join(" and ")))
+}
+
+fn stack(text: &str) -> Result<u32, String> {
+    let stack = units::bytes(text)?;
+    if Limits::STACKS.contains(&stack) {
+        return Ok(stack);
+    }
+    let known = Limits::STACKS.map(|stack| units::show_bytes(stack.into()));
+    Err(format!("there are stacks of {}", known.join(", ")))
 }
 
 fn metric(name: &str) -> Result<String, String> {

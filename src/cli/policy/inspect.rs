@@ -110,7 +110,7 @@ pub(super) fn describe(config: &PolicyConfig) -> String {
     };
     format!(
         "policy      {}\ntenant      {}\nversion     {}\nworld       {}\nimports     {}\nexports     {}\n\
-         limits      memory {}, {} table elements, output {}, deadline {}\n",
+         limits      memory {}, {} table elements, output {}, deadline {}, stack {}, {} host calls, {}\n{}{}",
         config.policy,
         config.tenant,
         config.version,
@@ -121,7 +121,20 @@ pub(super) fn describe(config: &PolicyConfig) -> String {
         limits.table_elements,
         units::show_bytes(limits.output.into()),
         units::show_microseconds(limits.deadline_us),
+        units::show_bytes(limits.stack.into()),
+        limits.host_calls,
+        limits
+            .fuel
+            .map_or_else(|| "instructions not counted".to_owned(), |fuel| format!("{fuel} instructions")),
+        named("metrics", &config.metrics),
+        named("data", &config.data),
     )
+}
+
+/// A line for a list that is seldom there.
+fn named(what: &str, names: &[String]) -> String {
+    let names: Vec<_> = names.iter().map(|name| printable(name)).collect();
+    if names.is_empty() { String::new() } else { format!("{what:<11} {}\n", names.join(", ")) }
 }
 
 /// What the host does for a policy that imports this interface of its world. Nothing is known of another world.

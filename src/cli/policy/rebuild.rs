@@ -4,7 +4,7 @@ use super::stored::{Stored, StoredError};
 use crate::artifact::{Digest, Limits};
 use crate::bundle::{CompiledFor, Platform, PolicyConfig};
 use crate::compile::{self, BuildError, Built, Terms};
-use crate::engine::{MadeFor, Target, WASMTIME_VERSION, WORLD, World, settings_digest_of};
+use crate::engine::{MadeFor, Metering, Target, WASMTIME_VERSION, WORLD, World, settings_digest_of};
 
 /// Why what is in a bundle is not what its source gives.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ pub(super) fn rebuild(stored: &Stored) -> Result<(), RebuildError> {
     let config = &stored.bundle.config;
     // Said first, since everything else follows from it.
     for compiled in &config.compiled {
-        check_compiler(compiled)?;
+        check_compiler(compiled, Metering::of(&config.limits))?;
     }
     let platforms: Vec<Platform> = config.compiled.iter().map(|compiled| compiled.platform).collect();
     let built = compile::build(&stored.source()?, terms(config)?, &platforms)?;
@@ -72,7 +72,7 @@ pub(super) fn rebuild(stored: &Stored) -> Result<(), RebuildError> {
 pub(super) fn terms(config: &PolicyConfig) -> Result<Terms, RebuildError> {
     let world = World::named(&config.world);
     let world = world.ok_or_else(|| RebuildError::NoWorld { found: config.world.clone() })?;
-    Ok(Terms { world: Some(world) })
+    Ok(Terms { world: Some(world), metering: Metering::of(&config.limits) })
 }
 
 /// Is the manifest what the source asks for? Without compiling it.
@@ -102,12 +102,12 @@ pub(super) fn check_limits(limits: &Limits, built: &Built) -> Result<(), LimitEr
     Ok(())
 }
 
-fn check_compiler(compiled: &CompiledFor) -> Result<(), RebuildError> {
+fn check_compiler(compiled: &CompiledFor, metering: Metering) -> Result<(), RebuildError> {
     let CompiledFor { platform, wasmtime, engine, .. } = compiled;
     if wasmtime != WASMTIME_VERSION {
         return Err(RebuildError::Wasmtime { platform: *platform, found: wasmtime.clone() });
     }
-    let expected = settings_digest_of(Target::of(*platform));
+    let expected = settings_digest_of(Target::of(*platform), metering);
     if *engine != expected {
         return Err(RebuildError::Engine { platform: *platform, found: *engine, expected });
     }

@@ -20,7 +20,7 @@ use crate::cli::trust::{class_of, read_trust};
 use crate::cli::{CommandResult, files, output, units};
 use crate::compile;
 use crate::decision::{PolicyName, Tenant, TrustClass};
-use crate::engine::MadeFor;
+use crate::engine::{MadeFor, Metering};
 use crate::signature::{Anchors, Evidence};
 use crate::trust::{Candidate, REVOCATIONS_MAX, Revocations, TrustPolicy};
 
@@ -332,6 +332,7 @@ fn check_policy(stored: &Stored) -> Check {
 
 /// Is the code for what the manifest says, and is there some for this host?
 fn check_machine_code(stored: &Stored) -> Check {
+    let metering = Metering::of(&stored.bundle.config.limits);
     let (mut said, mut wrong) = (Vec::new(), Vec::new());
     for compiled in &stored.bundle.compiled {
         let Some((declared, _)) = stored.bundle.compiled_for(compiled.platform) else { continue };
@@ -344,10 +345,12 @@ fn check_machine_code(stored: &Stored) -> Check {
             Ok(made_for)
         });
         match fits {
-            Ok(made_for) if compiled.platform == Platform::host() => said.push(match made_for.check() {
-                Ok(()) => format!("{} (runs here)", compiled.platform),
-                Err(why) => format!("{} (this host would compile the source: {why})", compiled.platform),
-            }),
+            Ok(made_for) if compiled.platform == Platform::host() => {
+                said.push(match made_for.check(metering) {
+                    Ok(()) => format!("{} (runs here)", compiled.platform),
+                    Err(why) => format!("{} (this host would compile the source: {why})", compiled.platform),
+                })
+            }
             Ok(_) => said.push(compiled.platform.to_string()),
             Err(why) => wrong.push(why),
         }

@@ -6,6 +6,7 @@
 wasmtime::component::bindgen!({
     path: "policies/wit",
     world: "policy",
+    imports: { default: trappable },
     exports: { default: async },
     ownership: Borrowing { duplicate_if_necessary: true },
 });

@@ -30,7 +30,7 @@ use super::state::{PlaceError, State, StateError};
 use crate::artifact::{Digest, SealedBytes};
 use crate::bundle::PolicyConfig;
 use crate::decision::TrustClass;
-use crate::engine::settings_digest;
+use crate::engine::{Metering, settings_digest};
 use crate::ledger::{Event, PlacedOrder, Table, What};
 use crate::signature::{Evidence, Signer};
 use crate::trust::{Revocations, TrustErrors};
@@ -315,7 +315,7 @@ impl Survey {
 
 /// Which builders there are: what one of another program, or with another compiler, finds may be something else.
 pub(super) fn builders() -> String {
-    format!("{} {}", env!("CARGO_PKG_VERSION"), settings_digest().short())
+    format!("{} {}", env!("CARGO_PKG_VERSION"), settings_digest(Metering::Off).short())
 }
 
 /// A reason of which people read the beginning.

@@ -11,7 +11,7 @@ use super::{Built, Key, NotBuilt, Served, Standing, Survey, Wanted, builders, sh
 use crate::artifact::{Architecture, Digest, SealedBytes, Statement, sign};
 use crate::bundle::Platform;
 use crate::decision::TrustClass;
-use crate::engine::{MadeFor, WASMTIME_VERSION, settings_digest};
+use crate::engine::{MadeFor, Metering, WASMTIME_VERSION, settings_digest};
 use crate::ledger::{Code, Entry, HeldBack, Order, Origin, PlacedOrder, Record, Target, What};
 use crate::registry::state::State;
 use crate::wire::job::Job;
@@ -54,11 +54,16 @@ impl Survey {
                 }
             }
             Ok(Built::Compiled(code)) => {
+                let config = match &task.goal {
+                    Goal::New { entry, .. } | Goal::Back { entry, .. } => Some(&entry.config),
+                    Goal::Stay => self.wanted_entry(&task).map(|entry| &entry.config),
+                };
+                let metering = config.map(|config| Metering::of(&config.limits)).unwrap_or_default();
                 let made = Code {
                     cwasm: code.digest(),
                     origin: Origin::Builder,
                     wasmtime: WASMTIME_VERSION.to_owned(),
-                    engine: settings_digest(),
+                    engine: settings_digest(metering),
                 };
                 self.shelf.insert(code.digest(), Arc::clone(&code));
                 match &mut task.goal {
@@ -212,7 +217,8 @@ impl Survey {
 
     /// Code for this host, or how to come by it.
     fn provide(&self, state: &State, entry: &Entry, is_new: bool, task: &mut PolicyTask) -> Provided {
-        let here = entry.code.wasmtime == WASMTIME_VERSION && entry.code.engine == settings_digest();
+        let metering = Metering::of(&entry.config.limits);
+        let here = entry.code.wasmtime == WASMTIME_VERSION && entry.code.engine == settings_digest(metering);
         if here
             && !is_new
             && let Some(code) = self.shelf.get(&entry.code.cwasm)
@@ -228,6 +234,7 @@ impl Survey {
             Err(error) => return Provided::Failed(format!("kept bundle {}: {error}", entry.bundle)),
         };
         let manifest = || Box::new(entry.config.clone());
+        let ceiling = self.setting.ceiling(&task.key.0);
         let read = |blob| layout.sealed(blob).map(Arc::new).map_err(|error| error.to_string());
         let why = if !here {
             format!("it was compiled with wasmtime {:?} or for other settings", entry.code.wasmtime)
@@ -242,12 +249,12 @@ impl Survey {
                 Ok(code) => code,
                 Err(why) => return Provided::Failed(why),
             };
-            match MadeFor::read(&code).and_then(|made| made.check()) {
+            match MadeFor::read(&code).and_then(|made| made.check(metering)) {
                 Ok(()) if !is_new => return Provided::Ready(code),
                 Ok(()) => {
                     return match read(&bundle.source) {
                         Ok(source) => {
-                            Provided::Build(Job::Check { manifest: manifest() }, vec![source, code])
+                            Provided::Build(Job::Check { manifest: manifest(), ceiling }, vec![source, code])
                         }
                         Err(why) => Provided::Failed(why),
                     };
@@ -257,7 +264,7 @@ impl Survey {
         };
         task.rebuild = Some(why);
         match read(&bundle.source) {
-            Ok(source) => Provided::Build(Job::Compile { manifest: manifest() }, vec![source]),
+            Ok(source) => Provided::Build(Job::Compile { manifest: manifest(), ceiling }, vec![source]),
             Err(why) => Provided::Failed(why),
         }
     }
@@ -362,7 +369,7 @@ impl Survey {
             bundle: entry.bundle,
             architecture: Architecture::host(),
             wasmtime: WASMTIME_VERSION.to_owned(),
-            engine: settings_digest(),
+            engine: settings_digest(Metering::of(&config.limits)),
             world: config.world.clone(),
             imports: config.imports.clone(),
             limits: config.limits,

@@ -12,7 +12,7 @@ use crate::bundle::Platform;
 use crate::bundle::write::tar_into;
 use crate::bundle::{Bundle, Layout, LayoutError, Ownership, Refusal, open_policy};
 use crate::decision::TrustClass;
-use crate::engine::{WASMTIME_VERSION, settings_digest};
+use crate::engine::{Metering, WASMTIME_VERSION, settings_digest};
 use crate::ledger::{Code, Entry, HeldBack, Order, Origin, PlacedOrder};
 use crate::registry::evidence;
 use crate::registry::state::State;
@@ -261,7 +261,8 @@ fn keep(
 /// The machine code in a bundle that says that it is for this host.
 fn shipped(bundle: &Bundle) -> Option<Code> {
     let (said, _) = bundle.compiled_for(Platform::host())?;
-    let fits = said.wasmtime == WASMTIME_VERSION && said.engine == settings_digest();
+    let fits = said.wasmtime == WASMTIME_VERSION
+        && said.engine == settings_digest(Metering::of(&bundle.config.limits));
     fits.then(|| Code {
         cwasm: said.cwasm,
         origin: Origin::Bundle,
@@ -276,6 +277,6 @@ fn to_be_compiled(bundle: &Bundle) -> Code {
         cwasm: bundle.config.source,
         origin: Origin::Builder,
         wasmtime: String::new(),
-        engine: settings_digest(),
+        engine: settings_digest(Metering::of(&bundle.config.limits)),
     }
 }

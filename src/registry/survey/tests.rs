@@ -570,7 +570,7 @@ fn what_strangers_attach_to_an_active_bundle_is_not_kept() {
 fn what_a_builder_finds_no_good_is_held_back_and_not_built_again_by_itself() {
     let mut world = World::with(&["bomb", "gate"]);
     let mut no = |wanted: &super::Wanted| match &wanted.job {
-        Job::Compile { manifest } if manifest.policy.as_str() == "bomb" => {
+        Job::Compile { manifest, .. } if manifest.policy.as_str() == "bomb" => {
             Err(NotBuilt { why: "builder killed by SIGXCPU".into(), lasting: true })
         }
         _ => sound(wanted),

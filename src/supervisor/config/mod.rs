@@ -14,6 +14,7 @@ use std::time::Duration;
 
 pub use crate::document::DocumentErrors as ConfigErrors;
 
+use crate::artifact::Ceiling;
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::wire::control::{
     BuildLimits, BuilderAssignment, ClassLimits, ClassSeats, FrontendAssignment, Isolation,
@@ -146,6 +147,7 @@ pub struct Class {
     pub cache: PathBuf,
     pub cache_inode: Inode,
     pub limits: ClassLimits,
+    pub ceiling: Ceiling,
     pub group: GroupLimits,
 }
 
@@ -169,6 +171,8 @@ pub struct TenantConfig {
     pub weight: u32,
     pub max_deadline: Duration,
     pub default_deadline: Duration,
+    /// Within its class's.
+    pub ceiling: Ceiling,
 }
 
 /// Reads and checks the file and everything it names, or says everything that is wrong.
@@ -226,6 +230,7 @@ impl Config {
             tenant: tenant.name.clone(),
             class: tenant.class.clone(),
             policies: tenant.policies.clone(),
+            ceiling: self.ceiling(tenant),
         });
         let classes = self.classes.iter();
         let service = &self.service;
@@ -277,6 +282,7 @@ impl Config {
             weight: tenant.weight,
             max_deadline_us: microseconds(tenant.max_deadline),
             default_deadline_us: microseconds(tenant.default_deadline),
+            ceiling: self.ceiling(tenant),
         });
         WorkerAssignment {
             class: class.name.clone(),
@@ -288,6 +294,13 @@ impl Config {
             tenants: tenants.collect(),
             limits: class.limits.clone(),
         }
+    }
+
+    /// What a tenant's policies may have at most: what its class gives, and what it does.
+    #[must_use]
+    pub fn ceiling(&self, tenant: &TenantConfig) -> Ceiling {
+        let class = self.class(&tenant.class).map_or(Ceiling::MOST, |class| class.ceiling);
+        tenant.ceiling.and(&class)
     }
 
     #[must_use]

@@ -28,9 +28,9 @@ fn gate() -> PolicyName {
 }
 
 /// One for all tests: a process ticks one engine.
-fn serving() -> &'static engine::Serving {
-    static SERVING: OnceLock<engine::Serving> = OnceLock::new();
-    SERVING.get_or_init(samples::serving)
+fn engines() -> &'static engine::Engines {
+    static ENGINES: OnceLock<engine::Engines> = OnceLock::new();
+    ENGINES.get_or_init(samples::engines)
 }
 
 /// The tenant "spins" has a policy that never answers, "answers" one that does.
@@ -43,13 +43,14 @@ fn set() -> PolicySet {
         let expected = Expected { tenant: &tenant(name), policy: &gate(), minimum_version: 0 };
         let code = SealedBytes::of(samples::code(&built)).unwrap();
         let artifact = verify(code, &signed, &[key.public_key()], &expected).unwrap();
-        let policy = engine::load(&serving().engine, artifact, Granted::default()).unwrap();
+        let policy = engine::load(engines(), artifact, Granted::default()).unwrap();
         let assignment = TenantAssignment {
             tenant: tenant(name),
             policies: vec![gate()],
             weight: 1,
             max_deadline_us: 60_000_000,
             default_deadline_us: 60_000_000,
+            ceiling: crate::artifact::Ceiling::MOST,
         };
         set.insert(&assignment, HashMap::from([(gate(), Arc::new(Served::new(Arc::new(policy))))]));
     }
@@ -96,7 +97,7 @@ fn start(set: &Arc<PolicySet>) -> (Arc<Shared>, Client) {
         step_began_ns: 0.into(),
         ticking: false.into(),
     });
-    let (engine, set, its) = (serving().engine.clone(), Arc::clone(set), Arc::clone(&shared));
+    let (engines, set, its) = (engines().all(), Arc::clone(set), Arc::clone(&shared));
     // It ends with the process: an executor never leaves its loop.
     std::thread::spawn(move || {
         let capacity =
@@ -107,7 +108,7 @@ fn start(set: &Arc<PolicySet>) -> (Arc<Shared>, Client) {
             watchdog: Arc::new(Mailbox::new().unwrap()),
             set,
             capacity,
-            ticker: Ticker::new(&engine).unwrap(),
+            ticker: Ticker::new(&engines).unwrap(),
             seeds: ChaCha20Rng::from_seed([7; 32]),
         });
         executor.unwrap().run()
