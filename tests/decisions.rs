@@ -229,11 +229,39 @@ fn what_a_guest_returns_is_believed_as_a_whole_or_not_at_all() {
                 ("lie", "hostile/lie-lengths"),
                 ("huge", "hostile/huge-output"),
                 ("bad", "hostile/bad-headers"),
+                ("gate", "hostile/selective"),
             ],
             "",
         )
         .start();
-    for (policy, variants) in [("lie", "pahrwnuds"), ("huge", "brx"), ("bad", "szneNrx")] {
+    // What belongs to a connection or frames a message, and what is no status, in a language that makes it easy.
+    for bytes in [
+        "header:Connection=close",
+        "header:keep-alive=timeout=5",
+        "header:te=trailers",
+        "header:Trailer=x",
+        "header:Transfer-Encoding=chunked",
+        "header:upgrade=h2c",
+        "header:proxy-connection=close",
+        "header:Content-Length=0",
+        "header:host=other.example",
+        "header:x=1\r\nset-cookie: a=b",
+        "header:x=1\n",
+        "header::path=/admin",
+        "status:999",
+        "status:99",
+    ] {
+        let decision = service.ask("acme", "gate", bytes.as_bytes());
+        assert!(
+            matches!(decision.outcome, Outcome::Refused(Refusal::InvalidOutput(_))),
+            "{bytes}: {decision:?}"
+        );
+        assert_eq!(decision.obligations, Obligations::default(), "{bytes}");
+    }
+    // The control: the same policy, and what may be said.
+    let decision = service.ask("acme", "gate", b"header:x=1");
+    assert_eq!((decision.outcome, decision.obligations.headers_set.len()), (Outcome::Allow, 1));
+    for (policy, variants) in [("lie", "pahrwnudsUof"), ("huge", "brx"), ("bad", "szneNrx")] {
         for variant in variants.chars() {
             let decision = service.ask("acme", policy, variant.to_string().as_bytes());
             assert!(

@@ -3,7 +3,9 @@
 ;;   r  the reason begins in memory and ends beyond it  h  a list of 2^32 - 1 headers
 ;;   w  a pointer and a length whose sum wraps around   n  a header whose name lies beyond memory
 ;;   u  the reason is not UTF-8                         d  a verdict that there is not
-;;   s  a cache scope that there is not                 anything else  as r
+;;   s  a cache scope that there is not                 U  a header whose name is not UTF-8
+;;   o  neither a decision nor a failure                f  a failure whose reason ends beyond memory
+;;   anything else  as r
 (module
   (memory (export "memory") 4)
   (global $next (mut i32) (i32.const 65536))
@@ -41,6 +43,23 @@
     (if (i32.eq (local.get $how) (i32.const 0x73)) ;; s
       (then
         (i32.store8 (i32.const 1088) (i32.const 3))
+        (return (i32.const 1020))))
+    (if (i32.eq (local.get $how) (i32.const 0x55)) ;; U
+      (then
+        (i32.store (i32.const 1040) (i32.const 4096))
+        (i32.store (i32.const 1044) (i32.const 1))
+        (i32.store (i32.const 4096) (i32.const 2048))
+        (i32.store (i32.const 4100) (i32.const 3))
+        (return (i32.const 1020))))
+    (if (i32.eq (local.get $how) (i32.const 0x6f)) ;; o
+      (then
+        (i32.store8 (i32.const 1020) (i32.const 2))
+        (return (i32.const 1020))))
+    (if (i32.eq (local.get $how) (i32.const 0x66)) ;; f
+      (then
+        (i32.store8 (i32.const 1020) (i32.const 1))
+        (i32.store (i32.const 1024) (i32.sub (i32.mul (memory.size) (i32.const 65536)) (i32.const 2)))
+        (i32.store (i32.const 1028) (i32.const 3))
         (return (i32.const 1020))))
     (i32.store8 (i32.const 1024) (i32.const 1))
     (if (i32.eq (local.get $how) (i32.const 0x75)) ;; u

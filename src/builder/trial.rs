@@ -43,6 +43,8 @@ pub(super) enum TrialError {
     Question(#[from] EncodeError),
     #[error("it has no instance: {0}")]
     Instance(String),
+    #[error("it has no instance: what it does at its start does not end")]
+    NeverBegins,
 }
 
 /// Loads the code and asks it once.
@@ -64,11 +66,17 @@ pub(super) fn decides(
     let longest = u64::from(manifest.limits.deadline_us).saturating_mul(1000).min(LONGEST_NS);
     let until = monotonic_ns().saturating_add(longest);
     slice.set_end(until);
-    let mut evaluation = Box::pin(engine::evaluate(policy, call, slice));
+    let mut evaluation = Box::pin(engine::evaluate(policy, call, Arc::clone(&slice)));
     let PolicyConfig { tenant, policy, .. } = manifest;
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         // Its slice is its time: whoever yields has used all of it.
         Poll::Pending => {
+            let begun = slice.made() > 0;
+            mem::forget(slice);
+            if !begun {
+                mem::forget(evaluation);
+                return Err(TrialError::NeverBegins);
+            }
             tracing::warn!(%tenant, %policy, "on trial it did not answer in its time");
             mem::forget(evaluation);
         }

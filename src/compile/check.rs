@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use wasmparser::{
-    ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind, ComponentTypeRef, Instance, Parser,
-    Payload, TypeBounds, Validator,
+    ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind, ComponentTypeRef, Data, DataKind,
+    Instance, Operator, Parser, Payload, TypeBounds, Validator,
 };
 use wit_parser::Resolve;
 
@@ -20,6 +20,9 @@ pub const SOURCE_MAX: usize = 32 << 20;
 const TYPES_MAX: usize = 32 << 10;
 /// Components within components: tools wrap exported interfaces in one.
 const NESTING_MAX: usize = 4;
+/// Exports of a component, which has one function to offer, and of a module in it, which may be made of many.
+const EXPORTS_MAX: u32 = 256;
+const MODULE_EXPORTS_MAX: u32 = 8192;
 const PAGE: u64 = 64 << 10;
 /// The one function of the world that a policy has to have.
 const DECIDE: &str = "decide";
@@ -59,14 +62,20 @@ pub enum CheckError {
     #[error("it starts with {found} {what}, at most {limit} are given")]
     TooMuch { what: &'static str, found: u64, limit: u64 },
     #[error(
-        "it imports {0:?}, which no world has that is served; policies get {capabilities} of {WORLD:?}, nothing else",
+        "it imports {name:?} at {at:#x}, which world {WORLD:?} does not have; policies get {capabilities}, nothing else",
         capabilities = World::LATEST.capabilities().iter().map(|one| one.name()).collect::<Vec<_>>().join(", ")
     )]
-    Import(String),
-    #[error("it imports {0:?}, which world {1:?} does not have")]
-    NotInWorld(String, World),
-    #[error("it imports of world {0:?} and of world {1:?}; build it against one of them")]
-    Worlds(World, World),
+    Import { name: String, at: usize },
+    #[error("it imports {name:?} at {at:#x}, which world \"{world}\" does not have")]
+    NotInWorld { name: String, world: World, at: usize },
+    #[error("it imports of world \"{0}\", and at {at:#x} of world \"{1}\"; build it against one of them", .of.0, .of.1)]
+    Worlds { of: (World, World), at: usize },
+    #[error("{what} at {at:#x} has {found} exports, at most {limit} are looked at")]
+    Exports { what: &'static str, found: u32, limit: u32, at: usize },
+    #[error(
+        "data segment at {at:#x} ends at {end} of a memory that starts with {memory} bytes: it would have no instance"
+    )]
+    Data { at: usize, end: u64, memory: u64 },
     #[error("it does not export \"decide\", the one function of world {WORLD:?}")]
     NoDecide,
     #[error("its types are not those of world \"{0}\": {1}")]
@@ -147,6 +156,7 @@ fn check_structure(component: &[u8]) -> Result<Structure, CheckError> {
     let mut modules: Vec<Needs> = Vec::new();
     let mut total = Needs::default();
     let mut exports_decide = false;
+    let mut exports = 0_u32;
     for payload in Parser::new(0).parse_all(component) {
         let payload = payload?;
         depth.enter(&payload);
@@ -200,19 +210,35 @@ fn check_structure(component: &[u8]) -> Result<Structure, CheckError> {
                 return Err(CheckError::Start { at: range.start });
             }
             Payload::ComponentImportSection(section) if depth.components == 0 => {
-                for import in section {
-                    let import = import?;
+                for import in section.into_iter_with_offsets() {
+                    let (at, import) = import?;
                     // The world's own names for its types: a type is not something that can be called.
                     if !matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
-                        let (of, interface) = interface(import.name.name)?;
+                        let (of, interface) = interface(import.name.name, at)?;
                         if let Some(other) = world.replace(of).filter(|other| *other != of) {
-                            return Err(CheckError::Worlds(other, of));
+                            return Err(CheckError::Worlds { of: (other, of), at });
                         }
                         imports.extend(interface);
                     }
                 }
             }
-            Payload::ComponentExportSection(section) if depth.components == 0 => {
+            Payload::ExportSection(section) => {
+                let (found, at) = (section.count(), section.range().start);
+                check_exports("module", found, MODULE_EXPORTS_MAX, at)?;
+            }
+            Payload::DataSection(section) => {
+                let memory = memory_of_last(&modules, &depth);
+                for segment in section {
+                    check_segment(&segment?, memory)?;
+                }
+            }
+            Payload::ComponentExportSection(section) if depth.components > 0 => {
+                let (found, at) = (section.count(), section.range().start);
+                check_exports("component", found, MODULE_EXPORTS_MAX, at)?;
+            }
+            Payload::ComponentExportSection(section) => {
+                exports = exports.saturating_add(section.count());
+                check_exports("component", exports, EXPORTS_MAX, section.range().start)?;
                 for export in section {
                     let name = export?.name.name;
                     exports_decide |= name == DECIDE;
@@ -230,9 +256,33 @@ fn check_structure(component: &[u8]) -> Result<Structure, CheckError> {
     Ok(Structure { world, prepares, imports, needs: total })
 }
 
+fn check_exports(what: &'static str, found: u32, limit: u32, at: usize) -> Result<(), CheckError> {
+    if found > limit { Err(CheckError::Exports { what, found, limit, at }) } else { Ok(()) }
+}
+
+/// Bytes that the module which is being read starts with; None where its memory is another's.
+fn memory_of_last(modules: &[Needs], depth: &Depth) -> Option<u64> {
+    modules.last().filter(|of| depth.components == 0 && of.memories > 0).map(|of| of.memory)
+}
+
+/// A segment that does not fit traps whenever an instance is made. Only where it is said in numbers, which is nearly everywhere.
+fn check_segment(segment: &Data<'_>, memory: Option<u64>) -> Result<(), CheckError> {
+    let (DataKind::Active { offset_expr, .. }, Some(memory)) = (&segment.kind, memory) else { return Ok(()) };
+    let mut operators = offset_expr.get_operators_reader();
+    if let Operator::I32Const { value } = operators.read()? {
+        let length = u64::try_from(segment.data.len()).unwrap_or(u64::MAX);
+        let end = u64::from(value.cast_unsigned()).saturating_add(length);
+        if end > memory {
+            return Err(CheckError::Data { at: segment.range.start, end, memory });
+        }
+    }
+    Ok(())
+}
+
 /// The world that an import is of, and the host interface that it names; `types` grants nothing and has no name.
-fn interface(import: &str) -> Result<(World, Option<&'static str>), CheckError> {
-    let unknown = || CheckError::Import(import.chars().take(200).collect());
+fn interface(import: &str, at: usize) -> Result<(World, Option<&'static str>), CheckError> {
+    let shown = || import.chars().take(200).collect::<String>();
+    let unknown = || CheckError::Import { name: shown(), at };
     let (name, version) = import
         .strip_prefix("portcullis:policy/")
         .and_then(|rest| rest.split_once('@'))
@@ -242,7 +292,7 @@ fn interface(import: &str) -> Result<(World, Option<&'static str>), CheckError> 
         return Ok((world, None));
     }
     let granted = world.capabilities().iter().find(|one| one.name() == name);
-    let granted = granted.ok_or_else(|| CheckError::NotInWorld(name.chars().take(200).collect(), world))?;
+    let granted = granted.ok_or_else(|| CheckError::NotInWorld { name: shown(), world, at })?;
     Ok((world, Some(granted.name())))
 }
 
@@ -344,8 +394,8 @@ mod tests {
         assert_eq!((found.memory, found.table_elements), (2 * PAGE, 0));
 
         let found = check(&samples::policy(
-            r#"(import "portcullis:policy/random@0.1.0" "get-u64" (func (result i64)))
-               (import "portcullis:policy/clock@0.1.0" "now" (func (result i64)))
+            r#"(import "portcullis:policy/random@1.0.0" "get-u64" (func (result i64)))
+               (import "portcullis:policy/clock@1.0.0" "now" (func (result i64)))
                (table 7 9 funcref)"#,
         ))
         .unwrap();
@@ -379,6 +429,9 @@ mod tests {
             ("(memory i64 1)", "memory64"),
             ("(memory 1 1 shared)", "threads"),
             ("(tag)", "exceptions"),
+            ("(table i64 1 funcref)", "memory64"),
+            ("(type (array i32))", "gc"),
+            ("(func (param (ref null any)))", "gc"),
             ("(type (struct))", "gc"),
         ] {
             let error = refused(&wat(&format!("(component (core module {module}))")));
@@ -387,18 +440,144 @@ mod tests {
     }
 
     #[test]
-    fn imports_beyond_the_world_are_refused_by_name() {
-        for import in
-            ["wasi:cli/environment@0.2.0", "portcullis:policy/log@0.2.0", "portcullis:policy/data@0.1.0"]
-        {
-            let error =
-                refused(&wat(&format!(r#"(component (import "{import}" (instance (export "f" (func)))))"#)));
-            assert!(error.contains(import) && error.contains("does not have"), "{error}");
+    fn imports_beyond_the_world_are_refused_by_name_and_place() {
+        let refused_import = |import: &str| {
+            let text = format!(r#"(component (import "{import}" (instance (export "f" (func)))))"#);
+            let error = refused(&wat(&text));
+            assert!(error.starts_with(&format!("it imports {import:?} at 0x")), "{error}");
+            error
+        };
+        for import in [
+            "wasi:cli/environment@0.2.0",
+            "wasi:http/outgoing-handler@0.2.0",
+            "portcullis:policy/log@0.2.0",
+            "portcullis:policy/log",
+            "portcullis:other/log@1.0.0",
+            "log",
+        ] {
+            let error = refused_import(import);
+            assert!(error.contains("policies get clock, data, log, metric, random, nothing else"), "{error}");
         }
-        let error = refused(&wat(
-            r#"(component (import "portcullis:policy/log@0.1.0" (instance (export "steal" (func)))))"#,
+        for (import, world) in
+            [("portcullis:policy/data@0.1.0", World::V0_1), ("portcullis:policy/files@1.0.0", World::V1_0)]
+        {
+            assert!(refused_import(import).ends_with(&format!("which world \"{world}\" does not have")));
+        }
+        for version in ["0.1.0", "1.0.0"] {
+            let text = format!(
+                r#"(component (import "portcullis:policy/log@{version}" (instance (export "steal" (func)))))"#
+            );
+            let error = refused(&wat(&text));
+            assert!(error.contains("decide"), "{error}");
+        }
+        let both = r#"(component
+            (import "portcullis:policy/log@1.0.0" (instance))
+            (import "portcullis:policy/clock@0.1.0" (instance)))"#;
+        let error = refused(&wat(both));
+        assert!(error.starts_with("it imports of world \"portcullis:policy@1.0.0\", and at 0x"), "{error}");
+        assert!(
+            error.ends_with("of world \"portcullis:policy@0.1.0\"; build it against one of them"),
+            "{error}"
+        );
+    }
+
+    /// What it imports says which; where nothing does, its types.
+    #[test]
+    fn the_world_of_a_component_is_recognised() {
+        let clock = |world: World| {
+            let import = world.interface("clock");
+            check(&samples::policy(&format!(r#"(import "{import}" "now" (func (result i64)))"#))).unwrap()
+        };
+        for world in World::ALL {
+            let found = clock(world);
+            assert_eq!((found.world, found.imports.as_slice()), (world, &["clock".to_owned()][..]));
+            let plain = r#"(module (memory (export "memory") 1)
+                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+                (func (export "decide") (param i32) (result i32) (i32.const 512)))"#;
+            let component = super::super::componentize_as(plain.as_bytes(), Some(world)).unwrap();
+            assert_eq!(check(&component).unwrap().world, world);
+        }
+        // The types of one under the name of the other: every type that it takes from the other's interface is missing there.
+        let old = super::super::componentize_as(
+            br#"(module (memory (export "memory") 1)
+                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+                (func (export "decide") (param i32) (result i32) (i32.const 512)))"#,
+            Some(World::V0_1),
+        );
+        let mut old = old.unwrap();
+        let (from, to) = (b"portcullis:policy/types@0.1.0", b"portcullis:policy/types@1.0.0");
+        let places: Vec<_> = (0..old.len() - from.len()).filter(|at| old[*at..].starts_with(from)).collect();
+        assert!(!places.is_empty());
+        places.iter().for_each(|at| old[*at..*at + to.len()].copy_from_slice(to));
+        let error = refused(&old);
+        assert!(error.starts_with("its types are not those of world \"portcullis:policy@1.0.0\""), "{error}");
+    }
+
+    #[test]
+    fn a_policy_may_be_prepared_once_and_only_as_the_world_says() {
+        let prepare = |core: &str, result: &str| {
+            wat(&format!(
+                r#"(component
+                    (core module $m (memory (export "memory") 1)
+                        (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 0))
+                        (func (export "prepare") {core} (i32.const 0)))
+                    (core instance $i (instantiate $m))
+                    (func (export "prepare") {result}
+                        (canon lift (core func $i "prepare") (memory $i "memory") (realloc (func $i "realloc")))))"#
+            ))
+        };
+        // It has to decide as well.
+        let error = refused(&prepare(
+            "(param i32 i32) (result i32)",
+            "(param \"document\" (list u8)) (result (result (error string)))",
         ));
-        assert!(error.contains("decide"), "{error}");
+        assert!(error.contains("does not export \"decide\""), "{error}");
+        assert!(!check(&samples::policy("")).unwrap().prepares);
+    }
+
+    #[test]
+    fn more_exports_than_anybody_needs_are_refused() {
+        let exports = |count: usize| {
+            (0..count).map(|n| format!("(export \"e{n}\" (func $f))")).collect::<Vec<_>>().join(" ")
+        };
+        let module = |count: usize| format!("(core module $m (func $f) {})", exports(count));
+        let error = refused(&wat(&format!("(component {})", module(10_000))));
+        assert!(error.starts_with("module at 0x") || error.contains("module at 0x"), "{error}");
+        assert!(error.ends_with("has 10000 exports, at most 8192 are looked at"), "{error}");
+        assert!(refused(&wat(&format!("(component {})", module(8_192)))).contains("does not export"));
+        let component = |count: usize| {
+            format!(
+                "(component (core module $m (func (export \"f\"))) (core instance $i (instantiate $m)) \
+                 (func $f (canon lift (core func $i \"f\"))) {})",
+                exports(count)
+            )
+        };
+        let error = refused(&wat(&component(10_000)));
+        assert!(error.starts_with("component at 0x"), "{error}");
+        assert!(error.ends_with("has 10000 exports, at most 256 are looked at"), "{error}");
+        assert!(refused(&wat(&component(256))).contains("does not export \"decide\""));
+    }
+
+    #[test]
+    fn data_that_fits_no_instance_is_refused() {
+        for (data, why) in [
+            (
+                "(data (i32.const 131072) \"x\")",
+                Some("ends at 131073 of a memory that starts with 131072 bytes"),
+            ),
+            ("(data (i32.const -1) \"x\")", Some("ends at 4294967296 of a memory")),
+            ("(data (i32.const 131071) \"x\")", None),
+            ("(data \"passive\")", None),
+        ] {
+            match (check(&samples::policy(data)), why) {
+                (Ok(_), None) => {}
+                (Err(error), Some(why)) => {
+                    let error = error.to_string();
+                    assert!(error.starts_with("data segment at 0x") && error.contains(why), "{error}");
+                }
+                (found, _) => panic!("{data}: {:?}", found.err()),
+            }
+        }
     }
 
     #[test]
@@ -430,6 +609,8 @@ mod tests {
         assert!(refused(&wat(alias)).contains("alias of a core module"));
         let deep = "(component ".repeat(NESTING_MAX + 2) + &")".repeat(NESTING_MAX + 2);
         assert!(refused(&wat(&deep)).contains("nested more than"));
+        let deepest = "(component ".repeat(100) + &")".repeat(100);
+        assert!(refused(&wat(&deepest)).starts_with("component at 0x"));
     }
 
     #[test]

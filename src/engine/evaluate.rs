@@ -117,6 +117,7 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
             Err(error) => (false, Err(error)),
             Ok(instance) => {
                 let run_ns = made(&mut timing, started);
+                store.data().slice.made_one();
                 let returned =
                     with_old_request(&input, async |request| instance.call_decide(&mut store, request).await)
                         .await;
@@ -129,6 +130,7 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
             Err(error) => (false, Err(error)),
             Ok(instance) => {
                 let run_ns = made(&mut timing, started);
+                store.data().slice.made_one();
                 let returned =
                     with_request(&input, async |request| instance.call_decide(&mut store, request).await)
                         .await;

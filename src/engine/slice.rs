@@ -11,6 +11,8 @@ use nix::time::{ClockId, clock_gettime};
 #[derive(Debug, Default)]
 pub struct Slice {
     end_ns: AtomicU64,
+    /// Instances that were made on this thread and can be asked.
+    made: AtomicU64,
 }
 
 impl Slice {
@@ -18,6 +20,17 @@ impl Slice {
     pub fn set_end(&self, end_ns: u64) {
         // Read by the same thread, from within the guest it then resumes.
         self.end_ns.store(end_ns, Ordering::Relaxed);
+    }
+
+    pub(super) fn made_one(&self) {
+        // Written by the same thread.
+        self.made.store(self.made.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// How many instances were made: whoever has none after all of a slice has one that does not begin.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_over(&self) -> bool {

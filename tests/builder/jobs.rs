@@ -81,7 +81,11 @@ fn what_could_never_decide_is_refused_and_says_why() {
         assert!(text.starts_with("try policy: it has no instance: ") && text.contains(why), "{text}");
     };
     never("Unreachable", "(start $f) (func $f unreachable)");
-    never("OutOfBounds", "(data (i32.const 131072) \"x\")");
+    never("does not end", "(start $f) (func $f (loop $for-ever (br $for-ever)))");
+    never("Stack", "(start $f) (func $f (call $f))");
+    let text = refused(&module("(data (i32.const 131072) \"x\")"));
+    assert!(text.starts_with("check policy: data segment at 0x"), "{text}");
+    assert!(text.contains("ends at 131073 of a memory that starts with 131072 bytes"), "{text}");
     never("OutOfBounds", "(table 1 funcref) (elem (i32.const 1) $f) (func $f)");
     never(
         "Memory",
@@ -129,6 +133,36 @@ fn a_policy_gets_what_its_manifest_says_and_no_more() {
     let compile = Job::Compile { manifest: manifest(imports(), limits), ceiling: Ceiling::MOST };
     let answers = class.ask(&compile, &[&sealed(&source.unwrap())]);
     assert!(answers[0].refused().contains("the class gives an instance 8388608"), "{answers:?}");
+}
+
+/// In a sealed builder: an engine for each stack, and for code that counts, is there before the job is.
+#[test]
+fn a_policy_is_tried_with_the_limits_that_it_will_be_served_with() {
+    let class = Class::new();
+    let source = sealed(&module(""));
+    let answer = |limits: Limits, ceiling: Ceiling| {
+        let job = Job::Compile { manifest: manifest(vec![], limits), ceiling };
+        class.ask(&job, &[&source]).remove(0)
+    };
+    for stack in Limits::STACKS {
+        for fuel in [None, Some(1_000)] {
+            let limits = Limits { stack, fuel, ..Limits::default() };
+            let answer = answer(limits, Ceiling::MOST);
+            assert!(matches!(answer.report, Report::Compiled { .. }), "{limits:?}: {answer:?}");
+        }
+    }
+    // The same code for every stack, and other code where it counts.
+    assert_eq!(class.names().len(), 2, "{:?}", class.names());
+    let text = answer(Limits::default(), Ceiling { fuel: Some(9), ..Ceiling::MOST }).refused().to_owned();
+    assert!(text.contains("a decision may execute 9 instructions here") && text.contains("--fuel"), "{text}");
+    let low = Ceiling { memory: 64 << 10, ..Ceiling::MOST };
+    let text = answer(Limits::default(), low).refused().to_owned();
+    assert!(text.contains("the class gives an instance 65536, and it starts with 131072"), "{text}");
+    let tables = sealed(&module("(table 7 funcref)"));
+    let low = Ceiling { table_elements: 6, ..Ceiling::MOST };
+    let job = Job::Compile { manifest: manifest(vec![], Limits::default()), ceiling: low };
+    let answer = class.ask(&job, &[&tables]).remove(0);
+    assert!(answer.refused().contains("starts with 7 table elements, here it may have 6"), "{answer:?}");
 }
 
 /// Whatever a signer says of it: the code itself says what it is for.
