@@ -10,9 +10,12 @@
 
 mod support;
 
-use portcullis::artifact::Digest;
+use portcullis::artifact::{Digest, Limits};
+use portcullis::bundle::Platform;
 use portcullis::client::Question;
+use portcullis::compile::{self, Terms};
 use portcullis::decision::{Obligations, Outcome, Refusal, Stage, TrapKind};
+use portcullis::engine::Metering;
 use portcullis::wire::client::Deadline;
 use support::Site;
 
@@ -197,6 +200,56 @@ fn a_guest_that_traps_is_refused_by_kind_and_the_worker_lives() {
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::Trap(kind)), "{shown}");
     }
     assert_eq!(pids(&service), before);
+}
+
+/// Three engines in one worker, and two tenants with the same policy.
+#[test]
+fn limits_are_those_of_the_manifest_within_what_class_and_tenant_give() {
+    let site = Site::new()
+        .class("one", "stack = \"1MiB\"\nhost_calls = 100")
+        .tenant("acme", "one", &[("gate", "hostile/selective")], "host_calls = 20\nmemory = \"2MiB\"")
+        .tenant("blue", "one", &[("gate", "hostile/selective")], "")
+        .tenant_of("deep", "one", &["gate"], "")
+        .tenant_of("counts", "one", &["gate"], "fuel = 1_000_000");
+    let source = support::component("hostile/selective");
+    let build = |tenant: &str, version: u64, limits: Limits| {
+        let terms = Terms { metering: Metering::of(&limits), ..Terms::default() };
+        let built = compile::build(&source, terms, &[Platform::host()]).unwrap();
+        let (tenant, gate) = (support::tenant(tenant), support::policy("gate"));
+        built.draft(source.clone(), tenant, gate, version, limits)
+    };
+    let fuel = Limits { fuel: Some(u64::MAX >> 1), stack: 1 << 20, ..Limits::default() };
+    support::write_signed(build("counts", 1, fuel), &site.bundle("counts", "gate"), &site.key);
+    let deep = Limits { stack: 512 << 10, ..Limits::default() };
+    support::write_signed(build("deep", 1, deep), &site.bundle("deep", "gate"), &site.key);
+    let service = site.start();
+    let outcome = |tenant: &str, bytes: &[u8]| service.ask(tenant, "gate", bytes).outcome;
+    let trap = |kind| Outcome::Refused(Refusal::Trap(kind));
+    for (tenant, most) in [("acme", 20), ("blue", 100)] {
+        let calls = |n: u32| outcome(tenant, format!("clock-flood:{n}").as_bytes());
+        assert_eq!(calls(most), Outcome::Allow, "{tenant}");
+        assert_eq!(calls(most + 1), trap(TrapKind::HostCalls), "{tenant}");
+    }
+    assert_eq!(outcome("acme", b"memory:3000000"), trap(TrapKind::Memory));
+    assert_eq!(outcome("blue", b"memory:3000000"), Outcome::Allow);
+    assert_eq!(outcome("counts", b"work:1000"), Outcome::Allow);
+    assert_eq!(outcome("counts", b"work:10000000"), trap(TrapKind::Fuel));
+    assert_eq!(outcome("blue", b"work:10000000"), Outcome::Allow);
+    // A guest that does not end, in an engine that few have, ends at its deadline as well.
+    assert_eq!(outcome("deep", b"allow"), Outcome::Allow);
+    let spins = service.ask_within("deep", "gate", b"spin", Deadline::Budget { us: 5_000 });
+    assert_eq!(spins.outcome, Outcome::Refused(Refusal::Deadline(Stage::Run)));
+
+    // What does not count is not loaded where it has to, and says so; the version before stays.
+    let draft = build("counts", 2, Limits::default());
+    support::write_signed(draft, &service.site.bundle("counts", "gate"), &service.site.key);
+    assert_eq!(service.reload(), None);
+    let status = service.status();
+    let policies = status.workers.iter().flat_map(|worker| &worker.policies);
+    let gate = policies.filter(|one| one.tenant.as_str() == "counts").next_back().unwrap();
+    assert!(gate.held_back.is_some(), "{gate:?}");
+    assert_eq!(gate.serving.as_ref().unwrap().version, 1);
+    assert_eq!(outcome("counts", b"work:1000"), Outcome::Allow);
 }
 
 #[test]

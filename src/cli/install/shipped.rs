@@ -34,6 +34,7 @@ const UNITS: [(&str, &str); 3] = [
 const TEXTS: [(&str, &str); 8] = [
     ("/usr/share/doc/portcullis/bundle.md", include_str!("../../../docs/bundle.md")),
     ("/usr/share/doc/portcullis/trust.md", include_str!("../../../docs/trust.md")),
+    ("/usr/share/doc/portcullis/policies.md", include_str!("../../../docs/policies.md")),
     ("/usr/share/doc/portcullis/configuration.md", include_str!("../../../docs/configuration.md")),
     ("/usr/share/doc/portcullis/systemd.md", include_str!("../../../docs/systemd.md")),
     ("/usr/share/doc/portcullis/attest.md", include_str!("../../../docs/attest.md")),
