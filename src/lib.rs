@@ -46,6 +46,8 @@ pub mod frontend;
 pub mod journal;
 pub mod ledger;
 pub mod registry;
+#[cfg(feature = "compiler")]
+pub mod rehearsal;
 pub mod sandbox;
 pub mod signature;
 pub mod spawner;

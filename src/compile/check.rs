@@ -413,8 +413,8 @@ mod tests {
                 Err(error) => assert!(!error.to_string().is_empty()),
                 // Only tool sections are missing.
                 Ok(_) => assert_eq!(
-                    rewrite::component(&whole[..len]).unwrap(),
-                    rewrite::component(&whole).unwrap(),
+                    rewrite::component(&whole[..len], rewrite::Names::Dropped).unwrap(),
+                    rewrite::component(&whole, rewrite::Names::Dropped).unwrap(),
                     "{len} of {} bytes were taken for a policy",
                     whole.len()
                 ),

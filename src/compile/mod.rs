@@ -23,6 +23,8 @@ use crate::artifact::Digest;
 use crate::bundle::Platform;
 use crate::engine::{MadeFor, Metering, Target, World, compiling_engine, settings_digest_of};
 
+use rewrite::Names;
+
 pub use check::{CheckError, SOURCE_MAX};
 pub use componentize::{ComponentizeError, componentize, componentize_as};
 
@@ -114,7 +116,7 @@ pub fn build(policy: &[u8], terms: Terms, platforms: &[Platform]) -> Result<Buil
 /// Which step refused it, and where in the file where that is known.
 pub fn build_here(policy: &[u8], terms: Terms, targets: &[Target]) -> Result<Built, BuildError> {
     let (component, mut built) = checked(policy, terms)?;
-    let rewritten = rewrite::component(&component)?;
+    let rewritten = rewrite::component(&component, Names::Dropped)?;
     for target in targets {
         built.compiled.push((target.platform(), compile(&rewritten, *target, terms.metering)?));
     }
@@ -128,6 +130,16 @@ pub fn build_here(policy: &[u8], terms: Terms, targets: &[Target]) -> Result<Bui
 /// Why it is not a policy, and where in the file where that is known.
 pub fn check_here(policy: &[u8], terms: Terms) -> Result<Built, BuildError> {
     checked(policy, terms).map(|(_, built)| built)
+}
+
+/// A policy as it runs, with the names of its functions, not compiled: for engines that look at where it spends its time. On
+/// the calling thread, which must have a stack of [`STACK`] bytes.
+///
+/// # Errors
+/// Why it is not a policy, and where in the file where that is known.
+pub fn interruptible_here(policy: &[u8], terms: Terms) -> Result<Vec<u8>, BuildError> {
+    let (component, _) = checked(policy, terms)?;
+    Ok(rewrite::component(&component, Names::Kept)?)
 }
 
 fn checked(policy: &[u8], terms: Terms) -> Result<(Cow<'_, [u8]>, Built), BuildError> {

@@ -19,18 +19,26 @@ const TYPE: u8 = SectionId::Type as u8;
 const FUNCTION: u8 = SectionId::Function as u8;
 const CODE: u8 = SectionId::Code as u8;
 
+/// What becomes of the names of functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Names {
+    Dropped,
+    /// For those who look at where a policy spends its time.
+    Kept,
+}
+
 /// Rewrites a component that has been checked; nesting is bounded by that check.
-pub(super) fn component(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+pub(super) fn component(bytes: &[u8], names: Names) -> Result<Vec<u8>, Error> {
     let mut rewritten = Component::new();
     for section in sections(bytes) {
         let (id, data) = section?;
         match id {
             CUSTOM => {}
             CORE_MODULE => {
-                rewritten.section(&RawSection { id, data: &module(data)? });
+                rewritten.section(&RawSection { id, data: &module(data, names)? });
             }
             COMPONENT => {
-                rewritten.section(&RawSection { id, data: &component(data)? });
+                rewritten.section(&RawSection { id, data: &component(data, names)? });
             }
             _ => {
                 rewritten.section(&RawSection { id, data });
@@ -42,7 +50,7 @@ pub(super) fn component(bytes: &[u8]) -> Result<Vec<u8>, Error> {
 
 /// Rewrites one core module: bodies as [`pace::body`] does, and the helper functions they call at the end, so that no
 /// index that was there before changes.
-pub(super) fn module(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+pub(super) fn module(bytes: &[u8], names: Names) -> Result<Vec<u8>, Error> {
     let survey = Survey::of(bytes)?;
     let mut helpers = Helpers::new(survey.functions, survey.segments);
     let bodies =
@@ -52,6 +60,8 @@ pub(super) fn module(bytes: &[u8]) -> Result<Vec<u8>, Error> {
     for section in sections(bytes) {
         let (id, data) = section?;
         let changed = match id {
+            // No index changes, so they still say what they said.
+            CUSTOM if names == Names::Kept && is_names(data) => data.to_vec(),
             CUSTOM => continue,
             TYPE if !helpers.is_empty() => appended(data, 1, &Helpers::TYPE)?,
             FUNCTION if !helpers.is_empty() => {
@@ -75,6 +85,10 @@ pub(super) fn module(bytes: &[u8]) -> Result<Vec<u8>, Error> {
         rewritten.section(&RawSection { id, data: &changed });
     }
     Ok(rewritten.finish())
+}
+
+fn is_names(custom: &[u8]) -> bool {
+    BinaryReader::new(custom, 0).read_string().is_ok_and(|name| name == "name")
 }
 
 /// What has to be known of a module before its code can be changed.
@@ -253,7 +267,7 @@ mod tests {
             thread_local! {
                 static MODULES: (Engine, Vec<u8>, Vec<u8>) = {
                     let original = bulk_module();
-                    let rewritten = module(&original).expect("rewritten");
+                    let rewritten = module(&original, Names::Dropped).expect("rewritten");
                     (compiling_engine(crate::engine::Target::host(), Metering::Off).expect("engine"), original, rewritten)
                 };
             }
@@ -279,7 +293,7 @@ mod tests {
     fn edges_of_overlap_and_bounds() {
         let original = bulk_module();
         let engine = compiling_engine(crate::engine::Target::host(), Metering::Off).unwrap();
-        let rewritten = module(&original).unwrap();
+        let rewritten = module(&original, Names::Dropped).unwrap();
         let (end, long) = (8 << 16, 200_000);
         let mut traps = 0;
         for (name, operands) in [
@@ -330,7 +344,7 @@ mod tests {
     fn bulk_instructions_can_be_interrupted_every_64_kib() {
         let original = bulk_module();
         let engine = compiling_engine(crate::engine::Target::host(), Metering::Off).unwrap();
-        let rewritten = module(&original).unwrap();
+        let rewritten = module(&original, Names::Dropped).unwrap();
         for (name, operands) in [
             ("fill", (0, 1, 8 << 16)),
             ("copy", (0, 65_536, 7 << 16)),
@@ -378,7 +392,7 @@ mod tests {
             );
             let least = executed / 4096;
             let original = wat::parse_str(text).unwrap();
-            let rewritten = module(&original).unwrap();
+            let rewritten = module(&original, Names::Dropped).unwrap();
             let before = Machine::new(&engine, &original).looks("f", (argument, 0, 0));
             let after = Machine::new(&engine, &rewritten).looks("f", (argument, 0, 0));
             assert_eq!(before, 1, "only where the function begins");
@@ -393,14 +407,14 @@ mod tests {
             (loop (br_if 0 (local.get 0)))
             (memory.copy (i32.const 1) (i32.const 2) (i32.const 64))))"#;
         let original = wat::parse_str(text).unwrap();
-        assert_eq!(module(&original).unwrap(), original);
+        assert_eq!(module(&original, Names::Dropped).unwrap(), original);
     }
 
     #[test]
     fn rewriting_again_changes_no_behaviour() {
         let engine = compiling_engine(crate::engine::Target::host(), Metering::Off).unwrap();
-        let once = module(&bulk_module()).unwrap();
-        let twice = module(&once).unwrap();
+        let once = module(&bulk_module(), Names::Dropped).unwrap();
+        let twice = module(&once, Names::Dropped).unwrap();
         let mut machines = [Machine::new(&engine, &once), Machine::new(&engine, &twice)];
         let [first, second] = machines.each_mut().map(|machine| {
             machine.call("init", (1000, 0, 200_000)).unwrap();

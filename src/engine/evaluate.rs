@@ -11,6 +11,7 @@ use super::host::Host;
 use super::load::{Policy, Pre};
 use super::outcome;
 use super::slice::{Slice, monotonic_ns};
+use super::watch::{FUEL, Watch};
 use crate::decision::{
     Address, Attribute, Decision, Header, HttpRequest, Input, Outcome, Peer, Refusal, Timing,
 };
@@ -37,7 +38,7 @@ macro_rules! peer {
 }
 
 /// What one evaluation needs to know besides its policy.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Call {
     /// A postcard-encoded [`Input`].
     pub input: Bytes,
@@ -86,6 +87,16 @@ impl std::fmt::Debug for Host {
 /// The future yields whenever `slice` is over and an epoch has passed; it knows no deadline: who polls it stops doing
 /// so, and drops it, which frees the instance. It must be polled on the thread that `slice` belongs to.
 pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Evaluated {
+    evaluate_watched(policy, call, slice, None).await
+}
+
+/// The same, noted.
+pub async fn evaluate_watched(
+    policy: Arc<Policy>,
+    call: Call,
+    slice: Arc<Slice>,
+    watch: Option<Arc<Watch>>,
+) -> Evaluated {
     let digest = Some(policy.digest());
     let ended = |result: Result<_, Refusal>, timing, (malformed, instantiated), used, residue| {
         let (outcome, obligations, cache) = result
@@ -111,7 +122,10 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
 
     let started = monotonic_ns();
     let mut timing = Timing::default();
-    let mut store = fresh_store(&policy, &call, slice);
+    let Ok(mut store) = fresh_store(&policy, &call, slice, watch) else {
+        // Only an engine that does not count what is to be counted.
+        return ended(Err(Refusal::Unavailable), timing, (false, false), Used::default(), Residue(None));
+    };
     let (instantiated, result) = match &policy.pre {
         Pre::V0_1(pre) => match pre.instantiate_async(&mut store).await {
             Err(error) => (false, Err(error)),
@@ -150,6 +164,9 @@ pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Eva
         Ok(Err(failure)) => Err(outcome::from_failure(failure)),
     };
     timing.host_ns = store.data().host_ns;
+    if let Some(watch) = store.data().watch.as_ref().filter(|watch| watch.counts()) {
+        watch.ended(store.get_fuel().unwrap_or(FUEL));
+    }
     let host = store.data();
     let used = Used {
         memory: host.memory_used,
@@ -170,7 +187,12 @@ fn made(timing: &mut Timing, started: u64) -> u64 {
     now
 }
 
-fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
+fn fresh_store(
+    policy: &Policy,
+    call: &Call,
+    slice: Arc<Slice>,
+    watch: Option<Arc<Watch>>,
+) -> wasmtime::Result<Store<Host>> {
     let limits = policy.limits();
     let host = Host {
         identity: Arc::clone(&policy.identity),
@@ -181,7 +203,7 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
         log_lines: 0,
         metrics: Arc::clone(&policy.metrics),
         metric_calls: 0,
-        data: policy.data.clone(),
+        data: watch.as_ref().and_then(|watch| watch.data()).or_else(|| policy.data.clone()),
         memory: limits.memory as usize,
         table_elements: limits.table_elements as usize,
         memory_used: 0,
@@ -190,6 +212,7 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
         host_calls: 0,
         host_calls_max: limits.host_calls,
         host_ns: 0,
+        watch,
     };
     let mut store = Store::new(policy.pre.engine(), host);
     store.limiter(|host| host);
@@ -199,6 +222,16 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
     }
     // What a guest may make the host copy or allocate in one go: strings and lists on their way out.
     store.set_hostcall_fuel(limits.output as usize);
+    if let Some(watch) = store.data().watch.clone().filter(|watch| watch.counts()) {
+        store.set_fuel(FUEL)?;
+        // At once, and again at each place where a guest can be interrupted.
+        store.set_epoch_deadline(0);
+        store.epoch_deadline_callback(move |context| {
+            let left = context.get_fuel()?;
+            watch.look(&context, left).map(|()| UpdateDeadline::Continue(0))
+        });
+        return Ok(store);
+    }
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|context| {
         Ok(if context.data().slice.is_over() {
@@ -207,7 +240,7 @@ fn fresh_store(policy: &Policy, call: &Call, slice: Arc<Slice>) -> Store<Host> {
             UpdateDeadline::Continue(1)
         })
     });
-    store
+    Ok(store)
 }
 
 /// Lends the request to `call` in the shape the bindings want.

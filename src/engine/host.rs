@@ -15,6 +15,7 @@ use super::data::Data;
 use super::load::Identity;
 use super::metric::{self, Metrics};
 use super::slice::{Slice, monotonic_ns};
+use super::watch::{HostCall, Listed, LogLevel as Level, Watch};
 use super::world::World;
 use v1_0::portcullis::policy::data::Entry;
 
@@ -101,6 +102,8 @@ pub(super) struct Host {
     pub(super) host_calls: u32,
     pub(super) host_calls_max: u32,
     pub(super) host_ns: u64,
+    /// Where what happens is noted, if it is.
+    pub(super) watch: Option<Arc<Watch>>,
 }
 
 /// A guest has called host functions as often as it may.
@@ -125,6 +128,12 @@ impl Host {
         Ok(())
     }
 
+    fn note(&self, call: impl FnOnce() -> HostCall) {
+        if let Some(watch) = &self.watch {
+            watch.call(call());
+        }
+    }
+
     /// Grants growth from `current` to `desired` if the sum stays within the limit.
     fn grow(
         &mut self,
@@ -139,6 +148,9 @@ impl Host {
             *used = after;
         }
         self.growth_refused |= !granted;
+        if let Some(watch) = &self.watch {
+            watch.grown(self.memory_used, self.table_elements_used);
+        }
         granted
     }
 
@@ -161,6 +173,7 @@ impl Host {
             }
             // Printed as a quoted string: a guest cannot forge a line of ours.
             let message = message.get(..end).unwrap_or_default();
+            host.note(|| HostCall::Log { level, message: message.to_owned() });
             let Identity { tenant, policy, digest } = host.identity.as_ref();
             match level {
                 Level::Debug => tracing::debug!(%tenant, %policy, %digest, guest = ?message),
@@ -171,22 +184,21 @@ impl Host {
     }
 
     fn random_u64(&mut self) -> Result<u64> {
-        self.timed(|host| host.generator().next_u64())
+        self.timed(|host| {
+            host.note(|| HostCall::Random { bytes: 8 });
+            host.generator().next_u64()
+        })
     }
 
     fn random_bytes(&mut self, len: u32) -> Result<Vec<u8>> {
         self.timed(|host| {
-            let mut bytes = vec![0; len.min(RANDOM_BYTES) as usize];
+            let len = len.min(RANDOM_BYTES);
+            host.note(|| HostCall::Random { bytes: len });
+            let mut bytes = vec![0; len as usize];
             host.generator().fill_bytes(&mut bytes);
             bytes
         })
     }
-}
-
-enum Level {
-    Debug,
-    Info,
-    Warn,
 }
 
 /// What both versions have alike.
@@ -209,6 +221,7 @@ macro_rules! interfaces {
             impl clock::Host for Host {
                 fn now(&mut self) -> Result<u64> {
                     self.called()?;
+                    self.note(|| HostCall::Clock { ns: self.clock_ns });
                     Ok(self.clock_ns)
                 }
             }
@@ -232,14 +245,20 @@ interfaces!(v1_0);
 
 impl v1_0::portcullis::policy::data::Host for Host {
     fn get(&mut self, key: String) -> Result<Option<Vec<u8>>> {
-        self.timed(|host| Some(host.data.as_ref()?.get(&key)?.to_vec()))
+        self.timed(|host| {
+            let value = host.data.as_ref().and_then(|data| data.get(&key)).map(<[u8]>::to_vec);
+            host.note(|| HostCall::DataGet { key, value: value.clone() });
+            value
+        })
     }
 
     fn entries(&mut self, prefix: String, after: Option<String>, limit: u32) -> Result<Vec<Entry>> {
         self.timed(|host| {
-            let Some(data) = &host.data else { return Vec::new() };
+            let nothing = Data::default();
+            let data = host.data.as_deref().unwrap_or(&nothing);
             let mut bytes = 0_usize;
-            data.entries(&prefix, after.as_deref())
+            let entries: Vec<Entry> = data
+                .entries(&prefix, after.as_deref())
                 .take(limit.min(DATA_ENTRIES) as usize)
                 // The first one comes however long it is: who gets none takes it for the end.
                 .take_while(|(key, value)| {
@@ -248,7 +267,14 @@ impl v1_0::portcullis::policy::data::Host for Host {
                     first || bytes <= DATA_BYTES
                 })
                 .map(|(key, value)| Entry { key: key.to_owned(), value: value.to_vec() })
-                .collect()
+                .collect();
+            host.note(|| HostCall::DataEntries {
+                prefix: prefix.clone(),
+                after: after.clone(),
+                limit,
+                entries: entries.iter().map(|one| Listed::new(&one.key, &one.value)).collect(),
+            });
+            entries
         })
     }
 }
@@ -256,11 +282,10 @@ impl v1_0::portcullis::policy::data::Host for Host {
 impl v1_0::portcullis::policy::metric::Host for Host {
     fn add(&mut self, name: String, value: u64) -> Result<()> {
         self.timed(|host| {
-            if host.metric_calls >= metric::CALLS {
-                return host.metrics.drop_one();
-            }
-            host.metric_calls += 1;
-            host.metrics.add(&name, value);
+            let counted = host.metric_calls < metric::CALLS;
+            let counted = if counted { host.metrics.add(&name, value) } else { host.metrics.drop_one() };
+            host.metric_calls = host.metric_calls.saturating_add(1);
+            host.note(|| HostCall::Metric { name, value, counted });
         })
     }
 }

@@ -54,8 +54,8 @@ pub struct Policy {
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) data: Option<Arc<Data>>,
-    /// Keeps the sealed memory that the code is mapped from.
-    _artifact: Artifact,
+    /// Keeps the sealed memory that the code is mapped from; there is none where it was compiled here, to be counted.
+    _artifact: Option<Artifact>,
 }
 
 impl std::fmt::Debug for Policy {
@@ -145,22 +145,7 @@ pub fn load(engines: &Engines, artifact: Artifact, granted: Granted) -> Result<P
         return Err(LoadError::Memory { policy: name(), initial, limit: limits.memory });
     }
 
-    let mut linker = Linker::new(&engine);
-    let link = |error: wasmtime::Error| LoadError::Link(name(), format!("{error:#}"));
-    for import in &statement.imports {
-        let known = world.capabilities();
-        let capability =
-            Importable::named(import).filter(|import| known.contains(import)).ok_or_else(|| {
-                let known: Vec<_> = known.iter().map(|one| one.name()).collect();
-                LoadError::UnknownImport(name(), import.clone(), known.join(", "))
-            })?;
-        capability.add_to(&mut linker, world).map_err(link)?;
-    }
-    let pre = linker.instantiate_pre(&component).map_err(link)?;
-    let pre = match world {
-        World::V0_1 => Pre::V0_1(v0_1::PolicyPre::new(pre).map_err(link)?),
-        World::V1_0 => Pre::V1_0(v1_0::PolicyPre::new(pre).map_err(link)?),
-    };
+    let pre = link(&engine, &component, world, &statement.imports, &statement.policy)?;
 
     let identity = Identity {
         tenant: statement.tenant.clone(),
@@ -169,7 +154,57 @@ pub fn load(engines: &Engines, artifact: Artifact, granted: Granted) -> Result<P
     };
     let metrics = Arc::new(Metrics::of(&statement.metrics));
     let data = granted.data;
-    Ok(Policy { pre, identity: Arc::new(identity), limits, metrics, data, _artifact: artifact })
+    Ok(Policy { pre, identity: Arc::new(identity), limits, metrics, data, _artifact: Some(artifact) })
+}
+
+/// The same policy once more, for a [`super::counting_engine`]: compiled here and now from its component.
+///
+/// # Errors
+/// When it does not compile or does not link.
+#[cfg(feature = "compiler")]
+pub fn load_counting(
+    engine: &Engine,
+    component: &[u8],
+    imports: &[String],
+    like: &Policy,
+) -> Result<Policy, LoadError> {
+    let name = &like.identity.policy;
+    let component = Component::new(engine, component)
+        .map_err(|error| LoadError::Deserialize(name.clone(), format!("{error:#}")))?;
+    let pre = link(engine, &component, like.world(), imports, name)?;
+    Ok(Policy {
+        pre,
+        identity: Arc::clone(&like.identity),
+        limits: like.limits,
+        metrics: Arc::clone(&like.metrics),
+        data: like.data.clone(),
+        _artifact: None,
+    })
+}
+
+fn link(
+    engine: &Engine,
+    component: &Component,
+    world: World,
+    imports: &[String],
+    name: &PolicyName,
+) -> Result<Pre, LoadError> {
+    let mut linker = Linker::new(engine);
+    let link = |error: wasmtime::Error| LoadError::Link(name.clone(), format!("{error:#}"));
+    for import in imports {
+        let known = world.capabilities();
+        let capability =
+            Importable::named(import).filter(|import| known.contains(import)).ok_or_else(|| {
+                let known: Vec<_> = known.iter().map(|one| one.name()).collect();
+                LoadError::UnknownImport(name.clone(), import.clone(), known.join(", "))
+            })?;
+        capability.add_to(&mut linker, world).map_err(link)?;
+    }
+    let pre = linker.instantiate_pre(component).map_err(link)?;
+    Ok(match world {
+        World::V0_1 => Pre::V0_1(v0_1::PolicyPre::new(pre).map_err(link)?),
+        World::V1_0 => Pre::V1_0(v1_0::PolicyPre::new(pre).map_err(link)?),
+    })
 }
 
 fn known_worlds() -> String {

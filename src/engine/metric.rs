@@ -25,17 +25,22 @@ impl Metrics {
         Self { counters: counters.into(), dropped: AtomicU64::new(0) }
     }
 
-    /// Adds to a counter, from any thread.
-    pub(super) fn add(&self, name: &str, value: u64) {
+    /// Adds to a counter, from any thread. False: there is none of that name.
+    pub(super) fn add(&self, name: &str, value: u64) -> bool {
         let at = self.counters.binary_search_by(|(one, _)| one.as_str().cmp(name));
         match at.ok().and_then(|at| self.counters.get(at)) {
-            Some((_, counter)) => counter.fetch_add(value, Ordering::Relaxed),
-            None => self.dropped.fetch_add(1, Ordering::Relaxed),
-        };
+            Some((_, counter)) => {
+                counter.fetch_add(value, Ordering::Relaxed);
+                true
+            }
+            None => self.drop_one(),
+        }
     }
 
-    pub(super) fn drop_one(&self) {
+    /// A call that counts for nothing: false.
+    pub(super) fn drop_one(&self) -> bool {
         self.dropped.fetch_add(1, Ordering::Relaxed);
+        false
     }
 
     /// Every counter, sorted by name. They wrap around at 2^64.

@@ -15,20 +15,24 @@ mod outcome;
 mod settings;
 mod slice;
 mod target;
+mod watch;
 mod world;
 
 pub use data::Data;
 pub use engines::Engines;
-pub use evaluate::{Call, Evaluated, Residue, Used, evaluate};
+pub use evaluate::{Call, Evaluated, Residue, Used, evaluate, evaluate_watched};
 pub use host::Importable;
+#[cfg(feature = "compiler")]
+pub use load::load_counting;
 pub use load::{Granted, LoadError, Policy, load};
 pub use made_for::{MadeFor, Unfit};
 pub use metric::{METRIC_NAME_MAX, METRICS_MAX, Metrics, is_metric_name};
 #[cfg(feature = "compiler")]
-pub use settings::compiling_engine;
-#[cfg(feature = "compiler")]
 pub(crate) use settings::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT};
 pub use settings::{Metering, PoolLimits, WASMTIME_VERSION, settings_digest, settings_digest_of};
+#[cfg(feature = "compiler")]
+pub use settings::{compiling_engine, counting_engine};
 pub use slice::{Slice, monotonic_ns, realtime_ns};
 pub use target::Target;
+pub use watch::{Function, HostCall, Listed, LogLevel, Notes, Watch};
 pub use world::{WORLD, World};

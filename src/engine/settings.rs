@@ -33,6 +33,13 @@ pub(crate) const FEATURES: WasmFeatures = WasmFeatures::MUTABLE_GLOBAL
     .union(WasmFeatures::EXTENDED_CONST)
     .union(WasmFeatures::COMPONENT_MODEL);
 
+/// Deepest stack that is counted, functions; of a deeper one, the innermost.
+#[cfg(feature = "compiler")]
+const COUNTED_FRAMES: usize = 256;
+/// What is looked at runs on the guest's stack, bytes.
+#[cfg(feature = "compiler")]
+const COUNTING_STACK: usize = 1 << 20;
+
 /// A data segment that leaves holes of at most this many bytes becomes an image that instances map.
 const DENSE_IMAGE: u64 = 16 << 20;
 
@@ -191,6 +198,19 @@ pub fn compiling_engine(target: Target, metering: Metering) -> wasmtime::Result<
     config.cranelift_regalloc_algorithm(wasmtime::RegallocAlgorithm::Backtracking);
     config.cranelift_nan_canonicalization(false);
     config.cranelift_debug_verifier(false);
+    Engine::new(&config)
+}
+
+/// An engine that counts instructions and can say in which functions they ran: for people who look for what is slow, never for
+/// what serves. What it compiles is slower than what a worker runs, and no worker loads it.
+#[cfg(feature = "compiler")]
+pub fn counting_engine(stack: u32) -> wasmtime::Result<Engine> {
+    let mut config = shared_config(Metering::Fuel)?;
+    Target::host().set(&mut config)?;
+    config.strategy(wasmtime::Strategy::Cranelift);
+    config.wasm_backtrace_max_frames(std::num::NonZeroUsize::new(COUNTED_FRAMES));
+    config.max_wasm_stack(stack as usize);
+    config.async_stack_size((stack as usize).saturating_add(COUNTING_STACK));
     Engine::new(&config)
 }
 

@@ -234,7 +234,7 @@ pub(super) fn world(text: &str) -> Result<World, String> {
     known.ok_or_else(|| format!("known are {}", World::ALL.map(World::name).join(" and ")))
 }
 
-fn stack(text: &str) -> Result<u32, String> {
+pub(super) fn stack(text: &str) -> Result<u32, String> {
     let stack = units::bytes(text)?;
     if Limits::STACKS.contains(&stack) {
         return Ok(stack);

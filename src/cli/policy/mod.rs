@@ -1,9 +1,10 @@
-//! From an idea to something that decides: `new`, `keygen`, `build`, `sign` and `attest` make a bundle; `verify`, `inspect` and
+//! From an idea to something that decides: `new` makes a project, `test`, `run` and `bench` try what it builds; `keygen`, `build`, `sign` and `attest` make a bundle; `verify`, `inspect` and
 //! `diff` look at it, as the registry would and as a person would. On a host, `activate`, `rollback` and `revoke` say what
 //! serves, `list` and `history` what does and did: see [`service`].
 
 mod activate;
 mod attest;
+mod bench;
 mod build;
 mod componentize;
 mod diff;
@@ -20,12 +21,15 @@ mod push;
 mod rebuild;
 mod revoke;
 mod rollback;
+mod run;
 mod sbom;
 pub(super) mod service;
 mod sign;
 pub(super) mod stored;
+mod test;
 #[cfg(feature = "fetcher")]
 mod transfer;
+mod tried;
 mod verify;
 
 use clap::Subcommand;
@@ -36,6 +40,9 @@ use super::CommandResult;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     New(new::New),
+    Test(Box<test::Test>),
+    Run(Box<run::Run>),
+    Bench(Box<bench::Bench>),
     Keygen(keygen::Keygen),
     Build(build::Build),
     Sign(sign::Sign),
@@ -59,6 +66,9 @@ impl Command {
     pub(super) fn run(self) -> CommandResult {
         match self {
             Self::New(command) => command.run(),
+            Self::Test(command) => command.run(),
+            Self::Run(command) => command.run(),
+            Self::Bench(command) => command.run(),
             Self::Keygen(command) => command.run(),
             Self::Build(command) => command.run(),
             Self::Sign(command) => command.run(),
