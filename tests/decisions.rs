@@ -340,3 +340,41 @@ fn the_clock_stands_still_and_random_numbers_differ_between_requests() {
     assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "{clock:?}");
     assert_ne!(ask(b"random"), ask(b"random"));
 }
+
+/// The same words, asked of the service and tried outside of it with the bundle that the service was given.
+#[test]
+fn a_policy_that_is_tried_has_the_limits_that_it_is_served_with() {
+    use portcullis::decision::Input;
+    use portcullis::rehearsal::{Granted, Subject};
+
+    let site = Site::new().class("one", "").tenant("acme", "one", &[("gate", "hostile/selective")], "");
+    let subject = Subject::open(&site.bundle("acme", "gate"), &Granted::default()).unwrap();
+    assert!(subject.shipped, "the very same code");
+    let service = site.start();
+    let mut memory = 0;
+    for word in [
+        "allow",
+        "deny:no",
+        "trap",
+        "memory:1000000",
+        "memory:3900000",
+        "memory:4200000",
+        "memory:8000000",
+        "size:60000",
+        "size:70000",
+        "many:100",
+        "many:200",
+        "status:999",
+        "header:connection=close",
+    ] {
+        let input = Input::Opaque { content_type: "", bytes: word.as_bytes() };
+        let input = portcullis::wire::frame::encode(&input, 1 << 20).unwrap();
+        let call = portcullis::engine::Call { input: input.into(), clock_ns: 0, seed: [0; 32] };
+        let tried = subject.ask(call, None, None).decision;
+        let served = service.ask("acme", "gate", word.as_bytes());
+        assert_eq!((&tried.outcome, &tried.obligations), (&served.outcome, &served.obligations), "{word}");
+        assert_eq!(tried.digest, served.digest);
+        memory += u32::from(served.outcome == Outcome::Refused(Refusal::Trap(TrapKind::Memory)));
+    }
+    assert!(memory >= 2, "control: some of them want more than they may have");
+}

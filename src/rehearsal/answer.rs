@@ -88,6 +88,8 @@ pub enum Trap {
     IndirectCall,
     Abi,
     Other,
+    Fuel,
+    HostCalls,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -286,6 +288,8 @@ impl Trap {
             TrapKind::IndirectCall => Self::IndirectCall,
             TrapKind::Abi => Self::Abi,
             TrapKind::Other => Self::Other,
+            TrapKind::Fuel => Self::Fuel,
+            TrapKind::HostCalls => Self::HostCalls,
         }
     }
 }
@@ -423,7 +427,7 @@ mod tests {
                 "headers_set b: expected nothing, found {\"hex\":\"ff\"}",
                 "metadata k: expected \"w\", found \"v\"",
                 "metadata l: expected \"\", found nothing",
-                r#"cache: expected {"ttl_ms":1,"scope":"path"}, found {"ttl_ms":0,"scope":"request"}"#,
+                r#"cache: expected {"scope":"path","ttl_ms":1}, found {"scope":"request","ttl_ms":0}"#,
                 "log: expected [], found [\"line\"]",
             ]
         );

@@ -16,6 +16,7 @@ mod guest;
 mod hostile;
 mod new;
 mod tokens;
+mod tried;
 
 use std::path::{Path, PathBuf};
 

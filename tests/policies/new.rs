@@ -32,8 +32,7 @@ fn a_new_policy_builds_and_decides_its_cases() {
         portcullis::compile::build(&module, Terms::default(), &[portcullis::bundle::Platform::host()])
             .unwrap();
     assert!(built.imports.is_empty(), "{:?}", built.imports);
-    let component = portcullis::compile::componentize(&module).unwrap();
-    assert!(cases::run_file(&desk.path().join("one/cases.json"), &component) >= 5);
+    assert!(cases::run_folder(&desk.path().join("one")) >= 5);
     // The same source gives the same bytes in every directory.
     assert!(module == project(&desk.path().join("another-place")), "the directory shows in what was built");
 }

@@ -50,17 +50,6 @@ fn every_token_is_what_the_fixture_keys_sign() {
     }
 }
 
-/// Puts tokens where a case names them: `{token:NAME}`.
-pub(crate) fn fill_in(value: &str) -> String {
-    let Some((before, rest)) = value.split_once("{token:") else {
-        return value.to_owned();
-    };
-    let (name, after) = rest.split_once('}').unwrap();
-    let tokens = read();
-    let token = tokens.iter().find(|token| token.name == name).unwrap_or_else(|| panic!("no token {name:?}"));
-    format!("{before}{}{}", token.token, fill_in(after))
-}
-
 fn read() -> Vec<Token> {
     serde_json::from_slice(&std::fs::read(folder().join("jwt-gate/fixtures/tokens.json")).unwrap()).unwrap()
 }

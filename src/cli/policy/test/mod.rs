@@ -79,7 +79,7 @@ impl Test {
             }
         };
         if let Some(path) = &self.junit {
-            files::write(path, junit::written(&report)?.as_bytes())?;
+            files::write(path, junit::written(&report).as_bytes())?;
         }
         if self.json {
             output::json(&report)?;
