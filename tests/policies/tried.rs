@@ -49,12 +49,15 @@ impl Desk {
     fn named() -> Self {
         let text = tempfile::NamedTempFile::new().unwrap();
         fs::write(text.path(), NAMED).unwrap();
-        let opaque = |name: &str, text: &str| {
-            json!({"name": name, "input": {"opaque": {"text": text}}, "expect": {"outcome": "allow"}})
-        };
+        let opaque = |name: &str, text: &str| json!({"name": name, "input": {"opaque": {"text": text}}, "expect": {"outcome": "allow"}});
         let desk = Self::new(text.path(), &json!([opaque("plain", "?"), opaque("often", "seldom")]));
         // The text form as it is: whoever tries a policy need not make a module of it first.
-        fs::write(desk.path("policy.wasm"), portcullis::compile::componentize_as(NAMED.as_bytes(), Some(portcullis::engine::World::V0_1)).unwrap()).unwrap();
+        fs::write(
+            desk.path("policy.wasm"),
+            portcullis::compile::componentize_as(NAMED.as_bytes(), Some(portcullis::engine::World::V0_1))
+                .unwrap(),
+        )
+        .unwrap();
         desk
     }
 
@@ -124,15 +127,18 @@ fn rate_class() -> PathBuf {
 fn the_policies_that_are_here_pass_and_each_form_of_the_report_says_so() {
     let desk = tempfile::tempdir().unwrap();
     let junit = desk.path().join("report.xml");
-    let policies = folder();
-    let arguments = ["test", policies.to_str().unwrap(), "--json", "--junit", junit.to_str().unwrap()];
-    let output = command(&arguments).output().unwrap();
+    let arguments = ["test", "hash", "ip-allowlist", "jwt-gate", "rate-class", "--json", "--junit"];
+    let output = command(&arguments).arg(&junit).current_dir(folder()).output().unwrap();
     let report = parsed(&output);
     assert_eq!((code(&output), &report["failed"]), (0, &json!(0)), "{}", complaint(&output));
     let passed = usize::try_from(report["passed"].as_u64().unwrap()).unwrap();
     assert!(passed > 150, "{passed}");
-    let names: Vec<&str> =
-        report["policies"].as_array().unwrap().iter().map(|one| one["policy"]["policy"].as_str().unwrap()).collect();
+    let names: Vec<&str> = report["policies"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["policy"]["policy"].as_str().unwrap())
+        .collect();
     for expected in ["hash", "ip-allowlist", "jwt-gate", "rate-class"] {
         assert!(names.contains(&expected), "{names:?}");
     }
@@ -166,6 +172,16 @@ fn a_case_that_differs_is_exit_code_1_and_the_difference_is_named() {
     assert_eq!((code(&output), out(&output).contains("1 left out")), (0, true), "{}", out(&output));
     desk.cases(&gold("allow", None));
     assert_eq!(code(&desk.run(&["test"])), 0, "control: as it should be, it passes");
+    // A folder of folders, all of them: one that nobody has built is not passed over.
+    let above = tempfile::tempdir().unwrap();
+    fs::create_dir(above.path().join("one")).unwrap();
+    for file in ["policy.wasm", "cases.json"] {
+        fs::copy(desk.path(file), above.path().join("one").join(file)).unwrap();
+    }
+    let test = || command(&["test"]).arg(above.path()).output().unwrap();
+    assert!(out(&test()).contains("all as expected: 2 cases"), "{:?}", test());
+    fs::remove_file(above.path().join("one/policy.wasm")).unwrap();
+    assert_eq!(code(&test()), 2);
 }
 
 #[test]
@@ -204,7 +220,8 @@ fn coverage_names_what_no_case_runs() {
     let text = out(&desk.run(&["test", "--coverage"]));
     assert!(text.contains("no case runs never, seldom"), "{text}");
     // Of a module without names, only how many.
-    let output = command(&["test", folder().join("rate-class").to_str().unwrap(), "--coverage"]).output().unwrap();
+    let output =
+        command(&["test", folder().join("rate-class").to_str().unwrap(), "--coverage"]).output().unwrap();
     assert!(out(&output).contains("functions, of which the module does not say"), "{}", out(&output));
 }
 
@@ -277,7 +294,12 @@ fn one_question_is_answered_with_all_that_happened() {
     }
     fs::write(desk.path("question"), "spin").unwrap();
     let output = desk.run(&["run", "policy.wasm", "--opaque", "question", "--deadline", "5ms"]);
-    assert_eq!((code(&output), out(&output).contains("deadline passed (run)")), (2, true), "{}", out(&output));
+    assert_eq!(
+        (code(&output), out(&output).contains("deadline passed (run)")),
+        (2, true),
+        "{}",
+        out(&output)
+    );
     let output = desk.run(&["run", "nothing.wasm", "--opaque", "question"]);
     assert_eq!(code(&output), 3, "{}", complaint(&output));
     assert_eq!(code(&desk.run(&["run", "policy.wasm"])), 64);
@@ -306,7 +328,9 @@ fn what_was_recorded_is_played_again_and_differences_are_named() {
     let output = replay();
     let text = out(&output);
     assert_eq!(code(&output), 4, "{text}");
-    for expected in ["metadata first: expected", "metadata bytes: expected", "host call 3: expected {\"clock\""] {
+    for expected in
+        ["metadata first: expected", "metadata bytes: expected", "host call 3: expected {\"clock\""]
+    {
         assert!(text.contains(expected), "{expected} in {text}");
     }
     // What was recorded is a case as well.
@@ -359,11 +383,27 @@ fn a_measurement_has_figures_of_both_engines_and_a_picture() {
 /// The request, the seed and the clock are the only things that could differ between two runs.
 #[test]
 fn a_bundle_is_tried_with_its_own_code_and_never_gets_more_than_it_asks_for() {
-    let desk = Desk::new(&selective(), &json!([
-        {"name": "within", "input": {"opaque": {"text": "memory:1000000"}}, "expect": {"outcome": "allow"}},
-        {"name": "beyond", "input": {"opaque": {"text": "memory:3000000"}}, "expect": {"outcome": "trap", "trap": "memory"}},
-    ]));
-    let build = ["build", "policy.wasm", "--tenant", "acme", "--policy", "gate", "--version", "7", "--memory", "2MiB", "-o", "gate"];
+    let desk = Desk::new(
+        &selective(),
+        &json!([
+            {"name": "within", "input": {"opaque": {"text": "memory:1000000"}}, "expect": {"outcome": "allow"}},
+            {"name": "beyond", "input": {"opaque": {"text": "memory:3000000"}}, "expect": {"outcome": "trap", "trap": "memory"}},
+        ]),
+    );
+    let build = [
+        "build",
+        "policy.wasm",
+        "--tenant",
+        "acme",
+        "--policy",
+        "gate",
+        "--version",
+        "7",
+        "--memory",
+        "2MiB",
+        "-o",
+        "gate",
+    ];
     assert_eq!(code(&desk.run(&build)), 0);
     let report = parsed(&desk.run(&["test", "gate", "--memory", "64MiB", "--json"]));
     let policy = &report["policies"][0]["policy"];
@@ -372,5 +412,8 @@ fn a_bundle_is_tried_with_its_own_code_and_never_gets_more_than_it_asks_for() {
     assert_eq!(policy["limits"]["memory"], 2 << 20);
     // Control: the module by itself gets what is asked for here.
     let report = parsed(&desk.run(&["test", "policy.wasm", "--memory", "64MiB", "--json"]));
-    assert_eq!((&report["failed"], &report["policies"][0]["cases"][1]["name"]), (&json!(1), &json!("beyond")));
+    assert_eq!(
+        (&report["failed"], &report["policies"][0]["cases"][1]["name"]),
+        (&json!(1), &json!("beyond"))
+    );
 }

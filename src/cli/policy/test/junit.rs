@@ -92,7 +92,10 @@ mod tests {
 
     #[test]
     fn texts_cannot_break_out_and_times_are_seconds() {
-        assert_eq!(escaped("<a b=\"&\">\n\u{1b}\u{7f}"), "&lt;a b=&quot;&amp;&quot;&gt;&#10;\u{fffd}\u{fffd}");
+        assert_eq!(
+            escaped("<a b=\"&\">\n\u{1b}\u{7f}"),
+            "&lt;a b=&quot;&amp;&quot;&gt;&#10;\u{fffd}\u{fffd}"
+        );
         assert_eq!(seconds(1_000_002_500), "1.000002500");
     }
 }
