@@ -52,6 +52,7 @@ pub mod sandbox;
 pub mod signature;
 pub mod spawner;
 pub mod supervisor;
+pub mod table;
 pub mod trust;
 pub mod wire;
 pub mod worker;

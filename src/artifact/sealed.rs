@@ -145,6 +145,11 @@ impl SealedBytes {
         Ok(Self { file, len: self.len, digest: self.digest })
     }
 
+    /// Reads it from its beginning. By position, so that nobody shares an offset.
+    pub fn reader(&self) -> impl Read + '_ {
+        SealedReader { file: &self.file, at: 0 }
+    }
+
     /// A copy in ordinary memory.
     ///
     /// # Errors
@@ -153,6 +158,19 @@ impl SealedBytes {
         let mut bytes = vec![0; self.len];
         self.file.read_exact_at(&mut bytes, 0).map_err(SealError::ReadBack)?;
         Ok(bytes)
+    }
+}
+
+struct SealedReader<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for SealedReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at = self.at.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+        Ok(count)
     }
 }
 

@@ -46,6 +46,8 @@ pub enum VerifyError {
     Tenant { found: Tenant, expected: Tenant },
     #[error("statement is for policy \"{found}\", expected \"{expected}\"")]
     Policy { found: PolicyName, expected: PolicyName },
+    #[error("statement is for data \"{found}\", expected \"{expected}\"")]
+    Data { found: PolicyName, expected: PolicyName },
     #[error(
         "statement has version {found}, at least {minimum} is needed: older versions are not loaded again"
     )]

@@ -2,15 +2,44 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Platform;
+use super::{Platform, SecretId};
 use crate::artifact::{Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
 use crate::engine::WORLD;
+
+/// Most data snapshots that one policy reads.
+pub const DATA_MAX: usize = 8;
+
+/// What data asks for.
+const NOTHING: Limits =
+    Limits { memory: 0, table_elements: 0, output: 0, deadline_us: 0, stack: 0, host_calls: 0, fuel: None };
+
+/// What a bundle is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It decides.
+    Policy,
+    /// Policies read it: a table of keys and values, and nothing that runs.
+    Data,
+}
+
+impl Kind {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Data => "data",
+        }
+    }
+}
 
 /// Largest config blob, bytes.
 pub const CONFIG_MAX: usize = 64 << 10;
 
 /// The capability manifest, version 1. Its one form is compact JSON with the fields in this order.
+///
+/// A data snapshot is known by the same words: its world is [`crate::table::FORMAT`], its source the table, and it asks for
+/// nothing. In its bundle that has a shorter form, which leaves out what there is nothing to be said of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyConfig {
@@ -29,16 +58,66 @@ pub struct PolicyConfig {
     /// were any still has its one form.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<String>,
-    /// Data snapshots of its tenant that it may read, sorted.
+    /// Data snapshots of its tenant that it may read, sorted: at most [`DATA_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
+    /// Layers are encrypted, with the key of this name; all digests are those of what is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidential: Option<SecretId>,
     /// Of the component it was compiled from, as its author built it.
     pub source: Digest,
     /// One for each platform, sorted by it; may be empty: then every host compiles the source itself.
     pub compiled: Vec<CompiledFor>,
 }
 
+/// The config of a data snapshot as its bundle has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DataConfig {
+    data: PolicyName,
+    tenant: Tenant,
+    version: u64,
+    format: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    confidential: Option<SecretId>,
+    table: Digest,
+}
+
+impl From<DataConfig> for PolicyConfig {
+    fn from(config: DataConfig) -> Self {
+        Self {
+            world: config.format,
+            confidential: config.confidential,
+            source: config.table,
+            ..Self::of_data(config.data, config.tenant, config.version)
+        }
+    }
+}
+
+impl From<&PolicyConfig> for DataConfig {
+    fn from(config: &PolicyConfig) -> Self {
+        Self {
+            data: config.policy.clone(),
+            tenant: config.tenant.clone(),
+            version: config.version,
+            format: config.world.clone(),
+            confidential: config.confidential.clone(),
+            table: config.source,
+        }
+    }
+}
+
 impl PolicyConfig {
+    /// Of a data snapshot whose table is not known yet.
+    pub(super) fn of_data(name: PolicyName, tenant: Tenant, version: u64) -> Self {
+        Self {
+            world: crate::table::FORMAT.into(),
+            exports: Vec::new(),
+            limits: NOTHING,
+            ..Self::plain(tenant, name, version, Digest::of(b""))
+        }
+    }
+
     /// What a policy says of itself that asks for nothing: today's world, ordinary limits, no code.
     #[must_use]
     pub fn plain(tenant: Tenant, policy: PolicyName, version: u64, source: Digest) -> Self {
@@ -52,9 +131,16 @@ impl PolicyConfig {
             limits: Limits::default(),
             metrics: Vec::new(),
             data: Vec::new(),
+            confidential: None,
             source,
             compiled: Vec::new(),
         }
+    }
+
+    /// Whether it decides, or is read.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        if self.world == crate::table::FORMAT { Kind::Data } else { Kind::Policy }
     }
 
     /// What is said of the code for a platform.
@@ -71,7 +157,7 @@ impl PolicyConfig {
             () if !self.imports.is_sorted_by(|a, b| a < b) => Err("imports"),
             () if !self.exports.is_sorted_by(|a, b| a < b) => Err("exports"),
             () if !self.metrics.is_sorted_by(|a, b| a < b) => Err("metrics"),
-            () if !self.data.is_sorted_by(|a, b| a < b) => Err("data"),
+            () if !self.data.is_sorted_by(|a, b| a < b) || self.data.len() > DATA_MAX => Err("data"),
             () if !self.compiled.is_sorted_by(|a, b| a.platform < b.platform) => Err("platforms"),
             () if !cwasm.is_sorted_by(|a, b| a < b) => Err("digests of code"),
             () => Ok(()),

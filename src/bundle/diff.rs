@@ -40,6 +40,11 @@ pub fn difference(before: &Side<'_>, after: &Side<'_>) -> Vec<Change> {
     let signers = |side: &Side<'_>| side.signers.iter().cloned().collect();
     changes.extend(members("signer", &signers(before), &signers(after)));
     changes.extend(value("source commit", before.commit, after.commit));
+    changes.extend(value(
+        "encrypted with key",
+        old.config.confidential.as_ref(),
+        new.config.confidential.as_ref(),
+    ));
     changes.extend(value("source", Some(old.source.digest), Some(new.source.digest)));
     changes.extend(value("size of source", Some(old.source.size), Some(new.source.size)));
     let platforms: BTreeSet<_> = old.compiled.iter().chain(&new.compiled).map(|code| code.platform).collect();
@@ -150,7 +155,7 @@ mod tests {
             exports: vec!["decide".into()],
             limits: Limits::default(),
             metrics: vec![],
-            data: vec![],
+            data: vec!["prices".into()],
             source: b"source".to_vec(),
             compiled: vec![DraftCompiled {
                 platform: Platform::LinuxAmd64,
@@ -171,9 +176,11 @@ mod tests {
     #[test]
     fn every_widening_is_marked_and_nothing_else() {
         type Edit = fn(&mut Draft);
-        let cases: [(Edit, &str, bool); 15] = [
+        let cases: [(Edit, &str, bool); 17] = [
             (|d| d.imports.push("log".into()), "import log", true),
             (|d| d.imports.clear(), "import clock", false),
+            (|d| d.data.push("more".into()), "data more", true),
+            (|d| d.data.clear(), "data prices", false),
             (|d| d.limits.memory += 1, "limit memory (bytes)", true),
             (|d| d.limits.memory -= 1, "limit memory (bytes)", false),
             (|d| d.limits.table_elements += 1, "limit table elements", true),

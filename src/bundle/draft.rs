@@ -3,10 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use super::confidential::{ConfidentialError, LayerOf, SecretKey, encrypt};
+use super::config::DataConfig;
 use super::form::FormError;
 use super::manifest::{Index, Manifest};
 use super::{
-    Bundle, CONFIG_MAX, Compiled, CompiledFor, Descriptor, Platform, PolicyConfig, SOURCE_MAX, form, media,
+    Bundle, CONFIG_MAX, Compiled, CompiledFor, Descriptor, Kind, Platform, PolicyConfig, SOURCE_MAX, form,
+    media,
 };
 use crate::artifact::{ARTIFACT_MAX, Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
@@ -32,6 +35,16 @@ pub struct Draft {
     pub source: Vec<u8>,
     /// In any order; may be empty.
     pub compiled: Vec<DraftCompiled>,
+}
+
+/// All that goes into the bundle of a data snapshot.
+#[derive(Debug, Clone)]
+pub struct DataDraft {
+    pub name: PolicyName,
+    pub tenant: Tenant,
+    pub version: u64,
+    /// What [`crate::table::Builder::build`] gives.
+    pub table: Vec<u8>,
 }
 
 /// Machine code for one platform.
@@ -64,8 +77,12 @@ pub enum DraftError {
     TooLong { what: &'static str, len: usize, max: usize },
     #[error("make bundle: the {what} is empty")]
     Empty { what: &'static str },
+    #[error("make bundle: it reads {0} data snapshots, at most {max} are mapped", max = super::DATA_MAX)]
+    TooMuchData(usize),
     #[error("make bundle: {0}")]
     Form(#[from] FormError),
+    #[error("make bundle: {0}")]
+    Confidential(#[from] ConfidentialError),
 }
 
 impl Draft {
@@ -74,6 +91,18 @@ impl Draft {
     /// # Errors
     /// When it would be a bundle that is not read again.
     pub fn assemble(self) -> Result<Assembled, DraftError> {
+        self.assemble_with(None)
+    }
+
+    /// The same, with source and machine code encrypted: for a policy that has secrets in it.
+    ///
+    /// # Errors
+    /// When it would be a bundle that is not read again.
+    pub fn assemble_confidential(self, key: &SecretKey) -> Result<Assembled, DraftError> {
+        self.assemble_with(Some(key))
+    }
+
+    fn assemble_with(self, key: Option<&SecretKey>) -> Result<Assembled, DraftError> {
         check_length("source", &self.source, SOURCE_MAX)?;
         let mut compiled = self.compiled;
         compiled.sort_by_key(|code| code.platform);
@@ -87,7 +116,7 @@ impl Draft {
         if pairs().any(|(one, next)| one.cwasm == next.cwasm) {
             return Err(DraftError::CodeTwice);
         }
-        let config = PolicyConfig {
+        let mut config = PolicyConfig {
             policy: self.policy,
             tenant: self.tenant,
             version: self.version,
@@ -97,50 +126,90 @@ impl Draft {
             limits: self.limits,
             metrics: sorted(self.metrics),
             data: sorted(self.data),
+            confidential: key.map(SecretKey::id),
             source: Digest::of(&self.source),
-            compiled: compiled
-                .iter()
-                .map(|code| CompiledFor {
-                    platform: code.platform,
-                    cwasm: Digest::of(&code.cwasm),
-                    wasmtime: code.wasmtime.clone(),
-                    engine: code.engine,
-                })
-                .collect(),
+            compiled: Vec::new(),
         };
-        let mut blobs = Blobs::default();
-        let bytes = form::encode(&config)?;
-        check_length("config", &bytes, CONFIG_MAX)?;
-        let config_blob = blobs.add(media::CONFIG, bytes);
-        let mut manifests = Vec::new();
-        let mut parts = Vec::new();
-        for code in compiled {
-            let cwasm = blobs.add(media::CWASM, code.cwasm);
-            let manifest = Manifest::of(media::COMPILED, config_blob.clone(), vec![cwasm.clone()]);
-            let manifest = blobs.add(media::OCI_MANIFEST, manifest.encode()?);
-            parts.push(Compiled { platform: code.platform, manifest: manifest.clone(), cwasm });
-            manifests.push(manifest.with_platform(code.platform).with_artifact_type(media::COMPILED));
+        if config.data.len() > super::DATA_MAX {
+            return Err(DraftError::TooMuchData(config.data.len()));
         }
-        let source = blobs.add(media::WASM, self.source);
-        let manifest = Manifest::of(media::SOURCE, config_blob.clone(), vec![source.clone()]);
-        let source_manifest = blobs.add(media::OCI_MANIFEST, manifest.encode()?);
-        manifests.push(source_manifest.clone().with_artifact_type(media::SOURCE));
-        let index_bytes = Index::of(Some(media::BUNDLE), manifests).encode()?;
-        let index = blobs.add(media::OCI_INDEX, index_bytes.clone());
-        let attachments = Vec::new();
-        let compiled = parts;
-        let bundle = Bundle {
-            index,
-            index_bytes,
-            config,
-            config_blob,
-            compiled,
-            source_manifest,
-            source,
-            attachments,
-        };
-        Ok(Assembled { bundle, blobs: blobs.0 })
+        let source = protect(key, LayerOf::Source(&config), self.source)?;
+        for code in &mut compiled {
+            let cwasm = std::mem::take(&mut code.cwasm);
+            code.cwasm = protect(key, LayerOf::Code(&config, code.platform), cwasm)?;
+        }
+        config.source = Digest::of(&source);
+        config.compiled = compiled
+            .iter()
+            .map(|code| CompiledFor {
+                platform: code.platform,
+                cwasm: Digest::of(&code.cwasm),
+                wasmtime: code.wasmtime.clone(),
+                engine: code.engine,
+            })
+            .collect();
+        let code = compiled.into_iter().map(|code| (code.platform, code.cwasm));
+        put_together(config, code, source)
     }
+}
+
+impl DataDraft {
+    /// Works out every digest; with a key, the table is encrypted.
+    ///
+    /// # Errors
+    /// When it would be a bundle that is not read again.
+    pub fn assemble(self, key: Option<&SecretKey>) -> Result<Assembled, DraftError> {
+        check_length("table", &self.table, crate::table::TABLE_MAX)?;
+        let mut config = PolicyConfig::of_data(self.name, self.tenant, self.version);
+        config.confidential = key.map(SecretKey::id);
+        let table = protect(key, LayerOf::Source(&config), self.table)?;
+        config.source = Digest::of(&table);
+        put_together(config, std::iter::empty(), table)
+    }
+}
+
+/// A layer as it is stored.
+fn protect(key: Option<&SecretKey>, layer: LayerOf<'_>, plain: Vec<u8>) -> Result<Vec<u8>, DraftError> {
+    let Some(key) = key else { return Ok(plain) };
+    let encrypted = encrypt(key, layer, &plain)?;
+    check_length("encrypted layer", &encrypted, ARTIFACT_MAX)?;
+    Ok(encrypted)
+}
+
+fn put_together(
+    config: PolicyConfig,
+    compiled: impl Iterator<Item = (Platform, Vec<u8>)>,
+    source: Vec<u8>,
+) -> Result<Assembled, DraftError> {
+    let kind = config.kind();
+    let mut blobs = Blobs::default();
+    let bytes = match kind {
+        Kind::Policy => form::encode(&config)?,
+        Kind::Data => form::encode(&DataConfig::from(&config))?,
+    };
+    check_length("config", &bytes, CONFIG_MAX)?;
+    let config_blob = blobs.add(media::config(kind), bytes);
+    let mut manifests = Vec::new();
+    let mut parts = Vec::new();
+    for (platform, cwasm) in compiled {
+        let cwasm = blobs.add(media::code(&config), cwasm);
+        let manifest = Manifest::of(media::COMPILED, config_blob.clone(), vec![cwasm.clone()]);
+        let manifest = blobs.add(media::OCI_MANIFEST, manifest.encode()?);
+        parts.push(Compiled { platform, manifest: manifest.clone(), cwasm });
+        manifests.push(manifest.with_platform(platform).with_artifact_type(media::COMPILED));
+    }
+    let source_type = media::source_manifest(kind);
+    let source = blobs.add(media::source(&config), source);
+    let manifest = Manifest::of(source_type, config_blob.clone(), vec![source.clone()]);
+    let source_manifest = blobs.add(media::OCI_MANIFEST, manifest.encode()?);
+    manifests.push(source_manifest.clone().with_artifact_type(source_type));
+    let index_bytes = Index::of(Some(media::bundle(kind)), manifests).encode()?;
+    let index = blobs.add(media::OCI_INDEX, index_bytes.clone());
+    let attachments = Vec::new();
+    let compiled = parts;
+    let bundle =
+        Bundle { index, index_bytes, config, config_blob, compiled, source_manifest, source, attachments };
+    Ok(Assembled { bundle, blobs: blobs.0 })
 }
 
 impl Assembled {

@@ -9,10 +9,15 @@
 //!   attached: signatures, provenance, SBOM   manifests whose `subject` is the bundle index
 //! ```
 //!
+//! A data snapshot is a bundle as well, with one manifest: config, and a layer that is a [`crate::table`]. Everything that is
+//! done with bundles is done with it: signed, delivered, held to the rules, activated, rolled back, revoked. What is confidential
+//! has its layers encrypted ([`confidential`]).
+//!
 //! The digest of the bundle index covers every byte of what is run and what it may do, so it is what signers sign.
 //! Nothing in here is trusted: a blob is known by its digest, and read into sealed memory once.
 
 mod archive;
+pub mod confidential;
 mod config;
 mod descriptor;
 pub mod diff;
@@ -30,9 +35,10 @@ pub mod sbom;
 pub mod write;
 
 pub use archive::{TAR_MAX, TarError};
-pub use config::{CONFIG_MAX, CompiledFor, PolicyConfig};
+pub use confidential::{ConfidentialError, SecretId, SecretKey, SecretKeys};
+pub use config::{CONFIG_MAX, CompiledFor, DATA_MAX, Kind, PolicyConfig};
 pub use descriptor::{Annotations, Descriptor};
-pub use draft::{Assembled, Draft, DraftCompiled, DraftError};
+pub use draft::{Assembled, DataDraft, Draft, DraftCompiled, DraftError};
 pub use file::{Ownership, Refusal};
 pub use form::FormError;
 pub use layout::{Layout, LayoutError, open, open_path, open_policy};

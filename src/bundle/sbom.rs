@@ -129,6 +129,7 @@ mod tests {
             limits: Limits::default(),
             metrics: vec![],
             data: vec![],
+            confidential: None,
             source: Digest::of(b"source"),
             compiled: vec![CompiledFor {
                 platform: Platform::LinuxAmd64,

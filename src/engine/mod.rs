@@ -18,7 +18,7 @@ mod target;
 mod watch;
 mod world;
 
-pub use data::Data;
+pub use data::{Data, Snapshot, SnapshotError};
 pub use engines::Engines;
 pub use evaluate::{Call, Evaluated, Residue, Used, evaluate, evaluate_watched};
 pub use host::Importable;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::policy::{AnyOf, ProvenanceRule, Rule, TrustPolicy};
 use super::{Refusal, Revocations};
 use crate::artifact::Digest;
-use crate::bundle::PolicyConfig;
+use crate::bundle::{Kind, PolicyConfig};
 use crate::decision::{Tenant, TrustClass};
 use crate::signature::{Evidence, Provenance, Signer};
 
@@ -70,7 +70,10 @@ impl TrustPolicy {
             refusals.push(Refusal::NoRule { tenant: (*tenant).clone(), class: (*class).clone() });
             return Err(refusals);
         };
-        rule.look_at_config(config, &mut refusals);
+        // Data asks for nothing.
+        if config.kind() == Kind::Policy {
+            rule.look_at_config(config, &mut refusals);
+        }
         let judge = Judge { policy: self, evidence, revoked, now };
         let (vouched, until) = judge.vouched(rule, &mut refusals);
         let built = judge.built(rule, &mut refusals);

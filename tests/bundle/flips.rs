@@ -5,7 +5,9 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use portcullis::bundle::{BundleError, Draft, Refusal, write};
+use portcullis::bundle::{BundleError, DataDraft, Draft, Kind, Refusal, SecretKey, write};
+use portcullis::decision::{PolicyName, Tenant};
+use portcullis::table::Builder;
 
 use super::{blob_path, draft, read_path, written};
 
@@ -142,4 +144,43 @@ fn flips_all_over_large_code_are_refused() {
     }
     read_path(&path).expect("put back it is read");
     println!("{flips} flips in {} bytes of code, all refused", bytes.len());
+}
+
+/// The same of data, in plain and encrypted: config, manifest, index and table.
+#[test]
+fn every_flipped_byte_of_a_bundle_of_data_is_refused() {
+    let secret = SecretKey::generate().unwrap();
+    for secret in [None, Some(&secret)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b");
+        let mut table = Builder::default();
+        table.add("a", "1").unwrap();
+        table.add("b", "a value that is a little longer").unwrap();
+        let (name, tenant) = (PolicyName::new("prices").unwrap(), Tenant::new("acme").unwrap());
+        let draft = DataDraft { name, tenant, version: 3, table: table.build() };
+        write::create(&draft.assemble(secret).unwrap(), &path).unwrap();
+        let bundle = read_path(&path).expect("untouched it is read");
+        assert_eq!(bundle.config.kind(), Kind::Data);
+        let blobs = bundle.blobs();
+        assert_eq!(blobs.len(), 4, "config, table, manifest, index");
+        let named = [path.join("oci-layout"), path.join("index.json")];
+        let files = named.into_iter().chain(blobs.iter().map(|blob| blob_path(&path, blob.digest)));
+        let mut flips = 0;
+        for file in files {
+            flips += flip(&path, &file, true, |_, _| {});
+        }
+        assert!(flips > 8000, "{flips}");
+        read_path(&path).expect("and again when all is back");
+    }
+}
+
+/// Right digests do not make a policy of data, nor data of a policy.
+#[test]
+fn the_kinds_are_told_apart_by_their_media_types() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("b");
+    let mut policy = draft(3);
+    policy.world = "portcullis:table@1".into();
+    let error = write::create(&policy.assemble().unwrap(), &path).unwrap_err().to_string();
+    assert!(error.contains("it would not be read again"), "{error}");
 }

@@ -65,6 +65,10 @@ pub enum BundleError {
     TooLarge { part: Part, size: u64, max: u64 },
     #[error("{part} has another config than the source's manifest; one config is the policy's")]
     ConfigDiffers { part: Part },
+    #[error(
+        "config of a bundle that is {kind} says that it is {world:?}, which is something else, or not known here"
+    )]
+    Kind { kind: &'static str, world: String },
     #[error("config has its {list} unsorted or twice")]
     ConfigOrder { list: &'static str },
     #[error("bundle index has code for {platform}, of which the config says nothing")]

@@ -12,11 +12,13 @@ use attached::read_attachment;
 pub use attached::{ATTACHED_LAYERS_MAX, ATTACHED_MAX, Attachment, cosign_tag};
 pub use error::{BundleError, Part};
 
+use super::config::DataConfig;
 use super::form;
 use super::layout::{Layout, Member};
 use super::manifest::{Index, LAYOUT_INDEX_MAX, MANIFEST_MAX, Manifest, SCHEMA_VERSION};
-use super::{CONFIG_MAX, CompiledFor, Descriptor, Platform, PolicyConfig, SOURCE_MAX, media};
+use super::{CONFIG_MAX, CompiledFor, Descriptor, Kind, Platform, PolicyConfig, SOURCE_MAX, media};
 use crate::artifact::{ARTIFACT_MAX, Digest};
+use crate::table::TABLE_MAX;
 
 /// The whole of `oci-layout`.
 pub(super) const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -122,17 +124,22 @@ impl Layout {
         let index_bytes = self.bytes(index, MANIFEST_MAX)?;
         let listed: Index =
             form::parse(&index_bytes, MANIFEST_MAX).map_err(|source| Part::Index.form(source))?;
-        check_index(&listed, Part::Index, Some(media::BUNDLE))?;
+        let kind = match listed.artifact_type.as_deref() {
+            Some(media::DATA_BUNDLE) => Kind::Data,
+            _ => Kind::Policy,
+        };
+        check_index(&listed, Part::Index, Some(media::bundle(kind)))?;
         let mut seen = BTreeSet::new();
         if let Some(twice) = listed.manifests.iter().find(|manifest| !seen.insert(manifest.digest)) {
             return Err(BundleError::Twice { part: Part::Index, digest: twice.digest });
         }
         let (source, compiled) = listed.manifests.split_last().ok_or(BundleError::Empty)?;
-        let (source_layer, config_blob) = self.read_manifest(source, Part::Source)?;
+        let (source_layer, config_blob) = self.read_manifest(source, Part::Source, kind)?;
         if source.platform.is_some() {
             return Err(BundleError::Platform { part: Part::Source, found: "one".into() });
         }
-        let config = self.read_config(&config_blob)?;
+        let config = self.read_config(&config_blob, kind)?;
+        check_media_type(&source_layer, Part::Source, media::source(&config))?;
         if source_layer.digest != config.source {
             return Err(BundleError::SourceDigest { found: source_layer.digest, expected: config.source });
         }
@@ -162,7 +169,7 @@ impl Layout {
             if compiled.iter().any(|other| other.platform == platform) {
                 return Err(BundleError::PlatformTwice { platform });
             }
-            let (cwasm, its_config) = self.read_manifest(descriptor, part)?;
+            let (cwasm, its_config) = self.read_manifest(descriptor, part, config.kind())?;
             if its_config != *config_blob {
                 return Err(BundleError::ConfigDiffers { part });
             }
@@ -171,6 +178,7 @@ impl Layout {
                 let (found, expected) = (cwasm.digest, declared.cwasm);
                 return Err(BundleError::CwasmDigest { platform, found, expected });
             }
+            check_media_type(&cwasm, part, media::code(config))?;
             compiled.push(Compiled { platform, manifest: descriptor.plain(), cwasm });
         }
         let has = |platform| compiled.iter().any(|found| found.platform == platform);
@@ -188,11 +196,17 @@ impl Layout {
         &self,
         descriptor: &Descriptor,
         part: Part,
+        kind: Kind,
     ) -> Result<(Descriptor, Descriptor), BundleError> {
         check_media_type(descriptor, part, media::OCI_MANIFEST)?;
-        let (artifact_type, layer_type, layer_max) = match part {
-            Part::Source => (media::SOURCE, media::WASM, SOURCE_MAX),
-            _ => (media::COMPILED, media::CWASM, ARTIFACT_MAX),
+        let artifact_type = match part {
+            Part::Source => media::source_manifest(kind),
+            _ => media::COMPILED,
+        };
+        let (layer_type, encrypted_type, layer_max) = match (part, kind) {
+            (Part::Source, Kind::Policy) => (media::WASM, media::ENCRYPTED_WASM, SOURCE_MAX),
+            (Part::Source, Kind::Data) => (media::TABLE, media::ENCRYPTED_TABLE, TABLE_MAX),
+            _ => (media::CWASM, media::ENCRYPTED_CWASM, ARTIFACT_MAX),
         };
         check_artifact_type(descriptor.artifact_type.as_deref(), part, artifact_type)?;
         check_says_no_more(descriptor, part)?;
@@ -204,11 +218,13 @@ impl Layout {
         if manifest.subject.is_some() || !manifest.annotations.is_empty() {
             return Err(BundleError::Surplus { part, field: "subject or annotations" });
         }
-        check_media_type(&manifest.config, part, media::CONFIG)?;
+        check_media_type(&manifest.config, part, media::config(kind))?;
         let count = manifest.layers.len();
         let [layer] = <[Descriptor; 1]>::try_from(manifest.layers)
             .map_err(|_| BundleError::Layers { part, found: count })?;
-        check_media_type(&layer, part, layer_type)?;
+        // Which of the two it has to be is in the config.
+        let encrypted = layer.media_type == encrypted_type;
+        check_media_type(&layer, part, if encrypted { encrypted_type } else { layer_type })?;
         check_size(layer.size, part, layer_max)?;
         for blob in [&manifest.config, &layer] {
             if *blob != blob.plain() {
@@ -218,10 +234,17 @@ impl Layout {
         Ok((layer, manifest.config))
     }
 
-    fn read_config(&self, blob: &Descriptor) -> Result<PolicyConfig, BundleError> {
+    fn read_config(&self, blob: &Descriptor, kind: Kind) -> Result<PolicyConfig, BundleError> {
         let bytes = self.bytes(blob, CONFIG_MAX)?;
-        let config: PolicyConfig =
-            form::parse(&bytes, CONFIG_MAX).map_err(|source| Part::Config.form(source))?;
+        let wrong = |source| Part::Config.form(source);
+        let config: PolicyConfig = match kind {
+            Kind::Policy => form::parse(&bytes, CONFIG_MAX).map_err(wrong)?,
+            Kind::Data => form::parse::<DataConfig>(&bytes, CONFIG_MAX).map_err(wrong)?.into(),
+        };
+        if config.kind() != kind {
+            let world = config.world.chars().take(80).collect();
+            return Err(BundleError::Kind { kind: kind.name(), world });
+        }
         config.check_order().map_err(|list| BundleError::ConfigOrder { list })?;
         Ok(config)
     }
@@ -268,7 +291,8 @@ impl Bundle {
     /// The one index.json it can have.
     pub(super) fn layout_index(&self) -> Result<Vec<u8>, form::FormError> {
         let tag = super::Annotations::one(media::REF_NAME, self.tag());
-        let bundle = Descriptor { annotations: tag, ..self.index.clone() }.with_artifact_type(media::BUNDLE);
+        let bundle = Descriptor { annotations: tag, ..self.index.clone() }
+            .with_artifact_type(media::bundle(self.config.kind()));
         let attached = self.attachments.iter().map(|attachment| attachment.listed(self.index.digest));
         Index::of(None, std::iter::once(bundle).chain(attached).collect()).encode()
     }
@@ -281,7 +305,9 @@ fn difference(bundle: &Bundle, first: &Descriptor, attached: &[Descriptor]) -> B
         let found = tag.map(|tag| tag.chars().take(80).collect());
         return BundleError::Tag { found, expected: bundle.tag() };
     }
-    if let Err(error) = check_artifact_type(first.artifact_type.as_deref(), Part::Index, media::BUNDLE) {
+    if let Err(error) =
+        check_artifact_type(first.artifact_type.as_deref(), Part::Index, media::bundle(bundle.config.kind()))
+    {
         return error;
     }
     if !attached.is_sorted_by_key(|attachment| attachment.digest) {
