@@ -143,7 +143,10 @@ impl Workshop {
         }
         let code = SealedBytes::of(bytes)?;
         trial::decides(&self.engines, manifest, &built, code.try_clone()?, self.ceiling(ceiling))?;
-        self.cache.keep(code.digest(), bytes)?;
+        // What is confidential lies on no disk in plain.
+        if manifest.confidential.is_none() {
+            self.cache.keep(code.digest(), bytes)?;
+        }
         Ok(code)
     }
 

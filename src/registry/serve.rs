@@ -310,7 +310,8 @@ impl Registry {
             if let Standing::Serves(served) = standing
                 && let Err(why) = holds(key, served)
             {
-                *standing = Standing::Refused { class: served.class.clone(), why };
+                let kind = served.config.kind();
+                *standing = Standing::Refused { class: served.class.clone(), kind, why };
             }
         }
         let standings = &live.standings;
@@ -540,6 +541,7 @@ mod tests {
             let mut said = String::new();
             while let Received::Message(message, _) = worker.receive(&mut self.buffer).unwrap() {
                 said.push(match message {
+                    FromRegistry::Data { .. } => 'D',
                     FromRegistry::Policy { .. } => 'P',
                     FromRegistry::Refused { .. } => 'R',
                     FromRegistry::Complete => 'C',

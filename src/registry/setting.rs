@@ -6,7 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use crate::artifact::{Ceiling, Digest};
-use crate::bundle::PolicyConfig;
+use crate::bundle::{ConfidentialError, Kind, PolicyConfig, SecretKeys};
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::signature::{Anchors, Evidence};
 use crate::trust::{Accepted, Candidate, Revocations, TrustErrors, TrustPolicy};
@@ -23,7 +23,9 @@ pub(super) struct Setting {
     pub(super) anchors: Anchors,
     /// Of what signatures are checked with: evidence that was worked out with something else is worked out again.
     pub(super) keys: Digest,
-    policies: BTreeMap<Key, TrustClass>,
+    /// What opens what is confidential, or why nothing does.
+    pub(super) secrets: Result<SecretKeys, String>,
+    policies: BTreeMap<Key, (TrustClass, Kind)>,
 }
 
 impl Setting {
@@ -34,15 +36,25 @@ impl Setting {
         let anchors = trust.anchors();
         let keys = anchors.digest();
         let policies = assignment.tenants.iter().flat_map(|one| {
-            one.policies.iter().map(|policy| ((one.tenant.clone(), policy.clone()), one.class.clone()))
+            let kinds = one.policies.iter().map(|name| (name, Kind::Policy));
+            let kinds = kinds.chain(one.data.iter().map(|name| (name, Kind::Data)));
+            kinds.map(|(name, kind)| ((one.tenant.clone(), name.clone()), (one.class.clone(), kind)))
         });
         let policies = policies.collect();
-        Ok(Self { trust, anchors, keys, policies, assignment })
+        let secrets = assignment.secret.as_ref().map_or(Ok(SecretKeys::default()), |secret| {
+            SecretKeys::parse(&secret.0).map_err(|error: ConfidentialError| error.to_string())
+        });
+        if let Err(why) = &secrets {
+            tracing::error!(why, "nothing confidential can be opened");
+        }
+        Ok(Self { trust, anchors, keys, secrets, policies, assignment })
     }
 
-    /// Every policy that is configured, and its class.
-    pub(super) fn policies(&self) -> impl Iterator<Item = (&Key, &TrustClass)> {
-        self.policies.iter()
+    /// Everything that is configured: first all data, then the policies, which read it.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = &Key> {
+        let of =
+            |wanted| self.policies.iter().filter(move |(_, (_, kind))| *kind == wanted).map(|(key, _)| key);
+        of(Kind::Data).chain(of(Kind::Policy))
     }
 
     /// What a tenant's policies may have at most.
@@ -52,7 +64,12 @@ impl Setting {
     }
 
     pub(super) fn class(&self, key: &Key) -> Option<&TrustClass> {
-        self.policies.get(key)
+        self.policies.get(key).map(|(class, _)| class)
+    }
+
+    /// Which of the two a name stands for.
+    pub(super) fn kind(&self, key: &Key) -> Option<Kind> {
+        self.policies.get(key).map(|(_, kind)| *kind)
     }
 
     /// Whether a bundle may decide, as far as signatures, rules and revocations go; every reason if not.
@@ -66,6 +83,9 @@ impl Setting {
     ) -> Result<Accepted, String> {
         let (tenant, policy) = key;
         let mut against = Vec::new();
+        if let Some(expected) = self.kind(key).filter(|expected| *expected != config.kind()) {
+            against.push(format!("bundle is {}, expected {}", config.kind().name(), expected.name()));
+        }
         if config.policy != *policy {
             against.push(format!("bundle is policy \"{}\", expected \"{policy}\"", config.policy));
         }

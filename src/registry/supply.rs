@@ -43,7 +43,22 @@ impl Supplies {
         standings: &BTreeMap<Key, Standing>,
     ) {
         let (mut queue, mut supplied) = (VecDeque::new(), BTreeMap::new());
-        for ((tenant, policy), standing) in standings {
+        // First what is read.
+        let policies = standings.values().filter_map(|standing| match standing {
+            Standing::Serves(served) if served.class == class => Some(&served.reads),
+            Standing::Serves(_) | Standing::Refused { .. } => None,
+        });
+        let data: BTreeMap<&Key, &Arc<Served>> = policies.flatten().map(|(key, data)| (key, data)).collect();
+        for ((tenant, name), data) in data {
+            let message = FromRegistry::Data {
+                tenant: tenant.clone(),
+                data: name.clone(),
+                signed: data.signed.clone(),
+                held_back: data.held_back.as_deref().map(shortened),
+            };
+            queue.push_back(Parcel { message, code: Some(Arc::clone(&data.code)) });
+        }
+        for ((tenant, policy), standing) in standings.iter().filter(|(_, standing)| standing.is_policy()) {
             let (tenant, policy) = (tenant.clone(), policy.clone());
             match standing {
                 Standing::Serves(served) if served.class == class => {
@@ -53,7 +68,7 @@ impl Supplies {
                     let message = FromRegistry::Policy { tenant, policy, signed, held_back };
                     queue.push_back(Parcel { message, code: Some(Arc::clone(&served.code)) });
                 }
-                Standing::Refused { class: of, why } if *of == class => {
+                Standing::Refused { class: of, why, .. } if *of == class => {
                     let message = FromRegistry::Refused { tenant, policy, why: shortened(why) };
                     queue.push_back(Parcel { message, code: None });
                 }
@@ -155,6 +170,7 @@ impl Parcel {
 mod tests {
     use super::*;
     use crate::artifact::Digest;
+    use crate::bundle::Kind;
     use crate::registry::survey::WHY_MAX;
     use crate::registry::tests::{World, key};
 
@@ -188,6 +204,10 @@ mod tests {
                     FromRegistry::Policy { .. } => {
                         assert!(code.is_some());
                         'P'
+                    }
+                    FromRegistry::Data { .. } => {
+                        assert!(code.is_some());
+                        'D'
                     }
                     FromRegistry::Refused { .. } => 'R',
                     FromRegistry::Complete => 'C',
@@ -242,12 +262,34 @@ mod tests {
     #[test]
     fn each_class_gets_its_own_and_why_the_others_are_not_there() {
         let mut standings = standings(2);
-        let refused = Standing::Refused { class: class(), why: "x".repeat(10 * WHY_MAX) };
+        let refused = Standing::Refused { class: class(), kind: Kind::Policy, why: "x".repeat(10 * WHY_MAX) };
         standings.insert(key("refused"), refused);
-        let other = Standing::Refused { class: TrustClass::new("other").unwrap(), why: String::new() };
+        let other = Standing::Refused {
+            class: TrustClass::new("other").unwrap(),
+            kind: Kind::Policy,
+            why: String::new(),
+        };
         standings.insert(key("anothers"), other);
         let mut supplies = Supplies::default();
         assert_eq!(received(&worker(&mut supplies, &standings)), "PPRC");
+    }
+
+    #[test]
+    fn what_is_read_comes_once_before_all_who_read_it() {
+        let mut standings = standings(3);
+        let data = match &standings[&key("p0000")] {
+            Standing::Serves(served) => Arc::new((**served).clone()),
+            Standing::Refused { .. } => unreachable!(),
+        };
+        for name in ["p0001", "p0002"] {
+            if let Some(Standing::Serves(served)) = standings.get_mut(&key(name)) {
+                served.reads = vec![(key("prices"), Arc::clone(&data))];
+            }
+        }
+        let missing = Standing::Refused { class: class(), kind: Kind::Data, why: "nothing is there".into() };
+        standings.insert(key("costs"), missing);
+        let mut supplies = Supplies::default();
+        assert_eq!(received(&worker(&mut supplies, &standings)), "DPPPC");
     }
 
     #[test]

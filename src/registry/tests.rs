@@ -90,9 +90,11 @@ impl World {
                 class: class.clone(),
                 policies: policies.iter().map(|name| key(name).1).collect(),
                 ceiling: crate::artifact::Ceiling::MOST,
+                data: vec![],
             }],
             classes: vec![RegistryClass { class, memory: 64 << 20 }],
             keep_previous: 2,
+            secret: None,
         };
         Self {
             home,
@@ -133,6 +135,8 @@ impl World {
             data: vec![],
             source: format!("source of {policy} {version}").into_bytes(),
             compiled: vec![],
+            rego: None,
+            prepared: None,
         }
     }
 

@@ -484,6 +484,7 @@ mod tests {
             name: "acme".parse().expect("name"),
             class: TrustClass::new("a").expect("name"),
             policies: (0..100).map(|n| format!("p{n}").parse().expect("name")).collect(),
+            data: vec![],
             uids: vec![1000],
             gids: vec![],
             weight: 1,

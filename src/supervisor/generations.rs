@@ -221,7 +221,7 @@ pub(super) mod tests {
                 max_connections: 16,
                 max_connections_per_uid: 4,
             },
-            registry: Registry { identity },
+            registry: Registry { identity, secret: None },
             builder: Builder::default(),
             classes: classes.iter().map(class).collect(),
             tenants: vec![],

@@ -168,10 +168,12 @@ fn divide_and_lock_in(
     let given = Given::check(Role::Supervisor, surroundings.uid, surroundings.gid, surroundings.isolation)?;
     // Editors replace files, so a reload finds a new file in the same directory.
     let trust = config.service.trust.path.parent();
+    let secret = config.registry.secret.as_ref().and_then(|secret| secret.path.parent());
     let places = path
         .parent()
         .into_iter()
         .chain(trust)
+        .chain(secret)
         .fold(Places::default(), |places, directory| places.with("configuration", directory));
     let places =
         sockets.directories().into_iter().fold(places, |places, directory| places.with("sockets", directory));

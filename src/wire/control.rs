@@ -159,6 +159,24 @@ pub struct RegistryAssignment {
     pub classes: Vec<RegistryClass>,
     /// Versions before the active one that are kept of each policy.
     pub keep_previous: u32,
+    /// Keys that open what is confidential, as their file has them.
+    pub secret: Option<SecretText>,
+}
+
+/// A file of keys that nobody else is to see: shown nowhere, and gone from memory with it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretText(pub String);
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText(..)")
+    }
+}
+
+impl Drop for SecretText {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.0);
+    }
 }
 
 /// The trust policy as its file had it when the configuration was read. Only the registry parses it.
@@ -177,6 +195,8 @@ pub struct RegistryTenant {
     pub policies: Vec<PolicyName>,
     /// What they may have at most: the class's, and its own.
     pub ceiling: Ceiling,
+    /// Data snapshots that its policies may read. No name is also a policy's.
+    pub data: Vec<PolicyName>,
 }
 
 /// What a class grants a policy at most.

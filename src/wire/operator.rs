@@ -102,4 +102,17 @@ pub struct Serving {
     pub version: u64,
     /// Of the bundle that it came in or was compiled from.
     pub bundle: Digest,
+    /// The data snapshots that it reads.
+    pub data: Vec<DataServing>,
+}
+
+/// A data snapshot that a policy reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataServing {
+    pub data: PolicyName,
+    pub version: u64,
+    /// Of the bundle that it came in.
+    pub bundle: Digest,
+    /// Why what is newer in the store does not serve instead, if something is.
+    pub held_back: Option<String>,
 }

@@ -1,7 +1,8 @@
 //! Registry -> worker: the policies of one generation, and later which of them may not decide any more.
 //!
 //! The worker is started with one end of this channel, the registry gets the other from the supervisor. Before the
-//! worker is sealed it takes [`FromRegistry::Policy`] (each with a descriptor: a memfd with all four seals, the `.cwasm`)
+//! worker is sealed it takes [`FromRegistry::Data`] (each with a descriptor: a memfd with all four seals, the table) and
+//! [`FromRegistry::Policy`] (each with a descriptor: a memfd with all four seals, the `.cwasm`)
 //! and [`FromRegistry::Refused`] until [`FromRegistry::Complete`]. The channel stays open for the worker's life: after
 //! `Complete` only [`FromRegistry::Withdraw`] may come. The worker says nothing here. The end of the channel before
 //! `Complete` means that the worker cannot start; after it, nothing.
@@ -17,6 +18,15 @@ pub const SUPPLY_MAX: usize = 80 * 1024;
 /// What the registry tells a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromRegistry {
+    /// Descriptor: the table, plain. `signed` is the host's statement about it ([`crate::artifact::verify_data`] checks both).
+    /// Comes before every policy that reads it.
+    Data {
+        tenant: Tenant,
+        data: PolicyName,
+        signed: Vec<u8>,
+        /// Why what is newer in the store does not serve instead, if something is.
+        held_back: Option<String>,
+    },
     /// Descriptor: the code. `signed` is the statement about it, signed with the host's key
     /// ([`crate::artifact::verify`] checks both).
     Policy {

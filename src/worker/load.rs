@@ -14,13 +14,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::policies::{PolicySet, Served};
 use crate::artifact::{
     ARTIFACT_MAX, Artifact, Ceiling, Expected, KeyError, PublicKey, SealError, SealedBytes, VerifyError,
-    verify,
+    verify, verify_data,
 };
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{self, Engines, Granted, Policy};
+use crate::engine::{self, Data, Engines, Granted, Policy, Snapshot, SnapshotError};
+use crate::table::TABLE_MAX;
 use crate::wire::channel::{Channel, ReceiveError, Received};
 use crate::wire::control::{TenantAssignment, WorkerAssignment};
-use crate::wire::operator::{PolicyStatus, Serving};
+use crate::wire::operator::{DataServing, PolicyStatus, Serving};
 use crate::wire::supply::{FromRegistry, ToRegistry};
 
 /// Where policies come from.
@@ -28,6 +29,9 @@ pub(super) type Supply = Channel<ToRegistry, FromRegistry>;
 
 /// Longest silence of the registry. The supervisor does not wait forever either; this way the log says for whom.
 const SILENCE_MAX: Duration = Duration::from_secs(50);
+
+/// Longest reason why newer data is held back that a status shows, characters.
+const HELD_BACK_MAX: usize = 100;
 
 /// What there is to serve, and what became of every policy that was assigned.
 #[derive(Debug)]
@@ -57,6 +61,10 @@ pub(super) enum LoadError {
     NoCode { tenant: Tenant, policy: PolicyName },
     #[error("take policies from the registry: it withdrew a policy before all were named")]
     TooEarly,
+    #[error(
+        "take policies from the registry: data \"{data}\" of tenant \"{tenant}\" came twice, or without its table"
+    )]
+    Data { tenant: Tenant, data: PolicyName },
 }
 
 /// Why one policy is not loaded.
@@ -68,6 +76,10 @@ enum Refused {
     Verify(#[from] VerifyError),
     #[error(transparent)]
     Load(#[from] engine::LoadError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("data \"{data}\", which it reads, {why}")]
+    Data { data: String, why: String },
 }
 
 /// Takes and loads every policy of the assignment. A policy that cannot be loaded is reported, not an error.
@@ -77,12 +89,20 @@ pub(super) fn load(
     supply: &Supply,
 ) -> Result<Loaded, LoadError> {
     let keys = [PublicKey::from_pem(&assignment.host_key)?];
-    let mut loading =
-        Loading { engines, keys: &keys, ceilings: ceilings(assignment), named: assigned(assignment) };
+    let mut loading = Loading {
+        engines,
+        keys: &keys,
+        ceilings: ceilings(assignment),
+        data: BTreeMap::new(),
+        named: assigned(assignment),
+    };
     let mut buffer = Vec::new();
     loop {
         let (message, code) = next(supply, &mut buffer)?;
         match (message, code) {
+            (FromRegistry::Data { tenant, data, signed, held_back }, table) => {
+                loading.take_data((tenant, data), &signed, table, held_back)?;
+            }
             (FromRegistry::Policy { tenant, policy, signed, held_back }, Some(code)) => {
                 loading.take(tenant, policy, &signed, code, held_back)?;
             }
@@ -144,11 +164,82 @@ struct Loading<'a> {
     keys: &'a [PublicKey],
     /// What each tenant's policies may have at most.
     ceilings: HashMap<Tenant, Ceiling>,
+    /// What was mapped, or why not. A policy that was loaded keeps what it reads; the rest goes when all is loaded.
+    data: BTreeMap<Key, Result<Mapped, String>>,
     /// All that are assigned; `None` while the registry has not named them.
     named: BTreeMap<Key, Option<Named>>,
 }
 
+/// A snapshot that policies may read.
+struct Mapped {
+    snapshot: Arc<Snapshot>,
+    serving: DataServing,
+}
+
 impl Loading<'_> {
+    /// Maps a snapshot, once for all who read it.
+    fn take_data(
+        &mut self,
+        key: Key,
+        signed: &[u8],
+        table: Option<OwnedFd>,
+        held_back: Option<String>,
+    ) -> Result<(), LoadError> {
+        let (Some(table), false) = (table, self.data.contains_key(&key)) else {
+            return Err(LoadError::Data { tenant: key.0, data: key.1 });
+        };
+        let (tenant, name) = &key;
+        let mapped = self.map(&key, signed, table, held_back).map_err(|error| error.to_string());
+        match &mapped {
+            Ok(mapped) => {
+                tracing::info!(%tenant, data = %name, version = mapped.serving.version, "data mapped")
+            }
+            Err(why) => {
+                tracing::error!(%tenant, data = %name, why, "data refused; no policy that reads it serves")
+            }
+        }
+        self.data.insert(key, mapped);
+        Ok(())
+    }
+
+    fn map(
+        &self,
+        (tenant, name): &Key,
+        signed: &[u8],
+        table: OwnedFd,
+        held_back: Option<String>,
+    ) -> Result<Mapped, Refused> {
+        let table = SealedBytes::from_fd(table, TABLE_MAX)?;
+        let verified = verify_data(table, signed, self.keys, (tenant, name))?;
+        let (version, bundle) = (verified.statement().version, verified.statement().bundle);
+        // All of it is in `portcullis policy list`; several of these go with each policy.
+        let held_back = held_back.map(|why| why.chars().take(HELD_BACK_MAX).collect());
+        let serving = DataServing { data: name.clone(), version, bundle, held_back };
+        Ok(Mapped { snapshot: Arc::new(Snapshot::map(verified)?), serving })
+    }
+
+    /// What a policy reads: its own tenant's, by the names in the statement about it, and all of it.
+    fn data_of(
+        &self,
+        tenant: &Tenant,
+        artifact: &Artifact,
+    ) -> Result<(Option<Arc<Data>>, Vec<DataServing>), Refused> {
+        let (mut layers, mut serving) = (Vec::new(), Vec::new());
+        for name in &artifact.statement().data {
+            let refused = |why: &str| Refused::Data { data: name.clone(), why: why.to_owned() };
+            let name = name.parse().map_err(|_| refused("has a name that no data has"))?;
+            match self.data.get(&(tenant.clone(), name)) {
+                Some(Ok(mapped)) => {
+                    layers.push(Arc::clone(&mapped.snapshot));
+                    serving.push(mapped.serving.clone());
+                }
+                Some(Err(why)) => return Err(refused(&format!("is refused: {why}"))),
+                None => return Err(refused("did not come")),
+            }
+        }
+        Ok(((!layers.is_empty()).then(|| Arc::new(Data::layers(layers))), serving))
+    }
+
     fn take(
         &mut self,
         tenant: Tenant,
@@ -213,9 +304,10 @@ impl Loading<'_> {
         let code = SealedBytes::from_fd(code, ARTIFACT_MAX)?;
         // Which version may serve is for the registry to say; that it said so is in the signature.
         let artifact = verify(code, signed, self.keys, &Expected { tenant, policy, minimum_version: 0 })?;
-        let serving = serving(&artifact);
+        let (data, read) = self.data_of(tenant, &artifact)?;
+        let serving = serving(&artifact, read);
         let ceiling = self.ceilings.get(tenant).copied().unwrap_or_default();
-        let granted = Granted { ceiling, data: None };
+        let granted = Granted { ceiling, data };
         Ok((engine::load(self.engines, artifact, granted)?, serving))
     }
 
@@ -241,9 +333,9 @@ impl Loading<'_> {
     }
 }
 
-fn serving(artifact: &Artifact) -> Serving {
+fn serving(artifact: &Artifact, data: Vec<DataServing>) -> Serving {
     let statement = artifact.statement();
-    Serving { digest: artifact.digest(), version: statement.version, bundle: statement.bundle }
+    Serving { digest: artifact.digest(), version: statement.version, bundle: statement.bundle, data }
 }
 
 fn refused(tenant: Tenant, policy: PolicyName, why: String) -> Named {
@@ -266,9 +358,10 @@ mod tests {
     use std::sync::OnceLock;
 
     use super::*;
-    use crate::artifact::{Digest, SigningKey, Statement, sign};
+    use crate::artifact::{DataStatement, Digest, SigningKey, Statement, sign, sign_data};
     use crate::compile::Built;
     use crate::decision::TrustClass;
+    use crate::table::Builder;
     use crate::wire::control::{ClassLimits, Isolation};
     use crate::wire::supply::SUPPLY_MAX;
     use crate::worker::samples;
@@ -469,6 +562,70 @@ mod tests {
         let (other, _) = Channel::pair(SUPPLY_MAX).unwrap();
         drop(registry);
         assert!(Host { key, registry: other, supply }.refused().contains("it is gone before all were named"));
+    }
+
+    /// A table of one entry, signed as data of `of`, and sent as data of `tenant`.
+    fn send_data(host: &Host, sent: (&Tenant, &str), of: &str, key: &SigningKey) {
+        let mut table = Builder::default();
+        table.add("key", of).unwrap();
+        let table = SealedBytes::of(&table.build()).unwrap();
+        let statement = DataStatement {
+            data: name("prices"),
+            tenant: Tenant::new(of).unwrap(),
+            version: 3,
+            bundle: Digest::of(b"bundle"),
+            table: table.digest(),
+        };
+        let signed = sign_data(&statement, key).unwrap();
+        let (tenant, data) = (sent.0.clone(), name(sent.1));
+        let message = FromRegistry::Data { tenant, data, signed, held_back: None };
+        host.registry.send(&message, Some(table.as_fd())).unwrap();
+    }
+
+    #[test]
+    fn a_policy_reads_what_its_statement_names_of_its_own_tenant_or_does_not_serve() {
+        let reads = |statement: &mut Statement| statement.data = vec!["prices".into()];
+        let other = Tenant::new("globex").unwrap();
+        let stranger = SigningKey::generate_ed25519().unwrap();
+        type Given<'a> = Option<(&'a Tenant, &'a str, bool)>;
+        let ours = tenant();
+        let cases: [(Given<'_>, Option<&str>); 5] = [
+            (Some((&ours, "acme", true)), None),
+            (None, Some("did not come")),
+            (Some((&other, "globex", true)), Some("did not come")),
+            (Some((&ours, "globex", true)), Some("statement is for tenant \"globex\", expected \"acme\"")),
+            (Some((&ours, "acme", false)), Some("not trusted here")),
+        ];
+        for (given, why) in cases {
+            let host = Host::new();
+            if let Some((sent, of, by_host)) = given {
+                send_data(&host, (sent, "prices"), of, if by_host { &host.key } else { &stranger });
+            }
+            host.give_signed("gate", host.signed("gate", reads), cwasm(), None);
+            host.give("other");
+            host.say(&FromRegistry::Complete);
+            let loaded = host.load().unwrap();
+            assert!(serves(&loaded, "other"), "who reads nothing serves");
+            let status = &loaded.statuses[0];
+            match why {
+                None => {
+                    let read = &status.serving.as_ref().unwrap().data;
+                    assert_eq!((read.len(), read[0].version, read[0].bundle), (1, 3, Digest::of(b"bundle")));
+                    assert!(loaded.statuses[1].serving.as_ref().unwrap().data.is_empty());
+                }
+                Some(why) => {
+                    let refused = status.refused.as_deref().unwrap();
+                    assert!(
+                        refused.contains("data \"prices\", which it reads,") && refused.contains(why),
+                        "{refused}"
+                    );
+                }
+            }
+        }
+        let host = Host::new();
+        send_data(&host, (&ours, "prices"), "acme", &host.key);
+        send_data(&host, (&ours, "prices"), "acme", &host.key);
+        assert!(host.refused().contains("data \"prices\" of tenant \"acme\" came twice"));
     }
 
     #[test]

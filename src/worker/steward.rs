@@ -29,8 +29,8 @@ use crate::wire::supply::FromRegistry;
 
 /// Most unread bytes that come with a connection: a frame that is not whole yet, and one read.
 const UNREAD_MAX: usize = CLIENT_FRAME_MAX + (128 << 10);
-/// Policies in one part of a status.
-const POLICIES_A_PART: usize = 16;
+/// Policies in one part of a status: of each a reason, what it counted, and the data that it reads.
+const POLICIES_A_PART: usize = 6;
 /// An executor that has been in one step for that long does not count as answering.
 const UNRESPONSIVE_NS: u64 = 50_000_000;
 

@@ -41,6 +41,7 @@ fn entry(version: u64) -> Entry {
         limits: Limits::default(),
         metrics: vec![],
         data: vec![],
+        confidential: None,
         source: digest,
         compiled: vec![],
     };

@@ -58,7 +58,7 @@ impl Survey {
         }
         let mut survey = Self {
             store: open_store(&setting),
-            todo: setting.policies().map(|(key, _)| key.clone()).collect(),
+            todo: setting.in_order().cloned().collect(),
             setting,
             draft,
             in_force,
@@ -138,7 +138,9 @@ impl Survey {
             let key = (record.tenant.clone(), record.policy.clone());
             let Some(class) = self.setting.class(&key) else { continue };
             let named = named.entry(class.clone()).or_default();
-            let ours = |entry: &&Entry| entry.code.origin == Origin::Builder;
+            // What is confidential no cache has.
+            let ours =
+                |entry: &&Entry| entry.code.origin == Origin::Builder && entry.config.confidential.is_none();
             for active in record.active.iter().filter(ours) {
                 named.missing |= !self.shelf.contains_key(&active.code.cwasm);
                 named.active.insert(active.code.cwasm);

@@ -7,13 +7,17 @@
 //! finish   the table, on the disk at once; then what serves
 //! ```
 //!
+//! Data snapshots go the same way, and before the policies that read them: what does not serve keeps a policy from it ([`data`]).
+//!
 //! A policy that is no good is named and held back, and never stops the others. The survey works on a draft of the table:
 //! until [`Survey::finish`] nothing has happened.
 
 mod begin;
+mod data;
 mod goal;
 mod judge;
 mod pursue;
+mod served;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -28,7 +32,7 @@ use super::revoked::InForce;
 use super::setting::{Key, Setting};
 use super::state::{PlaceError, State, StateError};
 use crate::artifact::{Digest, SealedBytes};
-use crate::bundle::PolicyConfig;
+use crate::bundle::{Kind, PolicyConfig};
 use crate::decision::TrustClass;
 use crate::engine::{Metering, settings_digest};
 use crate::ledger::{Event, PlacedOrder, Table, What};
@@ -83,10 +87,20 @@ pub(super) struct Survey {
 #[derive(Debug, Clone)]
 pub(super) enum Standing {
     Serves(Box<Served>),
-    Refused { class: TrustClass, why: String },
+    Refused { class: TrustClass, kind: Kind, why: String },
 }
 
-/// A policy that decides, and all that is needed to supply it, and to see whether it still may.
+impl Standing {
+    /// Whether it is a policy, which workers are told of.
+    pub(super) fn is_policy(&self) -> bool {
+        match self {
+            Self::Serves(served) => served.config.kind() == Kind::Policy,
+            Self::Refused { kind, .. } => *kind == Kind::Policy,
+        }
+    }
+}
+
+/// A policy that decides, or data that is read, and all that is needed to supply it, and to see whether it still may.
 #[derive(Debug, Clone)]
 pub(super) struct Served {
     pub(super) class: TrustClass,
@@ -94,7 +108,12 @@ pub(super) struct Served {
     pub(super) config: PolicyConfig,
     pub(super) evidence: Evidence,
     pub(super) signed: Vec<u8>,
+    /// Machine code, or the plain table.
     pub(super) code: Arc<SealedBytes>,
+    /// What it is on the shelf as: what is confidential has another digest where it is kept.
+    pub(super) shelved: Digest,
+    /// The data that it reads.
+    pub(super) reads: Vec<(Key, Arc<Self>)>,
     /// Why what is newer does not serve instead.
     pub(super) held_back: Option<String>,
     /// It may not decide any longer than that.
@@ -117,7 +136,11 @@ impl Served {
         if let Some(revoked) = rules.0.digest(&self.code.digest()) {
             return Err(format!("machine code {} was revoked: {:?}", self.code.digest(), revoked.reason));
         }
-        setting.judge(key, class, (self.bundle, &self.config), &self.evidence, rules).map(drop)
+        setting.judge(key, class, (self.bundle, &self.config), &self.evidence, rules)?;
+        self.reads.iter().try_for_each(|(key, data)| {
+            data.holds(setting, key, class, rules)
+                .map_err(|why| format!("data \"{}\", which it reads: {why}", key.1))
+        })
     }
 
     /// What is left to ask of one that is no longer configured, for which there may be no rule any more: whether nothing of it,
@@ -135,12 +158,16 @@ impl Served {
                 Signer::Identity { .. } => None,
             })
         });
-        entry.map_or(Ok(()), |entry| Err(format!("{} was revoked: {:?}", entry.what, entry.reason)))
+        if let Some(entry) = entry {
+            return Err(format!("{} was revoked: {:?}", entry.what, entry.reason));
+        }
+        self.reads.iter().try_for_each(|(_, data)| data.is_not_revoked(revoked))
     }
 
-    /// The same code of the same bundle, whatever was found out about its signatures since.
+    /// The same code of the same bundle, reading the same data, whatever was found out about its signatures since.
     pub(super) fn is_the_same(&self, other: &Self) -> bool {
-        self.bundle == other.bundle && self.code.digest() == other.code.digest()
+        let data = |of: &Self| of.reads.iter().map(|(_, data)| data.bundle).collect::<Vec<_>>();
+        self.bundle == other.bundle && self.code.digest() == other.code.digest() && data(self) == data(other)
     }
 }
 
@@ -253,7 +280,7 @@ impl Survey {
             .standings
             .values()
             .filter_map(|standing| match standing {
-                Standing::Serves(served) => Some((served.code.digest(), Arc::clone(&served.code))),
+                Standing::Serves(served) => Some((served.shelved, Arc::clone(&served.code))),
                 Standing::Refused { .. } => None,
             })
             .collect();

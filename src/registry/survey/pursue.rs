@@ -7,9 +7,10 @@ use super::begin::next_order;
 use super::goal::{Goal, PolicyTask, Task};
 use super::judge::kept;
 use super::store::of_kept;
-use super::{Built, Key, NotBuilt, Served, Standing, Survey, Wanted, builders, shortened};
-use crate::artifact::{Architecture, Digest, SealedBytes, Statement, sign};
-use crate::bundle::Platform;
+use super::{Built, Key, NotBuilt, Standing, Survey, Wanted, builders, shortened};
+use crate::artifact::{Digest, SealedBytes};
+use crate::bundle::confidential::LayerOf;
+use crate::bundle::{Kind, Platform};
 use crate::decision::TrustClass;
 use crate::engine::{MadeFor, Metering, WASMTIME_VERSION, settings_digest};
 use crate::ledger::{Code, Entry, HeldBack, Order, Origin, PlacedOrder, Record, Target, What};
@@ -109,8 +110,10 @@ impl Survey {
         let entry = found.and_then(|mut entry| {
             self.refresh(state, &mut entry);
             let about = (entry.bundle, &entry.config);
-            match self.setting.judge(key, class, about, &entry.evidence, (&self.in_force.list, self.now)) {
-                Ok(_) => Ok(entry),
+            let rules = (&self.in_force.list, self.now);
+            let judged = self.setting.judge(key, class, about, &entry.evidence, rules).map(drop);
+            match judged.and_then(|()| self.data_of(key, &entry.config).map(drop)) {
+                Ok(()) => Ok(entry),
                 Err(why) => Err(format!("version {} may not decide any more: {why}", entry.version())),
             }
         });
@@ -158,7 +161,7 @@ impl Survey {
     }
 
     /// Which entry is to serve.
-    fn wanted_entry<'a>(&'a self, task: &'a PolicyTask) -> Option<&'a Entry> {
+    pub(super) fn wanted_entry<'a>(&'a self, task: &'a PolicyTask) -> Option<&'a Entry> {
         match &task.goal {
             Goal::New { entry, .. } | Goal::Back { entry, .. } => Some(entry),
             Goal::Stay => self.draft.record(&task.key.0, &task.key.1)?.active.as_ref(),
@@ -196,7 +199,8 @@ impl Survey {
             Some(held_back) => format!("{why}; and what is in the store does not serve instead: {held_back}"),
             None => why,
         };
-        self.standings.insert(task.key.clone(), Standing::Refused { class: task.class.clone(), why });
+        let refused = self.refused(task, why);
+        self.standings.insert(task.key.clone(), refused);
         false
     }
 
@@ -217,6 +221,9 @@ impl Survey {
 
     /// Code for this host, or how to come by it.
     fn provide(&self, state: &State, entry: &Entry, is_new: bool, task: &mut PolicyTask) -> Provided {
+        if entry.config.kind() == Kind::Data {
+            return self.table(state, entry).map_or_else(Provided::Failed, Provided::Ready);
+        }
         let metering = Metering::of(&entry.config.limits);
         let here = entry.code.wasmtime == WASMTIME_VERSION && entry.code.engine == settings_digest(metering);
         if here
@@ -235,9 +242,12 @@ impl Survey {
         };
         let manifest = || Box::new(entry.config.clone());
         let ceiling = self.setting.ceiling(&task.key.0);
-        let read = |blob| layout.sealed(blob).map(Arc::new).map_err(|error| error.to_string());
+        let read = |blob, layer| self.plain(&layout, blob, layer);
+        let source = || read(&bundle.source, LayerOf::Source(&entry.config));
         let why = if !here {
             format!("it was compiled with wasmtime {:?} or for other settings", entry.code.wasmtime)
+        } else if entry.code.origin == Origin::Builder && entry.config.confidential.is_some() {
+            "it is confidential, so no cache keeps what was compiled from it".to_owned()
         } else if entry.code.origin == Origin::Builder {
             let lost = self.lost.get(&entry.code.cwasm);
             lost.map_or_else(|| "the class's cache was not asked for it".to_owned(), Clone::clone)
@@ -245,14 +255,14 @@ impl Survey {
             let Some((_, compiled)) = bundle.compiled_for(Platform::host()) else {
                 return Provided::Failed(format!("kept bundle {}: its code is not there", entry.bundle));
             };
-            let code = match read(&compiled.cwasm) {
+            let code = match read(&compiled.cwasm, LayerOf::Code(&entry.config, compiled.platform)) {
                 Ok(code) => code,
                 Err(why) => return Provided::Failed(why),
             };
             match MadeFor::read(&code).and_then(|made| made.check(metering)) {
                 Ok(()) if !is_new => return Provided::Ready(code),
                 Ok(()) => {
-                    return match read(&bundle.source) {
+                    return match source() {
                         Ok(source) => {
                             Provided::Build(Job::Check { manifest: manifest(), ceiling }, vec![source, code])
                         }
@@ -263,7 +273,7 @@ impl Survey {
             }
         };
         task.rebuild = Some(why);
-        match read(&bundle.source) {
+        match source() {
             Ok(source) => Provided::Build(Job::Compile { manifest: manifest(), ceiling }, vec![source]),
             Err(why) => Provided::Failed(why),
         }
@@ -304,7 +314,9 @@ impl Survey {
 
     /// The goal is reached: the draft says so.
     fn settle(&mut self, state: &State, mut task: PolicyTask, code: Arc<SealedBytes>) {
-        self.shelf.insert(code.digest(), Arc::clone(&code));
+        if let Some(shelved) = self.wanted_entry(&task).map(|entry| entry.code.cwasm) {
+            self.shelf.insert(shelved, Arc::clone(&code));
+        }
         let most = usize::try_from(self.setting.assignment.keep_previous).unwrap_or(usize::MAX);
         let (key, goal) = (task.key.clone(), std::mem::replace(&mut task.goal, Goal::Stay));
         let (what, entry, why) = match goal {
@@ -342,53 +354,10 @@ impl Survey {
         let standing = code.and_then(|code| self.served(state, &task, code, held_back));
         let standing = match standing {
             Ok(served) => Standing::Serves(Box::new(served)),
-            Err(why) => Standing::Refused { class: task.class.clone(), why },
+            Err(why) => self.refused(&task, why),
         };
         self.standings.insert(task.key.clone(), standing);
         self.next(&task.key);
-    }
-
-    fn served(
-        &self,
-        state: &State,
-        task: &PolicyTask,
-        code: Arc<SealedBytes>,
-        held_back: Option<String>,
-    ) -> Result<Served, String> {
-        let entry = self.wanted_entry(task).ok_or("nothing is active")?;
-        let about = (entry.bundle, &entry.config);
-        let rules = (&self.in_force.list, self.now);
-        let accepted = self.setting.judge(&task.key, &task.class, about, &entry.evidence, rules)?;
-        let config = entry.config.clone();
-        let statement = Statement {
-            policy: config.policy.clone(),
-            tenant: config.tenant.clone(),
-            version: config.version,
-            cwasm: code.digest(),
-            source: config.source,
-            bundle: entry.bundle,
-            architecture: Architecture::host(),
-            wasmtime: WASMTIME_VERSION.to_owned(),
-            engine: settings_digest(Metering::of(&config.limits)),
-            world: config.world.clone(),
-            imports: config.imports.clone(),
-            limits: config.limits,
-            metrics: config.metrics.clone(),
-            data: config.data.clone(),
-        };
-        let signed = sign(&statement, state.key()).map_err(|error| error.to_string())?;
-        let served = Served {
-            class: task.class.clone(),
-            bundle: entry.bundle,
-            config,
-            evidence: entry.evidence.clone(),
-            signed,
-            code,
-            held_back,
-            until: accepted.until,
-        };
-        served.holds(&self.setting, &task.key, &task.class, rules)?;
-        Ok(served)
     }
 
     /// Writes down what is in the store and not active, and says it once.

@@ -8,9 +8,9 @@ use super::goal::{Goal, PolicyTask};
 use super::judge::{Word, may_follow};
 use super::{Key, Survey};
 use crate::artifact::Digest;
-use crate::bundle::Platform;
 use crate::bundle::write::tar_into;
 use crate::bundle::{Bundle, Layout, LayoutError, Ownership, Refusal, open_policy};
+use crate::bundle::{Kind, Platform};
 use crate::decision::TrustClass;
 use crate::engine::{Metering, WASMTIME_VERSION, settings_digest};
 use crate::ledger::{Code, Entry, HeldBack, Order, Origin, PlacedOrder};
@@ -141,6 +141,7 @@ impl Survey {
         let accepted =
             self.setting.judge(key, class, (digest, config), &evidence, (&self.in_force.list, self.now))?;
         may_follow(self.draft.record(&key.0, &key.1), digest, config, word)?;
+        self.data_of(key, config)?;
         if word.activate {
             self.unsound.remove(&digest);
         }
@@ -155,7 +156,10 @@ impl Survey {
         let entry = Entry {
             bundle: digest,
             config: config.clone(),
-            code: shipped(bundle).unwrap_or_else(|| to_be_compiled(bundle)),
+            code: match config.kind() {
+                Kind::Policy => shipped(bundle).unwrap_or_else(|| to_be_compiled(bundle)),
+                Kind::Data => table_of(bundle),
+            },
             evidence,
             keys: self.setting.keys,
             attached: attached(&kept),
@@ -269,6 +273,16 @@ fn shipped(bundle: &Bundle) -> Option<Code> {
         wasmtime: said.wasmtime.clone(),
         engine: said.engine,
     })
+}
+
+/// There is nothing to be compiled: what is mapped is what the bundle has.
+fn table_of(bundle: &Bundle) -> Code {
+    Code {
+        cwasm: bundle.config.source,
+        origin: Origin::Bundle,
+        wasmtime: String::new(),
+        engine: settings_digest(),
+    }
 }
 
 /// Where there is none; its digest is known when it is compiled.

@@ -4,6 +4,7 @@
 //! like, [`read`] what they mean together, and [`places`] looks at the files and directories they name. Children never
 //! see the file: each gets the part it needs as an assignment.
 
+mod distinct;
 mod places;
 mod read;
 mod values;
@@ -18,7 +19,7 @@ use crate::artifact::Ceiling;
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::wire::control::{
     BuildLimits, BuilderAssignment, ClassLimits, ClassSeats, FrontendAssignment, Isolation,
-    RegistryAssignment, RegistryClass, RegistryTenant, TenantAssignment, TenantGrant, TrustText,
+    RegistryAssignment, RegistryClass, RegistryTenant, SecretText, TenantAssignment, TenantGrant, TrustText,
     WorkerAssignment,
 };
 
@@ -113,9 +114,18 @@ pub struct Frontend {
 }
 
 /// The registry's part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registry {
     pub identity: Identity,
+    /// Keys that open what is confidential, if there are any.
+    pub secret: Option<SecretFile>,
+}
+
+/// A file of keys, as it was when the configuration was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretFile {
+    pub path: PathBuf,
+    pub text: SecretText,
 }
 
 /// What one builder may use, whichever class it works for.
@@ -166,6 +176,8 @@ pub struct TenantConfig {
     pub name: Tenant,
     pub class: TrustClass,
     pub policies: Vec<PolicyName>,
+    /// Data snapshots that its policies may read. No name is also a policy's.
+    pub data: Vec<PolicyName>,
     pub uids: Vec<u32>,
     pub gids: Vec<u32>,
     pub weight: u32,
@@ -231,6 +243,7 @@ impl Config {
             class: tenant.class.clone(),
             policies: tenant.policies.clone(),
             ceiling: self.ceiling(tenant),
+            data: tenant.data.clone(),
         });
         let classes = self.classes.iter();
         let service = &self.service;
@@ -249,6 +262,7 @@ impl Config {
                 .map(|class| RegistryClass { class: class.name.clone(), memory: class.limits.memory })
                 .collect(),
             keep_previous: service.keep_previous,
+            secret: self.registry.secret.as_ref().map(|secret| secret.text.clone()),
         }
     }
 

@@ -14,6 +14,8 @@ use super::{Inode, Surroundings};
 
 /// Largest trust policy, bytes: a thousand tenants with their signers.
 const TRUST_MAX: u64 = 1 << 20;
+/// Largest file of keys, bytes.
+const SECRET_MAX: u64 = crate::bundle::confidential::KEYS_FILE_MAX as u64;
 /// Bits that let somebody other than the owner change a thing.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
@@ -82,6 +84,19 @@ pub(super) fn trust(path: &Path, owners: Owners) -> Result<String, String> {
         ));
     }
     Ok(text)
+}
+
+/// Keys that open what is confidential. Nobody but their owner, and whom systemd lets read a credential, may read them.
+pub(super) fn secret(path: &Path, owners: Owners) -> Result<String, String> {
+    const WHAT: &str = "secret";
+    let mode = path.metadata().map_err(|why| format!("open {WHAT} {path:?}: {why}"))?.mode() & 0o7777;
+    if mode & 0o007 != 0 {
+        return Err(format!(
+            "open {WHAT} {path:?}: everybody may read it (mode {mode:04o}); chmod 0600 {}",
+            path.display()
+        ));
+    }
+    file(path, WHAT, owners, SECRET_MAX)
 }
 
 /// Where bundles are dropped. Whoever delivers them may own it, and a group may write it.

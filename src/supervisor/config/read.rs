@@ -1,20 +1,20 @@
 //! From the tree to [`Config`]: what the values mean, and what they mean together.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::distinct;
 use super::places::{self, Owners};
 use super::values::{grantable_id, mode, path as path_value, role_id, socket_path, trust_path};
 use super::{
-    Builder, Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Registry, Service, Surroundings,
-    TenantConfig, TrustFile,
+    Builder, Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Registry, SecretFile, Service,
+    Surroundings, TenantConfig, TrustFile,
 };
 use crate::artifact::Ceiling;
-use crate::decision::TrustClass;
+use crate::decision::{PolicyName, TrustClass};
 use crate::document::values::{boolean, duration, name, number, size};
 use crate::document::{self, Complaints, Found, Section};
-use crate::wire::control::{BuildLimits, ClassLimits, Isolation};
+use crate::wire::control::{BuildLimits, ClassLimits, Isolation, SecretText};
 
 const MICROSECOND: Duration = Duration::from_micros(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -77,9 +77,16 @@ struct Reader<'r, 'd> {
 
 impl<'d> Reader<'_, 'd> {
     fn config(&self, document: &mut Section<'d>) -> Option<Config> {
+        let mut secret = None;
         let registry = match document.section("registry") {
             Some(mut section) => {
                 let identity = self.identity(&mut section);
+                let path = section.optional("secret", trust_path(self.around.credentials.as_deref()));
+                secret = path.map(|path| {
+                    let text =
+                        self.look(path.at, places::secret(&path.value, self.owners)).unwrap_or_default();
+                    SecretFile { path: path.value, text: SecretText(text) }
+                });
                 section.finish();
                 identity
             }
@@ -121,7 +128,9 @@ impl<'d> Reader<'_, 'd> {
                 classes.extend(class);
             }
         }
-        self.distinct_identities(&identities);
+        if self.distinct() {
+            distinct::identities(self.complaints, &identities);
+        }
 
         let sections = document.sections("tenant");
         if let Some((at, _)) = sections.get(TENANTS_MAX) {
@@ -132,11 +141,12 @@ impl<'d> Reader<'_, 'd> {
             .map(|(title, section)| self.tenant(title, section, &class_names, &identities))
             .collect::<Vec<_>>();
         let service = service?;
-        self.distinct_caches(&mut caches, service.as_ref().map(|service| service.state.as_path()));
+        let state = service.as_ref().map(|service| service.state.as_path());
+        distinct::caches(self.complaints, &mut caches, state);
         classes.sort_by(|a, b| a.name.cmp(&b.name));
         let mut tenants = tenants.into_iter().collect::<Option<Vec<_>>>()?;
         tenants.sort_by(|a: &TenantConfig, b| a.name.cmp(&b.name));
-        let registry = Registry { identity: registry?.value };
+        let registry = Registry { identity: registry?.value, secret };
         Some(Config {
             service: service?,
             frontend: frontend?.1,
@@ -364,6 +374,7 @@ impl<'d> Reader<'_, 'd> {
         let tenant_name = self.look(title.at, title.value.parse().map_err(|why| format!("{why}")));
         let class = section.required("class", name::<TrustClass>);
         let policies = section.list("policies", name);
+        let data = section.list("data", name::<PolicyName>).unwrap_or_default();
         let (uids, gids) = (section.list("uids", grantable_id), section.list("gids", grantable_id));
         let weight = section.defaulted("weight", 1, number(1..=1000));
         let longest = duration(100 * MICROSECOND..=MINUTE);
@@ -378,6 +389,7 @@ impl<'d> Reader<'_, 'd> {
         }
         section.finish();
 
+        distinct::names(self.complaints, policies.as_deref().unwrap_or_default(), &data);
         if let Some(class) = &class
             && !classes.contains(&class.value.as_str())
         {
@@ -402,6 +414,7 @@ impl<'d> Reader<'_, 'd> {
             name: tenant_name?,
             class: class?.value,
             policies: plain(policies?),
+            data: plain(data),
             uids: plain(uids.unwrap_or_default()),
             gids: plain(gids.unwrap_or_default()),
             weight: weight?.value,
@@ -426,35 +439,6 @@ impl<'d> Reader<'_, 'd> {
             self.complain(uid.at, format!("uid: {} is the supervisor's own", uid.value));
         }
         Some(Found { value: Identity { uid: uid.value, gid: gid.value }, at: uid.at })
-    }
-
-    fn distinct_identities(&self, identities: &[(String, Found<Identity>)]) {
-        if !self.distinct() {
-            return;
-        }
-        let (mut uids, mut gids) = (BTreeMap::new(), BTreeMap::new());
-        let mut in_file_order: Vec<_> = identities.iter().collect();
-        in_file_order.sort_by_key(|(_, identity)| identity.at);
-        for (role, Found { value, at }) in in_file_order {
-            if let Some(other) = uids.insert(value.uid, role) {
-                self.complain(*at, format!("uid: {role} has the same UID as {other}, {}", value.uid));
-            }
-            if let Some(other) = gids.insert(value.gid, role) {
-                self.complain(*at, format!("gid: {role} has the same GID as {other}, {}", value.gid));
-            }
-        }
-    }
-
-    fn distinct_caches(&self, caches: &mut [Found<PathBuf>], state: Option<&Path>) {
-        caches.sort_by_key(|cache| cache.at);
-        for (index, cache) in caches.iter().enumerate() {
-            if caches.iter().take(index).any(|earlier| earlier.value == cache.value) {
-                self.complain(cache.at, format!("cache: {:?} is another class's cache too", cache.value));
-            }
-            if state == Some(&cache.value) {
-                self.complain(cache.at, format!("cache: {:?} is the registry's state too", cache.value));
-            }
-        }
     }
 
     fn distinct(&self) -> bool {

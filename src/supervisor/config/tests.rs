@@ -451,6 +451,40 @@ fn a_configuration_that_is_not_there_or_no_file_is_refused() {
 }
 
 #[test]
+fn data_has_names_that_no_policy_has() {
+    let list = "policies = [\"jwt-gate\", \"ip-allowlist\"]\n";
+    let with = |data: &str| sound_and(|text| text.replace(list, &format!("{list}data = {data}\n")));
+    let site = Site::new();
+    let errors = site.errors(&with("[\"prices\", \"jwt-gate\", \"prices\"]"), &ordinary());
+    let why = "is the name of a policy or of other data of this tenant";
+    let expected = [format!("27:19: data: \"jwt-gate\" {why}"), format!("27:31: data: \"prices\" {why}")];
+    assert_eq!(errors, expected);
+    let config = site.load(&with("[\"prices\"]"), &ordinary()).expect("sound");
+    let assignment = config.registry_assignment(Isolation::SharedUid);
+    let names = |names: &[PolicyName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(&assignment.tenants[0].data), ["prices"]);
+    assert_eq!(names(&assignment.tenants[1].data), [""; 0]);
+}
+
+#[test]
+fn a_secret_is_the_registrys_alone_and_shown_nowhere() {
+    let site = Site::new();
+    fs::write(site.path("secret"), "portcullis-secret-v1 of nobody").expect("write");
+    site.chmod("secret", 0o644);
+    let text = sound_and(|text| text.replace("gid = 61009\n", "gid = 61009\nsecret = \"@/secret\"\n"));
+    let expected = "15:10: open secret \"@/secret\": everybody may read it (mode 0644); chmod 0600 @/secret";
+    assert_eq!(site.errors(&text, &ordinary()), [expected]);
+    site.chmod("secret", 0o600);
+    let config = site.load(&text, &ordinary()).expect("sound");
+    assert!(!format!("{config:?}").contains("of nobody"));
+    let assignment = config.registry_assignment(Isolation::SharedUid);
+    assert_eq!(assignment.secret.as_ref().expect("given").0, "portcullis-secret-v1 of nobody");
+    assert!(!format!("{assignment:?}").contains("of nobody"));
+    let none = site.load(&Site::sound(), &ordinary()).expect("sound");
+    assert_eq!(none.registry_assignment(Isolation::SharedUid).secret, None);
+}
+
+#[test]
 fn a_trust_policy_that_is_too_long_or_private_is_refused() {
     let long = "#".repeat((1 << 20) + 1);
     for (content, expected) in [

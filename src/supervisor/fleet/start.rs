@@ -138,7 +138,8 @@ impl Fleet {
             Part::Registry => {
                 let assignment = config.registry_assignment(self.isolation);
                 // A policy on its way to a worker, and what it is made from; each generation that may live has a channel.
-                let open = policies(assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum());
+                let named = assignment.tenants.iter().map(|tenant| tenant.policies.len() + tenant.data.len());
+                let open = policies(named.sum());
                 let open = open.saturating_add(policies(config.classes.len()).saturating_mul(8));
                 Ok(plain(config.registry.identity, spawn::assignment(&assignment)?, open, 16))
             }
