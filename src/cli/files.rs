@@ -1,7 +1,7 @@
 //! Files that commands read and write: once, no more than so many bytes, whole or not at all.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
 use crate::artifact::{KeyError, PublicKey, SigningKey, store};
+use crate::bundle::{ConfidentialError, SecretKeys};
 
 /// Longest key file that is read, bytes.
 const KEY_MAX: usize = 16 << 10;
@@ -26,6 +27,8 @@ pub(super) enum FileError {
     Key { path: PathBuf, source: KeyError },
     #[error("read key {path:?}: it is not text")]
     KeyText { path: PathBuf },
+    #[error("read {path:?}: {source}")]
+    Secret { path: PathBuf, source: Box<ConfidentialError> },
     #[error("write {path:?}: {source}")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -69,6 +72,12 @@ fn read_key_text(path: &Path) -> Result<Zeroizing<String>, FileError> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
+/// A file of keys that open what is confidential.
+pub(super) fn read_secrets(path: &Path) -> Result<SecretKeys, FileError> {
+    SecretKeys::parse(&read_key_text(path)?)
+        .map_err(|source| FileError::Secret { path: path.into(), source: source.into() })
+}
+
 pub(super) fn read_signing_key(path: &Path) -> Result<SigningKey, FileError> {
     SigningKey::from_pem(&read_key_text(path)?).map_err(|source| FileError::Key { path: path.into(), source })
 }
@@ -84,4 +93,16 @@ pub(super) fn read_public_keys(paths: &[PathBuf]) -> Result<Vec<PublicKey>, File
 /// Writes a whole file or, on any error, nothing.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     store::replace(path, bytes, 0o644).map_err(|source| FileError::Write { path: path.into(), source })
+}
+
+/// Makes a file that was not there before, whole or not at all.
+pub(super) fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let failed = |source| FileError::Write { path: path.into(), source };
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.map_err(|error| {
+        // What is not whole is of no use to anyone.
+        let _ = fs::remove_file(path);
+        failed(error)
+    })
 }

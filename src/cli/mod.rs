@@ -1,6 +1,7 @@
 //! What people type. One file per command; this one reads the command line, runs the command, and says what went wrong.
 
 mod attest;
+mod data;
 mod decide;
 mod demo;
 mod files;
@@ -49,6 +50,9 @@ enum Command {
     /// Make, build, sign and look at policies; see and say which of them serve
     #[command(subcommand, after_help = EXIT_CODES)]
     Policy(policy::Command),
+    /// Make data snapshots that policies read, and look into them
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Data(data::Command),
     /// Who may vouch for policies: start, check and change trust policies
     #[command(subcommand, after_help = EXIT_CODES)]
     Trust(trust::Command),
@@ -75,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Attest(args) => attest::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Reload(args) => reload::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Policy(command) => command.run(),
+        Command::Data(command) => command.run(),
         Command::Trust(command) => command.run(),
         Command::Install(args) => install::run(&args),
         Command::Uninstall(args) => install::run_uninstall(&args),
@@ -136,7 +141,7 @@ mod tests {
     fn everything_about_policies_has_json_and_says_its_exit_codes() {
         let line = command_line();
         let mut seen = Vec::new();
-        for group in ["policy", "trust"] {
+        for group in ["policy", "data", "trust"] {
             let group = line.find_subcommand(group).unwrap();
             for command in group.get_subcommands() {
                 let name = format!("{} {}", group.get_name(), command.get_name());

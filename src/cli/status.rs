@@ -145,6 +145,14 @@ fn worker(worker: &WorkerStatus) -> String {
                 text += &paragraph(&first, &printable(why));
             }
         }
+        for data in policy.serving.iter().flat_map(|serving| &serving.data) {
+            let first = format!("  {}/{} reads:", policy.tenant, policy.policy);
+            let held_back = data
+                .held_back
+                .as_ref()
+                .map_or_else(String::new, |why| format!("; held back: {}", printable(why)));
+            text += &paragraph(&first, &format!("{} version {}{held_back}", data.data, data.version));
+        }
     }
     text
 }
@@ -176,7 +184,7 @@ mod tests {
     use crate::artifact::Digest;
     use crate::decision::{PolicyName, Tenant, TrustClass};
     use crate::wire::control::{ProcessTable, Ready};
-    use crate::wire::operator::{FrontendCounters, Serving, WorkerCounters};
+    use crate::wire::operator::{DataServing, FrontendCounters, Serving, WorkerCounters};
 
     #[test]
     fn everything_fits_80_columns_and_bad_news_is_there() {
@@ -198,10 +206,21 @@ mod tests {
                 landlock_proven_threads: 64,
             }),
         };
+        let read = DataServing {
+            data: PolicyName::new(&long).unwrap(),
+            version: u64::MAX,
+            bundle: Digest::of(b"z"),
+            held_back: Some("no signature".to_owned()),
+        };
         let policy = PolicyStatus {
             tenant: Tenant::new(&long).unwrap(),
             policy: PolicyName::new(&long).unwrap(),
-            serving: Some(Serving { digest: Digest::of(b"x"), version: u64::MAX, bundle: Digest::of(b"y") }),
+            serving: Some(Serving {
+                digest: Digest::of(b"x"),
+                version: u64::MAX,
+                bundle: Digest::of(b"y"),
+                data: vec![read],
+            }),
             refused: None,
             held_back: Some("signature of \"jwt-gate.statement.json\": by an unknown key ".repeat(4)),
             metrics: [("cache.hits".to_owned(), u64::MAX)].into(),

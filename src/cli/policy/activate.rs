@@ -29,8 +29,8 @@ pub(in crate::cli) struct Activate {
     /// Who it decides for
     #[arg(long, value_name = "NAME")]
     tenant: Tenant,
-    /// Name of the policy
-    #[arg(long, value_name = "NAME")]
+    /// Name of the policy, or of the data
+    #[arg(long, visible_alias = "data", value_name = "NAME")]
     policy: PolicyName,
     /// The bundle that is meant; another one in the store is not activated [default: the one in the store now]
     #[arg(long, value_name = "DIGEST")]

@@ -12,7 +12,7 @@ use super::sbom::{self, PartsError};
 use super::stored::Stored;
 use crate::artifact::{Digest, Limits};
 use crate::bundle::write::{self, NewAttachment};
-use crate::bundle::{Attachment, Draft, DraftCompiled, Platform, PolicyConfig, media};
+use crate::bundle::{Attachment, Draft, DraftCompiled, Platform, PolicyConfig, SecretKeys, media};
 use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
 use crate::compile::{self, Built, SOURCE_MAX, Terms};
 use crate::decision::{PolicyName, Tenant};
@@ -65,6 +65,9 @@ pub(in crate::cli) struct Build {
     /// A data snapshot of its tenant that it may read; several times for several
     #[arg(long = "data", value_name = "NAME", value_parser = data)]
     data: Vec<String>,
+    /// It is confidential: encrypt source and machine code with the first key of this file (`portcullis data keygen`)
+    #[arg(long, value_name = "FILE")]
+    secret: Option<PathBuf>,
     /// What it is made of: SPDX or CycloneDX in JSON, or a Cargo.lock to make it from [default: made from the source]
     #[arg(long, value_name = "FILE")]
     sbom: Option<PathBuf>,
@@ -122,7 +125,11 @@ impl Build {
         let built = compile::build(&source, terms, &platforms)?;
         check_limits(&limits, &built).map_err(|source| OverLimit { path: self.source.clone(), source })?;
         let draft = self.draft(source, &built, limits);
-        let assembled = draft.assemble()?;
+        let secrets = self.secret.as_deref().map(files::read_secrets).transpose()?;
+        let assembled = match secrets.as_ref().and_then(SecretKeys::first) {
+            Some(key) => draft.assemble_confidential(key)?,
+            None => draft.assemble()?,
+        };
         let parts = self.parts(&assembled.bundle.config, assembled.digest())?;
         // The same again: signatures stay on it.
         let unchanged =

@@ -20,8 +20,8 @@ pub(in crate::cli) struct History {
     /// Only this tenant's
     #[arg(long, value_name = "NAME")]
     tenant: Option<Tenant>,
-    /// Only the policy of this name
-    #[arg(long, value_name = "NAME")]
+    /// Only the policy, or the data, of this name
+    #[arg(long, visible_alias = "data", value_name = "NAME")]
     policy: Option<PolicyName>,
     /// At most so many, the latest
     #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::stored::{Claim, Kind, Stored, signer};
-use crate::bundle::PolicyConfig;
+use crate::bundle::{self, PolicyConfig};
 use crate::cli::terminal::printable;
 use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
 use crate::engine::World;
@@ -70,7 +70,8 @@ fn for_people(stored: &Stored, claims: &[Claim], evidence: Option<&Evidence>) ->
     let mut text =
         format!("bundle      {}\n            {form}, {} bytes in all\n", bundle.digest(), stored.size());
     text += &describe(&bundle.config);
-    text += &format!("source      {} ({} bytes)\n", bundle.source.digest, bundle.source.size);
+    let what = if bundle.config.kind() == bundle::Kind::Data { "table " } else { "source" };
+    text += &format!("{what}      {} ({} bytes)\n", bundle.source.digest, bundle.source.size);
     for code in &bundle.compiled {
         let (platform, digest, size) = (code.platform, code.cwasm.digest, code.cwasm.size);
         text += &format!("code        {platform}: {digest} ({size} bytes)\n");
@@ -79,7 +80,7 @@ fn for_people(stored: &Stored, claims: &[Claim], evidence: Option<&Evidence>) ->
             text += &format!("            by wasmtime {wasmtime}, engine settings {engine}\n");
         }
     }
-    if bundle.compiled.is_empty() {
+    if bundle.compiled.is_empty() && bundle.config.kind() == bundle::Kind::Policy {
         text += "code        none: each host compiles the source itself\n";
     }
     text += &claims.iter().map(Claim::for_people).collect::<String>();
@@ -95,6 +96,15 @@ fn for_people(stored: &Stored, claims: &[Claim], evidence: Option<&Evidence>) ->
 
 /// The capability manifest.
 pub(super) fn describe(config: &PolicyConfig) -> String {
+    let secret =
+        config.confidential.as_ref().map_or_else(String::new, |id| format!("encrypted   with key {id}\n"));
+    if config.kind() == bundle::Kind::Data {
+        let (name, tenant, version) = (&config.policy, &config.tenant, config.version);
+        return format!(
+            "data        {name}\ntenant      {tenant}\nversion     {version}\nformat      {}\n{secret}",
+            printable(&config.world)
+        );
+    }
     let limits = &config.limits;
     let imports: Vec<String> = config
         .imports
@@ -110,7 +120,7 @@ pub(super) fn describe(config: &PolicyConfig) -> String {
     };
     format!(
         "policy      {}\ntenant      {}\nversion     {}\nworld       {}\nimports     {}\nexports     {}\n\
-         limits      memory {}, {} table elements, output {}, deadline {}, stack {}, {} host calls, {}\n{}{}",
+         {secret}limits      memory {}, {} table elements, output {}, deadline {}, stack {}, {} host calls, {}\n{}{}",
         config.policy,
         config.tenant,
         config.version,

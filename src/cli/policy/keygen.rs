@@ -1,17 +1,14 @@
 //! `portcullis policy keygen`
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use crate::artifact::SigningKey;
-use crate::cli::files::FileError;
-use crate::cli::{CommandResult, EXIT_CODES, output};
+use crate::cli::{CommandResult, EXIT_CODES, files, output};
 
 /// Make a key pair to sign policies with
 #[derive(Debug, Args)]
@@ -46,8 +43,8 @@ impl Keygen {
         public_path.push(".pub");
         let public_path = PathBuf::from(public_path);
 
-        create(&self.out, key.to_pem()?.as_bytes(), 0o600)?;
-        if let Err(error) = create(&public_path, public.to_pem()?.as_bytes(), 0o644) {
+        files::create(&self.out, key.to_pem()?.as_bytes(), 0o600)?;
+        if let Err(error) = files::create(&public_path, public.to_pem()?.as_bytes(), 0o644) {
             // It was made a moment ago, and half a key pair is of no use to anyone.
             let _ = fs::remove_file(&self.out);
             return Err(error.into());
@@ -67,15 +64,4 @@ impl Keygen {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Makes a file that was not there before, whole or not at all.
-fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    let failed = |source| FileError::Write { path: path.into(), source };
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    written.map_err(|error| {
-        let _ = fs::remove_file(path);
-        failed(error)
-    })
 }

@@ -20,8 +20,8 @@ pub(in crate::cli) struct List {
     /// Only this tenant's
     #[arg(long, value_name = "NAME")]
     tenant: Option<Tenant>,
-    /// Only the policy of this name
-    #[arg(long, value_name = "NAME")]
+    /// Only the policy, or the data, of this name
+    #[arg(long, visible_alias = "data", value_name = "NAME")]
     policy: Option<PolicyName>,
     #[command(flatten)]
     place: Where,

@@ -2,9 +2,11 @@
 
 use super::stored::{Stored, StoredError};
 use crate::artifact::{Digest, Limits};
-use crate::bundle::{CompiledFor, Platform, PolicyConfig};
+use crate::bundle::confidential::{ConfidentialError, LayerOf, encrypt};
+use crate::bundle::{CompiledFor, Kind, Platform, PolicyConfig, SecretKeys};
 use crate::compile::{self, BuildError, Built, Terms};
 use crate::engine::{MadeFor, Metering, Target, WASMTIME_VERSION, WORLD, World, settings_digest_of};
+use crate::table::{Table, TableError};
 
 /// Why what is in a bundle is not what its source gives.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,10 @@ pub(super) enum RebuildError {
     World { said: String, found: World },
     #[error(transparent)]
     Limit(#[from] LimitError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Confidential(#[from] ConfidentialError),
 }
 
 /// A policy that could not even start within its own limits.
@@ -49,18 +55,31 @@ pub(super) struct LimitError {
     option: &'static str,
 }
 
-/// Compiles the source for each platform of the bundle and compares, byte for byte.
-pub(super) fn rebuild(stored: &Stored) -> Result<(), RebuildError> {
+/// Compiles the source for each platform of the bundle and compares, byte for byte. Data is not compiled: it is looked at as
+/// whoever maps it does.
+pub(super) fn rebuild(stored: &Stored, secrets: Option<&SecretKeys>) -> Result<(), RebuildError> {
     let config = &stored.bundle.config;
+    if config.kind() == Kind::Data {
+        Table::check(stored.table(secrets)?)?;
+        return Ok(());
+    }
     // Said first, since everything else follows from it.
     for compiled in &config.compiled {
         check_compiler(compiled, Metering::of(&config.limits))?;
     }
     let platforms: Vec<Platform> = config.compiled.iter().map(|compiled| compiled.platform).collect();
-    let built = compile::build(&stored.source()?, terms(config)?, &platforms)?;
+    let built = compile::build(&stored.source(secrets)?, terms(config)?, &platforms)?;
     check_manifest(config, &built)?;
     for CompiledFor { platform, cwasm: found, .. } in &config.compiled {
-        let built = Digest::of(built.code_for(*platform).unwrap_or_default());
+        let plain = built.code_for(*platform).unwrap_or_default();
+        let built = match &config.confidential {
+            None => Digest::of(plain),
+            // The same code, encrypted again, is the same bytes.
+            Some(id) => {
+                let key = secrets.unwrap_or(&SecretKeys::default()).named(id)?.clone();
+                Digest::of(&encrypt(&key, LayerOf::Code(config, *platform), plain)?)
+            }
+        };
         if built != *found {
             return Err(RebuildError::Code { platform: *platform, found: *found, built });
         }

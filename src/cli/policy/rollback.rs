@@ -23,8 +23,8 @@ pub(in crate::cli) struct Rollback {
     /// Who it decides for
     #[arg(long, value_name = "NAME")]
     tenant: Tenant,
-    /// Name of the policy
-    #[arg(long, value_name = "NAME")]
+    /// Name of the policy, or of the data
+    #[arg(long, visible_alias = "data", value_name = "NAME")]
     policy: PolicyName,
     /// Which version [default: the one before]
     #[arg(long, value_name = "N", conflicts_with = "bundle")]

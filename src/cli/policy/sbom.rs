@@ -144,6 +144,7 @@ mod tests {
             limits: Limits::default(),
             metrics: vec![],
             data: vec![],
+            confidential: None,
             source: Digest::of(b"source"),
             compiled: Vec::new(),
         }

@@ -9,7 +9,7 @@ use clap::Args;
 use jiff::Timestamp;
 
 use super::stored::{Stored, StoredError, signer};
-use crate::bundle::{Ownership, open_policy};
+use crate::bundle::{Kind, Ownership, open_policy};
 use crate::cli::reload::{ReloadError, reload};
 use crate::decision::{PolicyName, Tenant};
 use crate::ledger::{self, Entry, Event, LedgerError, Order, Origin, Record, Table};
@@ -174,14 +174,20 @@ pub(super) fn time(seconds: u64) -> String {
 
 /// A version of a policy, in aligned lines.
 pub(super) fn describe(service: &Service, entry: &Entry) -> String {
+    let kind = entry.config.kind();
+    let what = match kind {
+        Kind::Policy => "code     ",
+        Kind::Data => "table    ",
+    };
     let origin = match entry.code.origin {
         Origin::Bundle => "from the bundle",
         Origin::Builder => "compiled on this host",
     };
     format!(
-        "  bundle    {}\n  code      {} ({origin})\n  signed by {}\n  since     {}\n",
+        "  bundle    {}\n  {what} {} ({origin}{})\n  signed by {}\n  since     {}\n",
         entry.bundle,
         entry.code.cwasm,
+        if entry.config.confidential.is_some() { ", encrypted" } else { "" },
         service.signers(entry),
         time(entry.since),
     )

@@ -8,16 +8,16 @@ use serde_json::json;
 
 use super::rebuild::{RebuildError, rebuild};
 use super::stored::Stored;
-use crate::bundle::Annotations;
 use crate::bundle::media;
 use crate::bundle::write::{NewAttachment, attach};
+use crate::bundle::{Annotations, Kind};
 use crate::cli::{CommandResult, EXIT_CODES, files, output};
 use crate::signature::{self, Anchors, Signer};
 
 /// Vouch for a bundle with a key
 ///
 /// Builds the source again and signs only if the result is the same, byte for byte: a signature says that this machine
-/// code comes from that source. It is attached to the bundle as a sigstore bundle; signatures of others stay. The same
+/// code comes from that source. Data is looked at as whoever maps it does. It is attached to the bundle as a sigstore bundle; signatures of others stay. The same
 /// key never signs twice.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
@@ -31,6 +31,9 @@ pub(in crate::cli) struct Sign {
     /// compiles in another way than the one that the bundle was built with
     #[arg(long, requires = "signed_by")]
     resign: bool,
+    /// The file of the key that it is encrypted with, if it is confidential: what is vouched for is looked at
+    #[arg(long, value_name = "FILE", conflicts_with = "resign")]
+    secret: Option<PathBuf>,
     /// A public key whose signature is to be on it already; may be given more than once
     #[arg(long, value_name = "PUB", requires = "resign")]
     signed_by: Vec<PathBuf>,
@@ -62,9 +65,13 @@ impl Sign {
             }
             "already signed by a key that was named: not built again"
         } else {
-            rebuild(&stored)
+            let secrets = self.secret.as_deref().map(files::read_secrets).transpose()?;
+            rebuild(&stored, secrets.as_ref())
                 .map_err(|source| RefusedToSign::Rebuild { bundle: self.bundle.clone(), source })?;
-            "its source builds to exactly this code"
+            match stored.bundle.config.kind() {
+                Kind::Policy => "its source builds to exactly this code",
+                Kind::Data => "its table is whole",
+            }
         };
 
         let own = Anchors { keys: vec![key.public_key()], ..Anchors::default() };
@@ -82,8 +89,9 @@ impl Sign {
             }))?;
         } else {
             output::text(format_args!(
-                "{}   policy {} version {} for tenant {}\nbundle   {digest}\ngrounds  {grounds}\nkey id   {id}\n",
+                "{}   {} {} version {} for tenant {}\nbundle   {digest}\ngrounds  {grounds}\nkey id   {id}\n",
                 if again { "signed before" } else { "signed" },
+                config.kind().name(),
                 config.policy,
                 config.version,
                 config.tenant,

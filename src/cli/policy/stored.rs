@@ -6,11 +6,15 @@ use base64ct::{Base64, Encoding};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::bundle::{self, Attachment, Bundle, BundleError, Descriptor, Layout, LayoutError, media};
+use crate::bundle::confidential::{LayerOf, decrypt};
+use crate::bundle::{
+    self, Attachment, Bundle, BundleError, Descriptor, Layout, LayoutError, SecretKeys, media,
+};
 use crate::cli::terminal::printable;
 use crate::compile::SOURCE_MAX;
 use crate::signature::sigstore::{self, ClaimedSigner, Content};
 use crate::signature::{Anchors, Evidence, Material, Signer, Subject, check, cosign, intoto};
+use crate::table::TABLE_MAX;
 
 /// A bundle whose parts fit together. Code and source are not read yet.
 #[derive(Debug)]
@@ -27,6 +31,10 @@ pub(in crate::cli) enum StoredError {
     Layout(Box<LayoutError>),
     #[error("read bundle {path:?}: {source}")]
     Bundle { path: PathBuf, source: Box<BundleError> },
+    #[error("read bundle {path:?}: {why}")]
+    Confidential { path: PathBuf, why: String },
+    #[error("read bundle {path:?}: it is a policy, and no data")]
+    NoData { path: PathBuf },
 }
 
 impl From<LayoutError> for StoredError {
@@ -88,8 +96,35 @@ impl Stored {
         self.layout.check_blobs(&self.bundle).map_err(|error| wrong(&self.layout, error))
     }
 
-    pub(super) fn source(&self) -> Result<Vec<u8>, StoredError> {
-        Ok(self.layout.bytes(&self.bundle.source, SOURCE_MAX)?)
+    /// The source of a policy, in plain.
+    pub(super) fn source(&self, secrets: Option<&SecretKeys>) -> Result<Vec<u8>, StoredError> {
+        self.plain(&self.bundle.source, LayerOf::Source(&self.bundle.config), SOURCE_MAX, secrets)
+    }
+
+    /// The table of a data snapshot, in plain.
+    pub(in crate::cli) fn table(&self, secrets: Option<&SecretKeys>) -> Result<Vec<u8>, StoredError> {
+        if self.bundle.config.kind() != bundle::Kind::Data {
+            return Err(StoredError::NoData { path: self.layout.path().into() });
+        }
+        self.plain(&self.bundle.source, LayerOf::Source(&self.bundle.config), TABLE_MAX, secrets)
+    }
+
+    fn plain(
+        &self,
+        blob: &Descriptor,
+        layer: LayerOf<'_>,
+        max: usize,
+        secrets: Option<&SecretKeys>,
+    ) -> Result<Vec<u8>, StoredError> {
+        let Some(id) = &self.bundle.config.confidential else { return Ok(self.layout.bytes(blob, max)?) };
+        let wrong = |why: String| StoredError::Confidential { path: self.layout.path().into(), why };
+        let Some(secrets) = secrets else {
+            return Err(wrong(format!(
+                "it is encrypted with key {id}; name the file of that key with --secret"
+            )));
+        };
+        let opened = decrypt(secrets, id, layer, &self.layout.sealed(blob)?);
+        opened.map_err(|error| wrong(error.to_string()))?.to_vec().map_err(|error| wrong(error.to_string()))
     }
 
     /// Whether exactly this signature is attached already.

@@ -13,8 +13,9 @@ use serde_json::json;
 use super::rebuild::{check_code, check_manifest, rebuild, terms};
 use super::stored::{Stored, signer};
 use crate::artifact::PublicKey;
-use crate::bundle::Platform;
 use crate::bundle::diff::widenings;
+use crate::bundle::{Kind, Platform, SecretKeys};
+use crate::cli::files::FileError;
 use crate::cli::terminal::{hanging, printable};
 use crate::cli::trust::{class_of, read_trust};
 use crate::cli::{CommandResult, files, output, units};
@@ -22,6 +23,7 @@ use crate::compile;
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::engine::{MadeFor, Metering};
 use crate::signature::{Anchors, Evidence};
+use crate::table::Table;
 use crate::trust::{Candidate, REVOCATIONS_MAX, Revocations, TrustPolicy};
 
 /// It is good, and would wait for an operator all the same.
@@ -47,8 +49,8 @@ pub(in crate::cli) struct Verify {
     /// Who it has to decide for [default: whoever it says]
     #[arg(long, value_name = "NAME")]
     tenant: Option<Tenant>,
-    /// Which policy it has to be [default: whichever it says]
-    #[arg(long, value_name = "NAME")]
+    /// Which policy or data it has to be [default: whichever it says]
+    #[arg(long, visible_alias = "data", value_name = "NAME")]
     policy: Option<PolicyName>,
     /// The tenant's trust class, where the trust policy has rules for classes
     #[arg(long, value_name = "NAME", requires = "trust")]
@@ -62,6 +64,9 @@ pub(in crate::cli) struct Verify {
     /// The bundle that serves now: what is older does not follow it, and what asks for more waits for --accept-capabilities
     #[arg(long, value_name = "BUNDLE")]
     active: Option<PathBuf>,
+    /// The file of the key that it is encrypted with, if it is confidential: without, what is in it is not looked at
+    #[arg(long, value_name = "FILE")]
+    secret: Option<PathBuf>,
     /// Build the source again and compare its code, byte for byte
     #[arg(long)]
     rebuild: bool,
@@ -95,6 +100,8 @@ enum Verdict {
 enum Refused {
     #[error("verify {bundle:?}: refused by {} of {all} checks: {}", failed.len(), failed.join(", "))]
     Checks { bundle: PathBuf, failed: Vec<&'static str>, all: usize },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(
         "verify {bundle:?}: the trust policy has rules for classes and none for tenant \"{tenant}\"; say its class with --class"
     )]
@@ -156,8 +163,22 @@ impl Verify {
             }
             Err(error) => failed("contents", error),
         });
-        checks.push(check_policy(stored));
-        checks.push(check_machine_code(stored));
+        let secrets = self.secret.as_deref().map(files::read_secrets).transpose()?;
+        match (stored.bundle.config.kind(), &stored.bundle.config.confidential, &secrets) {
+            (_, Some(id), None) => checks.push(Check {
+                check: "confidential",
+                verdict: Verdict::Noted,
+                said: vec![format!("encrypted with key {id}, and not looked into (give --secret)")],
+            }),
+            (Kind::Data, _, secrets) => checks.push(check_table(stored, secrets.as_ref())),
+            (Kind::Policy, confidential, secrets) => {
+                checks.push(check_policy(stored, secrets.as_ref()));
+                // What it says of itself is read where it lies; the registry has it in plain.
+                if confidential.is_none() {
+                    checks.push(check_machine_code(stored));
+                }
+            }
+        }
         checks.push(self.check_names(stored));
         checks.push(self.check_version(stored));
         let anchors = match standard {
@@ -185,7 +206,7 @@ impl Verify {
             }
         }
         if self.rebuild {
-            checks.push(match rebuild(stored) {
+            checks.push(match rebuild(stored, secrets.as_ref()) {
                 Ok(()) => ok("rebuilt", "its source builds to exactly this code"),
                 Err(error) => failed("rebuilt", error),
             });
@@ -202,7 +223,7 @@ impl Verify {
         if let Some(expected) = self.policy.as_ref().filter(|expected| **expected != config.policy) {
             wrong.push(format!("bundle is for policy \"{}\", expected \"{expected}\"", config.policy));
         }
-        let said = format!("policy {} for tenant {}", config.policy, config.tenant);
+        let said = format!("{} {} for tenant {}", config.kind().name(), config.policy, config.tenant);
         if wrong.is_empty() { ok("names", said) } else { all_failed("names", wrong) }
     }
 
@@ -303,9 +324,23 @@ fn all_failed(check: &'static str, said: Vec<String>) -> Check {
 }
 
 /// Is its source a policy, and does it ask for exactly what the manifest says?
-fn check_policy(stored: &Stored) -> Check {
+fn check_table(stored: &Stored, secrets: Option<&SecretKeys>) -> Check {
+    match stored.table(secrets).map_err(|error| error.to_string()).and_then(|bytes| {
+        let table = Table::check(bytes).map_err(|error| error.to_string())?;
+        Ok(format!(
+            "{} entries, {}",
+            table.len(),
+            units::show_bytes(u64::try_from(table.size()).unwrap_or(u64::MAX))
+        ))
+    }) {
+        Ok(said) => ok("table", said),
+        Err(why) => failed("table", why),
+    }
+}
+
+fn check_policy(stored: &Stored, secrets: Option<&SecretKeys>) -> Check {
     let config = &stored.bundle.config;
-    let source = match stored.source() {
+    let source = match stored.source(secrets) {
         Ok(source) => source,
         Err(error) => return failed("policy", error),
     };
