@@ -50,6 +50,7 @@ const TABLE: &str = "\
 644 usr/share/doc/portcullis/attest.md
 644 usr/share/doc/portcullis/bundle.md
 644 usr/share/doc/portcullis/configuration.md
+644 usr/share/doc/portcullis/data.md
 644 usr/share/doc/portcullis/policies.md
 644 usr/share/doc/portcullis/portcullis.example.toml
 644 usr/share/doc/portcullis/systemd.md

@@ -59,7 +59,7 @@ impl Desk {
 
     fn run(&self, arguments: &str) -> Output {
         let mut all = vec!["policy"];
-        if arguments.starts_with("trust ") {
+        if arguments.starts_with("trust ") || arguments.starts_with("data ") {
             all.clear();
         }
         all.extend(arguments.split(' '));
@@ -983,4 +983,48 @@ fn pages_and_completions_are_those_of_the_program() {
     let file = desk.path().join("file");
     fs::write(&file, "").unwrap();
     assert_eq!(desk.command(&["man", "--out", "file"]).output().unwrap().status.code(), Some(1));
+}
+
+/// Data from its document to a signed bundle, in plain and confidential, with the commands that policies have.
+#[test]
+fn data_is_built_signed_verified_and_looked_into() {
+    let desk = Desk::new();
+    desk.good("keygen --out key");
+    desk.good("data keygen --out secret");
+    let mode = fs::metadata(desk.path().join("secret")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    desk.bad("data keygen --out secret", 1);
+    fs::write(desk.path().join("d.json"), r#"{"users":{"ann":{"team":"a"},"bob":7},"limit":3}"#).unwrap();
+    let built = "data build d.json --tenant acme --name users --depth 2";
+    desk.good(&format!("{built} --version 1 --out plain"));
+    assert!(desk.good("sign plain --key key").contains("its table is whole"));
+    assert!(desk.good("verify plain --key key.pub --policy users").contains("3 entries, 133 bytes"));
+    assert!(desk.good("inspect plain").contains("data        users\n"));
+    assert_eq!(desk.good("data get plain users/ann"), r#"{"team":"a"}"#);
+    assert!(desk.bad("data get plain users", 1).contains("there is no such key"));
+    let listed = desk.json("data get plain --prefix users/");
+    assert_eq!(listed["listed"][1]["key"], "users/bob");
+    let again = desk.json(&format!("{built} --version 1 --out again.tar"));
+    assert_eq!(again["bundle"], desk.json("inspect plain")["bundle"], "the same input, the same bundle");
+
+    desk.good(&format!("{built} --version 2 --secret secret --out hidden"));
+    let blobs = fs::read_dir(desk.path().join("hidden/blobs/sha256")).unwrap();
+    for blob in blobs {
+        let bytes = fs::read(blob.unwrap().path()).unwrap();
+        assert!(!String::from_utf8_lossy(&bytes).contains("team"));
+    }
+    assert!(desk.bad("sign hidden --key key", 1).contains("name the file of that key with --secret"));
+    desk.good("sign hidden --key key --secret secret");
+    assert!(desk.good("verify hidden --key key.pub").contains("not looked into"));
+    assert!(desk.good("verify hidden --key key.pub --secret secret").contains("3 entries"));
+    assert_eq!(desk.good("data get hidden users/ann --secret secret"), r#"{"team":"a"}"#);
+    desk.good("data keygen --out other");
+    assert!(desk.bad("data get hidden --secret other", 1).contains("and here is only"));
+
+    // A policy with secrets in it: encrypted, and built again by who signs.
+    let policy = format!("build gate.wat {WHO} --version 1 --platform linux/amd64 --no-sbom");
+    desk.good(&format!("{policy} --secret secret --out gate.bundle"));
+    assert!(desk.bad("sign gate.bundle --key key", 1).contains("--secret"));
+    assert!(desk.good("sign gate.bundle --key key --secret secret").contains("builds to exactly this code"));
+    assert!(desk.bad("data get gate.bundle", 1).contains("it is a policy, and no data"));
 }

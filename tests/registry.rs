@@ -9,6 +9,8 @@
     reason = "a failed test panics"
 )]
 
+#[path = "registry/data.rs"]
+mod data;
 mod support;
 
 use std::fs;

@@ -173,8 +173,9 @@ pub fn trust_policy(keys: &[&SigningKey]) -> String {
 pub struct Site {
     pub dir: TempDir,
     pub key: SigningKey,
-    /// Lines of `[service]`, `[frontend]`, and whole tables.
+    /// Lines of `[service]`, `[registry]`, `[frontend]`, and whole tables.
     pub service: String,
+    pub registry: String,
     pub frontend: String,
     pub tables: String,
     /// The supervisor to start; it starts what lies beside it.
@@ -201,6 +202,7 @@ impl Site {
             key,
             // Tests run beside compilers: only those about it want a short one.
             service: "answer_within = \"10s\"\n".into(),
+            registry: String::new(),
             frontend: String::new(),
             tables: String::new(),
             supervisor: env!("CARGO_BIN_EXE_portcullis-supervisor").into(),
@@ -279,7 +281,7 @@ impl Site {
         let registry = self.registry_uid();
         format!(
             "[service]\nsocket = {:?}\noperator_socket = {:?}\nstore = {:?}\nstate = {:?}\n\
-             trust = {:?}\nrequire_distinct_uids = {}\n{}\n[registry]\nuid = {registry}\ngid = {registry}\n\
+             trust = {:?}\nrequire_distinct_uids = {}\n{}\n[registry]\nuid = {registry}\ngid = {registry}\n{}\n\
              [frontend]\nuid = {uid}\ngid = {uid}\n{}\n{}",
             run.join("decide.sock"),
             run.join("operator.sock"),
@@ -288,6 +290,7 @@ impl Site {
             self.path("trust.toml"),
             is_root(),
             self.service,
+            self.registry,
             self.frontend,
             self.tables,
         )
