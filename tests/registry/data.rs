@@ -250,13 +250,12 @@ fn a_hundred_megabytes_are_mapped_once_and_shared_by_all() {
     let grown = own(worker).saturating_sub(before);
     assert!(grown < 20_000, "200 instances later {grown} kB more are the worker's own");
     println!("a worker with 100 MB of data: {before} kB of its own, {} kB mapped", tables[0].size);
-    let open = fs::read_dir(format!("/proc/{worker}/fd")).unwrap().filter(|entry| {
-        let link = fs::read_link(entry.as_ref().unwrap().path());
-        link.is_ok_and(|link| {
-            fs::metadata(&link).is_err() && link.to_string_lossy().contains("portcullis-policy")
-        })
-    });
-    assert_eq!(open.count(), 4, "descriptors are the policies', the table needs none");
+    let open: Vec<u64> = fs::read_dir(format!("/proc/{worker}/fd"))
+        .unwrap()
+        .filter_map(|entry| Some(fs::metadata(entry.unwrap().path()).ok()?.len()))
+        .collect();
+    assert!(open.iter().any(|len| *len > 10_000), "control: policies are held by descriptors: {open:?}");
+    assert!(open.iter().all(|len| *len < 90_000_000), "the table needs none: {open:?}");
 }
 
 /// For whoever reads the test's output: medians of 400 decisions each, in nanoseconds. Nothing is asserted of them.
