@@ -1,0 +1,145 @@
+//! What OPA's Wasm modules leave to their host, to be run inside the sandbox beside the policy.
+//!
+//! [`find`] knows every function by its Rego name. A function gets [`Value`]s and gives one, or a [`Failure`], which in
+//! Rego is undefined: the expression it stands in does not hold.
+
+mod arguments;
+mod encoding;
+mod format;
+mod graph;
+mod json;
+mod net;
+mod numbers;
+mod semver;
+mod strings;
+mod text;
+mod units;
+mod uuid;
+mod value;
+
+#[cfg(feature = "full")]
+mod crypto;
+#[cfg(feature = "full")]
+mod jwt;
+#[cfg(feature = "full")]
+mod keys;
+#[cfg(feature = "full")]
+mod layout;
+#[cfg(feature = "full")]
+mod regexes;
+#[cfg(feature = "full")]
+mod time;
+#[cfg(feature = "full")]
+mod yaml;
+
+pub use encoding::{parse_query, unescape};
+pub use text::{DEPTH_MAX, Unreadable, parse_json, parse_value, write_json, write_value};
+pub use value::{Number, Value};
+
+use arguments::Arguments;
+
+/// What functions may ask of whoever runs the policy.
+pub trait Host {
+    /// When the request was received, nanoseconds since 1970.
+    fn now_ns(&self) -> u64;
+    /// 128 random bits, the same ones for the whole decision.
+    fn seed(&self) -> [u8; 16];
+    /// A line for the operator's log.
+    fn log(&self, line: &str);
+}
+
+/// Why a function has no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure(pub String);
+
+impl Failure {
+    fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
+type Answer = Result<Value, Failure>;
+type Function = fn(&dyn Host, Arguments<'_>) -> Answer;
+
+/// A host capability of the policy's world that a function needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    Clock,
+    Random,
+    Log,
+}
+
+/// One function.
+#[derive(Clone, Copy)]
+pub struct Builtin {
+    pub name: &'static str,
+    /// How many arguments it takes, without the result.
+    pub arity: usize,
+    pub capability: Option<Capability>,
+    function: Function,
+}
+
+impl Builtin {
+    /// # Errors
+    /// If the function has no answer for these arguments.
+    pub fn call(&self, host: &dyn Host, arguments: &[Value]) -> Answer {
+        if arguments.len() != self.arity {
+            return Err(Failure::new(format!("{} arguments, {} expected", arguments.len(), self.arity)));
+        }
+        (self.function)(host, Arguments(arguments))
+    }
+}
+
+/// The function of this name.
+#[must_use]
+pub fn find(name: &str) -> Option<Builtin> {
+    all().find(|builtin| builtin.name == name)
+}
+
+/// Everything that there is.
+pub fn all() -> impl Iterator<Item = Builtin> {
+    let tables: &[&[Builtin]] = &[
+        encoding::FUNCTIONS,
+        graph::FUNCTIONS,
+        json::FUNCTIONS,
+        net::FUNCTIONS,
+        numbers::FUNCTIONS,
+        semver::FUNCTIONS,
+        strings::FUNCTIONS,
+        units::FUNCTIONS,
+        uuid::FUNCTIONS,
+        #[cfg(feature = "full")]
+        crypto::FUNCTIONS,
+        #[cfg(feature = "full")]
+        jwt::FUNCTIONS,
+        #[cfg(feature = "full")]
+        regexes::FUNCTIONS,
+        #[cfg(feature = "full")]
+        time::FUNCTIONS,
+        #[cfg(feature = "full")]
+        yaml::FUNCTIONS,
+    ];
+    tables.iter().copied().flatten().copied().collect::<Vec<_>>().into_iter()
+}
+
+const fn pure(name: &'static str, arity: usize, function: Function) -> Builtin {
+    Builtin { name, arity, capability: None, function }
+}
+
+const fn with(capability: Capability, name: &'static str, arity: usize, function: Function) -> Builtin {
+    Builtin { name, arity, capability: Some(capability), function }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = all().map(|builtin| builtin.name).collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+}

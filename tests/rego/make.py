@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Writes cases/*.yaml and cases/*.wasm from cases.txt: what the OPA named by OPA_BIN gives, and what it compiles.
+
+    OPA_BIN=/usr/local/bin/opa tests/rego/make.py
+
+Each case is a line `name | expression`. The YAML files have the format of OPA's own suite; the module beside each holds
+all its cases behind one entrypoint, `conformance/result`: an object of the results by name, without what is undefined.
+"""
+import json, os, pathlib, re, subprocess, sys, tempfile
+
+here = pathlib.Path(__file__).resolve().parent
+opa = os.environ.get("OPA_BIN") or sys.exit("OPA_BIN is not set: it names the `opa` to compile and to compare with")
+
+
+def run(*arguments, check=True):
+    done = subprocess.run([opa, *arguments], capture_output=True, text=True)
+    if check and done.returncode:
+        sys.exit(f"{arguments}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def module(package, body):
+    return f"package {package}\n\nimport rego.v1\n\n{body}\n"
+
+
+def result(source):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "p.rego")
+        path.write_text(source)
+        answer = json.loads(run("eval", "--format", "json", "--data", str(path), "data.test.p"))
+        if "errors" in answer:
+            sys.exit(f"{source}\n{answer}")
+        return [one["expressions"][0]["value"] for one in answer.get("result", [])]
+
+
+def family(name, cases, version):
+    lines = [f"# Written by tests/rego/make.py with OPA {version}.", "cases:"]
+    rules = []
+    for note, expression in cases:
+        source = module("test", f"p := {expression}")
+        results = [{"x": value} for value in result(source)]
+        lines += [f"  - note: {json.dumps(f'{name}/{note}')}", "    query: data.test.p = x", "    modules:", "      - |"]
+        lines += [f"        {line}".rstrip() for line in source.splitlines()]
+        lines += [f"    want_result: {json.dumps(results, ensure_ascii=False, sort_keys=True)}"]
+        rules.append(f"result[{json.dumps(f'{name}/{note}')}] := {expression}")
+    (here / "cases" / f"{name}.yaml").write_text("\n".join(lines) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        path, bundle = pathlib.Path(folder, "p.rego"), pathlib.Path(folder, "b.tar.gz")
+        path.write_text(module("conformance", "\n".join(rules)))
+        run("build", "-t", "wasm", "-e", "conformance/result", "-o", str(bundle), str(path))
+        import tarfile
+        with tarfile.open(bundle) as tar:
+            wasm = tar.extractfile("/policy.wasm").read()
+        (here / "cases" / f"{name}.wasm").write_bytes(wasm)
+    print(f"{name}: {len(cases)} cases, module of {len(wasm)} bytes")
+
+
+def main():
+    version = re.search(r"Version: (\S+)", run("version")).group(1)
+    families = {}
+    for line in (here / "cases.txt").read_text().splitlines():
+        if line.startswith("## "):
+            current = families.setdefault(line[3:].strip(), [])
+        elif line.strip() and not line.startswith("#"):
+            note, expression = line.split(" | ", 1)
+            current.append((note.strip(), expression.strip()))
+    for name, cases in families.items():
+        family(name, cases, version)
+    print(f"{sum(map(len, families.values()))} cases")
+
+
+main()
