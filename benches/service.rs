@@ -42,6 +42,8 @@ mod memory;
 mod opa;
 #[path = "service/pipelined.rs"]
 mod pipelined;
+#[path = "service/rego.rs"]
+mod rego;
 #[path = "service/report.rs"]
 mod report;
 #[path = "service/revocation.rs"]
@@ -111,7 +113,7 @@ impl Plan {
 type Measure = fn(&Plan) -> Vec<Row>;
 
 /// What can be measured, in the order of the table.
-const PARTS: [(&str, Measure); 14] = [
+const PARTS: [(&str, Measure); 16] = [
     ("cpu", cost::per_decision),
     ("latency", latency::one_connection),
     ("pipelined", pipelined::per_second),
@@ -126,6 +128,8 @@ const PARTS: [(&str, Measure); 14] = [
     ("stack-zeroing", cost::stack_zeroing),
     ("memory", memory::idle_connection),
     ("opa", opa::compared),
+    ("rego", rego::instances),
+    ("rego-opa", rego::compared),
 ];
 
 fn main() {

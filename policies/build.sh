@@ -17,6 +17,8 @@ stack=131072
 
 rust_policies="ip-allowlist jwt-gate rate-class hash"
 rust_hostile="import-wasi selective"
+# Features of rego/adapter.
+rego_adapters="policy regex time tokens yaml"
 
 main() {
     case "${1-}" in
@@ -27,9 +29,13 @@ main() {
     choose_toolchain "${1-}"
     build_modules
     write_components
+    build_adapters
     case "${1-}" in
         --check) compare ;;
-        *) write_digests >"$here/digests.txt" ;;
+        *)
+            write_digests >"$here/digests.txt"
+            adapter_digests >"$here/rego/digests.txt"
+            ;;
     esac
 }
 
@@ -86,7 +92,8 @@ choose_toolchain() {
 # The same bytes in every checkout: no path of this machine may be left in what is built.
 build_modules() {
     cargo_home=${CARGO_HOME:-$HOME/.cargo}
-    flags="--remap-path-prefix=$here=/policies --remap-path-prefix=$cargo_home=/cargo -C link-arg=-zstack-size=$stack"
+    adapter_flags="--remap-path-prefix=$here=/policies --remap-path-prefix=$cargo_home=/cargo"
+    flags="$adapter_flags -C link-arg=-zstack-size=$stack"
     modules=$here/target/$target/release
     set -- build --quiet --locked --release --target "$target" --target-dir "$here/target"
     for each in $rust_policies $rust_hostile; do
@@ -125,6 +132,36 @@ component() {
     "$PORTCULLIS_BIN" policy componentize "$1" -o "$out/$2"
 }
 
+# What Rego policies are merged with (rego/README.md). Not components: the builder moves them, so the linker leaves behind
+# which bytes are addresses.
+build_adapters() {
+    mkdir -p "$out/rego/modules"
+    for each in $rego_adapters; do
+        adapter "$each"
+    done
+}
+
+adapter() {
+    feature=$1
+    set -- build --quiet --locked --release --target "$target" --target-dir "$here/target/rego" --package rego-adapter \
+        --no-default-features --features "$feature"
+    cd "$here"
+    if [ "$toolchain" = rustup ]; then
+        CARGO_PROFILE_RELEASE_STRIP=false RUSTFLAGS="$adapter_flags" cargo "$@"
+    else
+        CARGO_PROFILE_RELEASE_STRIP=false RUSTFLAGS="$adapter_flags -C linker=/usr/bin/wasm-ld" RUSTC_BOOTSTRAP=1 \
+            RUSTC=/usr/bin/rustc /usr/bin/cargo "$@" -Zbuild-std=std,panic_abort
+    fi
+    cd "$root"
+    python3 "$here/rego/strip.py" "$here/target/rego/$target/release/rego_adapter.wasm" "$out/rego/modules/$feature.wasm"
+}
+
+adapter_digests() {
+    echo "# SHA-256 of the adapters of Rego policies. Written by build.sh."
+    echo "# toolchain: $name"
+    (cd "$out/rego/modules" && LC_ALL=C && export LC_ALL && sha256sum ./*.wasm | sed 's| \./| |')
+}
+
 write_digests() {
     echo "# SHA-256 of every component here. Written by build.sh."
     echo "# toolchain: $name"
@@ -133,7 +170,10 @@ write_digests() {
 
 compare() {
     write_digests >"$out/digests.txt"
-    if cmp -s "$out/digests.txt" "$here/digests.txt" && (cd "$here" && sha256sum --quiet --check digests.txt); then
+    adapter_digests >"$out/rego/digests.txt"
+    if cmp -s "$out/digests.txt" "$here/digests.txt" && (cd "$here" && sha256sum --quiet --check digests.txt) &&
+        cmp -s "$out/rego/digests.txt" "$here/rego/digests.txt" &&
+        (cd "$here/rego/modules" && sha256sum --quiet --check ../digests.txt); then
         echo "all components are what their sources give" >&2
         return
     fi
@@ -144,6 +184,7 @@ compare() {
         return
     fi
     diff -u "$here/digests.txt" "$out/digests.txt" >&2 || true
+    diff -u "$here/rego/digests.txt" "$out/rego/digests.txt" >&2 || true
     (cd "$here" && sha256sum --quiet --check digests.txt) || true
     fail "committed components are not what their sources give; run policies/build.sh and commit the result"
 }

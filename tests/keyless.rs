@@ -179,6 +179,8 @@ fn a_trust_policy_names_identities() {
         data: vec![],
         source: Digest::of(b"source"),
         compiled: vec![],
+        rego: None,
+        prepared: None,
     };
     let evaluate = |policy: &TrustPolicy| {
         let class = TrustClass::new("web").unwrap();

@@ -262,6 +262,8 @@ fn a_compile_bomb_in_the_store_is_refused_by_its_limit_and_harms_nobody() {
         data: vec![],
         source: bomb,
         compiled: vec![],
+        rego: None,
+        prepared: None,
     };
     support::write_signed(draft, &service.site.bundle("acme", "gate"), &service.site.key);
     let before = service.status().processes.reloads;

@@ -92,6 +92,8 @@ fn config() -> PolicyConfig {
             wasmtime: "48.0.8".into(),
             engine: digest("engine"),
         }],
+        rego: None,
+        prepared: None,
     }
 }
 

@@ -24,13 +24,15 @@ pub(super) fn compared(plan: &Plan) -> Vec<Row> {
     let Some(binary) = std::env::var_os("OPA_BIN") else { return Vec::new() };
     let service = hashing("");
     let pids = processes(&service);
-    let opa = Opa::start(Path::new(&binary));
-    let opa_pid = [i32::try_from(opa.child.id()).unwrap()];
+    let opa = Opa::start(Path::new(&binary), &[("bench.rego", POLICY)]);
+    let input = format!(r#"{{"bytes":"{}"}}"#, "x".repeat(INPUT));
+    let connect = || opa.connect("bench/allow", &input).unwrap();
+    let opa_pid = [opa.pid()];
     [1, 4, 16]
         .into_iter()
         .flat_map(|connections| {
             let mut ours: Vec<Wire> = (0..connections).map(|_| Wire::to_service(&service, TENANT)).collect();
-            let mut theirs: Vec<Http> = (0..connections).map(|_| opa.connect().unwrap()).collect();
+            let mut theirs: Vec<Http> = (0..connections).map(|_| connect()).collect();
             let rounds: Vec<(Load, Load)> = (0..plan.rounds)
                 .map(|_| {
                     let theirs = closed_loop(&mut theirs, &opa_pid, plan.round);
@@ -58,37 +60,45 @@ pub(super) fn compared(plan: &Plan) -> Vec<Row> {
 }
 
 /// A running OPA; ended when dropped.
-struct Opa {
+pub(super) struct Opa {
     child: Child,
     dir: TempDir,
 }
 
 impl Opa {
-    fn start(binary: &Path) -> Self {
+    /// With these files, by their names, as policies and data.
+    pub(super) fn start(binary: &Path, files: &[(&str, &str)]) -> Self {
         let dir = TempDir::with_prefix("portcullis-opa-").unwrap();
-        std::fs::write(dir.path().join("bench.rego"), POLICY).unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
         let child = Command::new(binary)
             .args(["run", "--server", "--log-level", "error", "--disable-telemetry", "--addr"])
             .arg(format!("unix://{}", dir.path().join("socket").display()))
-            .arg(dir.path().join("bench.rego"))
+            .args(files.iter().map(|(name, _)| dir.path().join(name)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("start {binary:?}: {error}"));
         let opa = Self { child, dir };
         let patience = Instant::now() + PATIENCE;
-        while opa.connect().is_err() {
+        while UnixStream::connect(opa.dir.path().join("socket")).is_err() {
             assert!(Instant::now() < patience, "OPA does not listen");
             thread::sleep(Duration::from_millis(10));
         }
         opa
     }
 
-    fn connect(&self) -> std::io::Result<Http> {
+    pub(super) fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// A connection that asks for a rule, `package/rule`, with an input document.
+    pub(super) fn connect(&self, rule: &str, input: &str) -> std::io::Result<Http> {
         let stream = UnixStream::connect(self.dir.path().join("socket"))?;
-        let body = format!(r#"{{"input":{{"bytes":"{}"}}}}"#, "x".repeat(INPUT));
+        let body = format!(r#"{{"input":{input}}}"#);
         let request = format!(
-            "POST /v1/data/bench/allow HTTP/1.1\r\nHost: opa\r\nContent-Type: application/json\r\n\
+            "POST /v1/data/{rule} HTTP/1.1\r\nHost: opa\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
@@ -104,7 +114,7 @@ impl Drop for Opa {
 }
 
 /// One kept-alive connection.
-struct Http {
+pub(super) struct Http {
     stream: UnixStream,
     request: String,
     buffer: Vec<u8>,

@@ -24,8 +24,12 @@ pub(super) fn input() -> Vec<u8> {
 
 /// A whole `Decide` frame, with its prefix. Its id is one byte as long as it is below 128.
 pub(super) fn request(tenant: &str, id: u64) -> Vec<u8> {
-    let frame =
-        ClientFrame::Decide { id, tenant, policy: POLICY, deadline: Deadline::Default, input: &input() };
+    question(tenant, id, POLICY, &input())
+}
+
+/// The same for another policy, with the encoded [`Input`] that it is asked.
+pub(super) fn question(tenant: &str, id: u64, policy: &str, input: &[u8]) -> Vec<u8> {
+    let frame = ClientFrame::Decide { id, tenant, policy, deadline: Deadline::Default, input };
     let mut buffer = bytes::BytesMut::new();
     frame::encode_frame(&frame, &mut buffer, CLIENT_FRAME_MAX).unwrap();
     buffer.to_vec()

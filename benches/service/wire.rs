@@ -34,7 +34,12 @@ pub(super) struct Wire {
 impl Wire {
     /// Connected and greeted, and warm: one question has been answered, completely looked at.
     pub(super) fn to_service(service: &Service, tenant: &str) -> Self {
-        let mut wire = Self::open(&service.socket(), tenant);
+        Self::asking(service, tenant, request(tenant, 1))
+    }
+
+    /// The same with a question of its own, whose id is 1.
+    pub(super) fn asking(service: &Service, tenant: &str, request: Vec<u8>) -> Self {
+        let mut wire = Self { request, ..Self::open(&service.socket(), tenant) };
         let mut hello = bytes::BytesMut::new();
         let frame = ClientFrame::Hello { version: PROTOCOL_VERSION, tenant };
         frame::encode_frame(&frame, &mut hello, HELLO_MAX).unwrap();

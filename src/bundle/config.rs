@@ -68,6 +68,12 @@ pub struct PolicyConfig {
     pub source: Digest,
     /// One for each platform, sorted by it; may be empty: then every host compiles the source itself.
     pub compiled: Vec<CompiledFor>,
+    /// What it was made of, where that is a policy in Rego.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rego: Option<RegoConfig>,
+    /// What it did before it was shipped, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepared: Option<PreparedConfig>,
 }
 
 /// The config of a data snapshot as its bundle has it.
@@ -160,6 +166,9 @@ impl PolicyConfig {
             () if !self.data.is_sorted_by(|a, b| a < b) || self.data.len() > DATA_MAX => Err("data"),
             () if !self.compiled.is_sorted_by(|a, b| a.platform < b.platform) => Err("platforms"),
             () if !cwasm.is_sorted_by(|a, b| a < b) => Err("digests of code"),
+            () if self.rego.as_ref().is_some_and(|rego| !rego.builtins.is_sorted_by(|a, b| a < b)) => {
+                Err("builtins")
+            }
             () => Ok(()),
         }
     }
@@ -176,4 +185,62 @@ pub struct CompiledFor {
     pub wasmtime: String,
     /// [`crate::engine::settings_digest`] of the engine it was compiled for.
     pub engine: Digest,
+}
+
+/// How a policy in Rego became a component. Said by whoever built it; what decides is the component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegoConfig {
+    /// Of OPA's contract between module and host, "1.3".
+    pub abi: String,
+    /// The rule that decides, "app/rbac/allow".
+    pub entrypoint: String,
+    pub result: RegoResult,
+    /// What it calls of those builtins that OPA leaves to its host, sorted.
+    pub builtins: Vec<String>,
+    /// Of the module that OPA compiled.
+    pub module: Digest,
+    /// Of the JSON that became the document `data`, if there was any.
+    pub data: Option<Digest>,
+    /// Where that document is in the memory of an instance, and where what a decision allocates begins.
+    pub data_address: u32,
+    pub heap_base: u32,
+}
+
+/// What a rule's result has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RegoResult {
+    /// Any of the others.
+    #[default]
+    Any,
+    /// `true` or `false`.
+    Boolean,
+    /// An object with `allow`, and `reason`, `status`, `headers`, `body` and `metadata` where they are wanted.
+    Object,
+    /// What OPA's plugin for Envoy takes: true, false, or an object with `allowed`.
+    Envoy,
+}
+
+impl std::fmt::Display for RegoResult {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Any => "any",
+            Self::Boolean => "boolean",
+            Self::Object => "object",
+            Self::Envoy => "envoy",
+        })
+    }
+}
+
+/// What a component that exports `prepare` was before it was run for that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreparedConfig {
+    /// Of the component as its author built it.
+    pub component: Digest,
+    /// Of what it was given, if anything.
+    pub data: Option<Digest>,
+    /// False where it could not be run, and its author allows that it starts unprepared.
+    pub taken: bool,
 }

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
-use super::{Bundle, PolicyConfig};
+use super::{Bundle, PolicyConfig, RegoConfig};
 
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -46,6 +46,14 @@ pub fn difference(before: &Side<'_>, after: &Side<'_>) -> Vec<Change> {
         new.config.confidential.as_ref(),
     ));
     changes.extend(value("source", Some(old.source.digest), Some(new.source.digest)));
+    let rego = |bundle: &Bundle| bundle.config.rego.clone();
+    let (was, is) = (rego(old), rego(new));
+    changes.extend(part("rule", &was, &is, |rego| rego.entrypoint.clone()));
+    changes.extend(part("result", &was, &is, |rego| rego.result));
+    changes.extend(part("module of OPA", &was, &is, |rego| rego.module));
+    changes.extend(part("data", &was, &is, |rego| rego.data.map_or("none".into(), |data| data.to_string())));
+    let builtins = |rego: &Option<RegoConfig>| rego.iter().flat_map(|rego| rego.builtins.clone()).collect();
+    changes.extend(members("builtin", &builtins(&was), &builtins(&is)));
     changes.extend(value("size of source", Some(old.source.size), Some(new.source.size)));
     let platforms: BTreeSet<_> = old.compiled.iter().chain(&new.compiled).map(|code| code.platform).collect();
     for platform in platforms {
@@ -163,6 +171,8 @@ mod tests {
                 wasmtime: "48.0.8".into(),
                 engine: Digest::of(b"engine"),
             }],
+            rego: None,
+            prepared: None,
         }
     }
 

@@ -8,8 +8,8 @@ use super::config::DataConfig;
 use super::form::FormError;
 use super::manifest::{Index, Manifest};
 use super::{
-    Bundle, CONFIG_MAX, Compiled, CompiledFor, Descriptor, Kind, Platform, PolicyConfig, SOURCE_MAX, form,
-    media,
+    Bundle, CONFIG_MAX, Compiled, CompiledFor, Descriptor, Kind, Platform, PolicyConfig, PreparedConfig,
+    RegoConfig, SOURCE_MAX, form, media,
 };
 use crate::artifact::{ARTIFACT_MAX, Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
@@ -35,6 +35,10 @@ pub struct Draft {
     pub source: Vec<u8>,
     /// In any order; may be empty.
     pub compiled: Vec<DraftCompiled>,
+    /// Where it is a policy in Rego.
+    pub rego: Option<RegoConfig>,
+    /// Where it did something before.
+    pub prepared: Option<PreparedConfig>,
 }
 
 /// All that goes into the bundle of a data snapshot.
@@ -129,6 +133,8 @@ impl Draft {
             confidential: key.map(SecretKey::id),
             source: Digest::of(&self.source),
             compiled: Vec::new(),
+            rego: self.rego,
+            prepared: self.prepared,
         };
         if config.data.len() > super::DATA_MAX {
             return Err(DraftError::TooMuchData(config.data.len()));

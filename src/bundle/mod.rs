@@ -36,7 +36,9 @@ pub mod write;
 
 pub use archive::{TAR_MAX, TarError};
 pub use confidential::{ConfidentialError, SecretId, SecretKey, SecretKeys};
-pub use config::{CONFIG_MAX, CompiledFor, DATA_MAX, Kind, PolicyConfig};
+pub use config::{
+    CONFIG_MAX, CompiledFor, DATA_MAX, Kind, PolicyConfig, PreparedConfig, RegoConfig, RegoResult,
+};
 pub use descriptor::{Annotations, Descriptor};
 pub use draft::{Assembled, DataDraft, Draft, DraftCompiled, DraftError};
 pub use file::{Ownership, Refusal};
@@ -51,4 +53,4 @@ pub use read::{
 pub use reference::{InvalidReference, Reference};
 
 /// Largest source, bytes.
-pub const SOURCE_MAX: usize = 32 << 20;
+pub const SOURCE_MAX: usize = crate::artifact::ARTIFACT_MAX;

@@ -137,6 +137,8 @@ mod tests {
                 wasmtime: "48.0.8".into(),
                 engine: Digest::of(b"engine"),
             }],
+            rego: None,
+            prepared: None,
         }
     }
 

@@ -8,12 +8,13 @@ use wasmparser::{
 };
 use wit_parser::Resolve;
 
+use super::componentize::{PREPARE, of_world};
 use crate::engine::{
     CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT, WORLD, World,
 };
 
-/// Largest policy that is read, in bytes.
-pub const SOURCE_MAX: usize = 32 << 20;
+/// Most that a policy may have besides its data, bytes: all that is validated and compiled.
+const CODE_MAX: usize = 32 << 20;
 
 /// Longest section of component types, bytes. Types nest, and reading them recurses; this bounds how deep. The world
 /// takes 600 bytes.
@@ -26,8 +27,6 @@ const MODULE_EXPORTS_MAX: u32 = 8192;
 const PAGE: u64 = 64 << 10;
 /// The one function of the world that a policy has to have.
 const DECIDE: &str = "decide";
-/// The one that it may have, and that is called only when it is built.
-const PREPARE: &str = "prepare";
 /// What the world calls the interface that has nothing but types: it grants nothing.
 const TYPES: &str = "types";
 
@@ -47,6 +46,8 @@ pub(super) struct Found {
 pub enum CheckError {
     #[error("it is not a WebAssembly component")]
     NotComponent,
+    #[error("it has {len} bytes besides its data, at most {CODE_MAX} are compiled")]
+    Code { len: usize },
     #[error("{0}; policies may use today's WebAssembly without threads, GC, exceptions and 64-bit memories")]
     Invalid(wasmparser::Error),
     #[error("types at {at:#x} take more than {TYPES_MAX} bytes")]
@@ -125,8 +126,10 @@ struct Structure {
 /// What has to be known before a recursive reader may see it. Reads section headers only.
 fn check_nesting(component: &[u8]) -> Result<(), CheckError> {
     let mut depth = 0_usize;
+    let mut code = component.len();
     for payload in Parser::new(0).parse_all(component) {
         match payload? {
+            Payload::DataSection(section) => code = code.saturating_sub(section.range().len()),
             Payload::ComponentSection { unchecked_range, .. } => {
                 depth += 1;
                 if depth > NESTING_MAX {
@@ -140,7 +143,7 @@ fn check_nesting(component: &[u8]) -> Result<(), CheckError> {
             _ => {}
         }
     }
-    Ok(())
+    if code > CODE_MAX { Err(CheckError::Code { len: code }) } else { Ok(()) }
 }
 
 fn check_types_len(range: std::ops::Range<usize>) -> Result<(), CheckError> {
@@ -301,10 +304,9 @@ fn interface(import: &str, at: usize) -> Result<(World, Option<&'static str>), C
 fn check_types(component: &[u8], world: Option<World>, prepares: bool) -> Result<World, CheckError> {
     let fits = |world: World| {
         let mut resolve = Resolve::default();
-        let name = if prepares { "prepared-policy" } else { "policy" };
         resolve
             .push_str("policy.wit", world.wit())
-            .and_then(|package| resolve.select_world(&[package], Some(name)))
+            .and_then(|package| resolve.select_world(&[package], Some(of_world(prepares))))
             .and_then(|of| wit_component::targets(&resolve, of, component))
             .map(|()| world)
             .map_err(|error| CheckError::World(world, error.root_cause().to_string()))

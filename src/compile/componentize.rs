@@ -8,6 +8,9 @@ use wit_parser::Resolve;
 
 use crate::engine::{WORLD, World};
 
+/// The function that is called once when a policy is built.
+pub(super) const PREPARE: &str = "prepare";
+
 /// Why there is no component.
 #[derive(Debug, thiserror::Error)]
 pub enum ComponentizeError {
@@ -50,7 +53,7 @@ pub fn componentize_as(policy: &[u8], world: Option<World>) -> Result<Vec<u8>, C
     let mut module = binary.into_owned();
     let named = named(&module)?;
     if !named.has_type {
-        add_world(&mut module, world.or(named.world).unwrap_or(World::LATEST))?;
+        add_world(&mut module, world.or(named.world).unwrap_or(World::LATEST), named.prepares)?;
     }
     ComponentEncoder::default()
         .validate(true)
@@ -66,6 +69,8 @@ struct Named {
     has_type: bool,
     /// The world of the first import that is of one.
     world: Option<World>,
+    /// It exports what is called once when it is built.
+    prepares: bool,
 }
 
 fn named(module: &[u8]) -> Result<Named, ComponentizeError> {
@@ -86,18 +91,28 @@ fn named(module: &[u8]) -> Result<Named, ComponentizeError> {
                     named.world = named.world.or(of.and_then(world));
                 }
             }
+            Payload::ExportSection(section) => {
+                for export in section {
+                    named.prepares |= export.map_err(unread)?.name == PREPARE;
+                }
+            }
             _ => {}
         }
     }
     Ok(named)
 }
 
+/// What a policy's world is called in the package, with and without `prepare`.
+pub(super) fn of_world(prepares: bool) -> &'static str {
+    if prepares { "prepared-policy" } else { "policy" }
+}
+
 /// Adds the type of a world to a module.
-fn add_world(module: &mut Vec<u8>, world: World) -> Result<(), ComponentizeError> {
+fn add_world(module: &mut Vec<u8>, world: World, prepares: bool) -> Result<(), ComponentizeError> {
     let failed = |error: &dyn std::fmt::Display| ComponentizeError::World(world, format!("{error:#}"));
     let mut resolve = Resolve::default();
     let package = resolve.push_str("policy.wit", world.wit()).map_err(|error| failed(&error))?;
-    let of = resolve.select_world(&[package], Some("policy")).map_err(|error| failed(&error))?;
+    let of = resolve.select_world(&[package], Some(of_world(prepares))).map_err(|error| failed(&error))?;
     wit_component::embed_component_metadata(module, &resolve, of, StringEncoding::UTF8)
         .map_err(|error| failed(&error))
 }

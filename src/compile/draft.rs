@@ -35,6 +35,8 @@ impl Built {
             data: Vec::new(),
             source,
             compiled: compiled.collect(),
+            rego: None,
+            prepared: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From a policy as its author built it to machine code that a worker may load.
 //!
 //! 1. [`componentize`]: a bare core module becomes a component first.
+//!    One that has something to do before there is a request does it here: [`prepare`], and [`rego`] for what OPA compiled.
 //! 2. [`check`]: is it a policy, and does it ask for nothing but what the world has?
 //! 3. [`rewrite`]: every stretch of code becomes interruptible, and what nobody runs (names, debug information) goes.
 //! 4. Compile, with the settings that the worker will load it under.
@@ -12,7 +13,10 @@ mod check;
 mod componentize;
 mod draft;
 mod pace;
+mod prepare;
+mod rego;
 mod rewrite;
+mod run;
 
 use std::borrow::Cow;
 use std::thread;
@@ -25,8 +29,11 @@ use crate::engine::{MadeFor, Metering, Target, World, compiling_engine, settings
 
 use rewrite::Names;
 
-pub use check::{CheckError, SOURCE_MAX};
+pub use crate::bundle::SOURCE_MAX;
+pub use check::CheckError;
 pub use componentize::{ComponentizeError, componentize, componentize_as};
+pub use prepare::{PrepareError, Prepared, is_prepared, prepare};
+pub use rego::{DATA_MAX, MODULE_MAX, Rego, RegoBuilt, RegoError, RegoOptions, rego};
 
 /// Stack of the thread that builds, bytes. Readers and compiler recurse over what they read; with the limits that
 /// [`check`] sets, this is more than they can use. Only what is touched is ever backed by memory.
@@ -246,6 +253,9 @@ mod tests {
         let error =
             |bytes: &[u8]| build(bytes, Terms::default(), &Platform::ALL).expect_err("built").to_string();
         assert!(error(b"\0asm\x0d\0\x01\0").starts_with("check policy: it does not export \"decide\""));
-        assert_eq!(error(&vec![0; SOURCE_MAX + 1]), "read policy: 33554433 bytes, at most 33554432 are read");
+        assert_eq!(
+            error(&vec![0; SOURCE_MAX + 1]),
+            "read policy: 268435457 bytes, at most 268435456 are read"
+        );
     }
 }

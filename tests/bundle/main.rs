@@ -44,6 +44,8 @@ fn draft(version: u64) -> Draft {
         data: vec![],
         source: format!("\0asm\x0d\0\x01\0 source of version {version}").repeat(8).into_bytes(),
         compiled: vec![code(Platform::LinuxArm64), code(Platform::LinuxAmd64)],
+        rego: None,
+        prepared: None,
     }
 }
 

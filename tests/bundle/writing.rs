@@ -255,7 +255,7 @@ fn what_would_not_be_read_again_is_not_written() {
     );
     let empty = portcullis::bundle::Draft { source: Vec::new(), ..draft(3) };
     assert!(matches!(empty.assemble(), Err(DraftError::Empty { what: "source" })));
-    let long = portcullis::bundle::Draft { source: vec![0; (32 << 20) + 1], ..draft(3) };
+    let long = portcullis::bundle::Draft { source: vec![0; portcullis::bundle::SOURCE_MAX + 1], ..draft(3) };
     assert!(matches!(long.assemble(), Err(DraftError::TooLong { what: "source", .. })));
     for name in ["b", "b.tar"] {
         let path = written(dir.path(), name);

@@ -4,16 +4,18 @@
     OPA_BIN=/usr/local/bin/opa tests/rego/make.py
 
 Each case is a line `name | expression`. The YAML files have the format of OPA's own suite; the module beside each holds
-all its cases behind one entrypoint, `conformance/result`: an object of the results by name, without what is undefined.
+all its cases behind one entrypoint, `conformance/main`, which allows with the results as metadata: by name, each in an
+array of its own, without what is undefined.
 """
-import json, os, pathlib, re, subprocess, sys, tempfile
+import json, os, pathlib, re, shutil, subprocess, sys, tarfile, tempfile
 
 here = pathlib.Path(__file__).resolve().parent
 opa = os.environ.get("OPA_BIN") or sys.exit("OPA_BIN is not set: it names the `opa` to compile and to compare with")
+MAIN = 'main := {"allow": true, "dynamic_metadata": {note: [value] | some note, value in result}}'
 
 
-def run(*arguments, check=True):
-    done = subprocess.run([opa, *arguments], capture_output=True, text=True)
+def run(*arguments, check=True, cwd=None):
+    done = subprocess.run([opa, *arguments], capture_output=True, text=True, cwd=cwd)
     if check and done.returncode:
         sys.exit(f"{arguments}: {done.stdout}{done.stderr}")
     return done.stdout
@@ -46,13 +48,40 @@ def family(name, cases, version):
     (here / "cases" / f"{name}.yaml").write_text("\n".join(lines) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         path, bundle = pathlib.Path(folder, "p.rego"), pathlib.Path(folder, "b.tar.gz")
-        path.write_text(module("conformance", "\n".join(rules)))
-        run("build", "-t", "wasm", "-e", "conformance/result", "-o", str(bundle), str(path))
-        import tarfile
+        path.write_text(module("conformance", "\n".join([MAIN, *rules])))
+        # OPA writes the names of files into its module, so they are always the same.
+        run("build", "-t", "wasm", "-e", "conformance/main", "-o", str(bundle), path.name, cwd=folder)
         with tarfile.open(bundle) as tar:
             wasm = tar.extractfile("/policy.wasm").read()
         (here / "cases" / f"{name}.wasm").write_bytes(wasm)
     print(f"{name}: {len(cases)} cases, module of {len(wasm)} bytes")
+
+
+def build(name, entrypoints):
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = pathlib.Path(folder, "b.tar.gz")
+        entries = [part for entrypoint in entrypoints for part in ("-e", entrypoint)]
+        run("build", "-t", "wasm", *entries, "-o", str(bundle), f"{name}.rego", cwd=here / "policies")
+        with tarfile.open(bundle) as tar:
+            (here / "policies" / f"{name}.wasm").write_bytes(tar.extractfile("/policy.wasm").read())
+    # One as the bundle that OPA writes, with its data.
+    if name == "rbac":
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(here / "policies/rbac.rego", folder)
+            shutil.copy(here / "policies/rbac.json", pathlib.Path(folder, "data.json"))
+            run("build", "-t", "wasm", "-e", entrypoints[0], "-o", str(here / "policies/rbac.tar.gz"), "-b", ".", cwd=folder)
+
+
+POLICIES = {
+    "rbac": ["app/rbac/allow", "app/rbac/user_is_granted"],
+    "envoy": ["envoy/authz/answer"],
+    "results": ["results/answer"],
+    "conflict": ["conflict/allow"],
+    "world": ["world/answer"],
+    "fetch": ["fetch/allow"],
+    "canary": ["canary/answer"],
+    "families": ["families/answer"],
+}
 
 
 def main():
@@ -66,6 +95,8 @@ def main():
             current.append((note.strip(), expression.strip()))
     for name, cases in families.items():
         family(name, cases, version)
+    for name, entrypoints in POLICIES.items():
+        build(name, entrypoints)
     print(f"{sum(map(len, families.values()))} cases")
 
 

@@ -7,20 +7,23 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
 
+use super::inspect;
 use super::rebuild::{LimitError, check_limits};
 use super::sbom::{self, PartsError};
+use super::source::{Source, SourceArgs};
 use super::stored::Stored;
 use crate::artifact::{Digest, Limits};
 use crate::bundle::write::{self, NewAttachment};
-use crate::bundle::{Attachment, Draft, DraftCompiled, Platform, PolicyConfig, SecretKeys, media};
+use crate::bundle::{Attachment, Draft, Platform, PolicyConfig, SecretKeys, media};
 use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
-use crate::compile::{self, Built, SOURCE_MAX, Terms};
+use crate::compile::{self, Built, Terms};
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::{
-    METRIC_NAME_MAX, Metering, Target, WASMTIME_VERSION, World, is_metric_name, settings_digest_of,
-};
+use crate::engine::{METRIC_NAME_MAX, Metering, World, is_metric_name};
 
 /// Check a policy, compile it, and write it as a bundle
+///
+/// SOURCE is a component, a core module that becomes one, a module or bundle that `opa build -t wasm` wrote, or a folder with
+/// Rego, which the installed `opa` compiles. Data is parsed, and a component's `prepare` run, here and never again.
 ///
 /// A bundle is an OCI image layout: a folder, or one file where OUT ends in .tar. It has the source, machine code for
 /// each platform, what the policy asks for, and a list of what it is made of. The same input always gives the same
@@ -28,11 +31,11 @@ use crate::engine::{
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Build {
-    /// A component of the world portcullis:policy@1.0.0 or @0.1.0, or a core module of it
+    /// A component of the world portcullis:policy@1.0.0 or @0.1.0, a core module of it, what OPA compiled, or a folder with
+    /// Rego
     source: PathBuf,
-    /// The world of a core module that does not say so itself [default: what its imports name, or the newest]
-    #[arg(long, value_name = "WORLD", value_parser = world)]
-    world: Option<World>,
+    #[command(flatten)]
+    made: SourceArgs,
     /// Who it decides for
     #[arg(long, value_name = "NAME")]
     tenant: Tenant,
@@ -115,14 +118,10 @@ struct OverLimit {
 impl Build {
     pub(super) fn run(self) -> CommandResult {
         let platforms = self.platforms();
-        let mut source = files::read(&self.source, SOURCE_MAX)?;
-        if !source.starts_with(b"\0asm") {
-            // A text form is nobody's build.
-            source = compile::componentize_as(&source, self.world)?;
-        }
+        let source = self.made.read(&self.source)?;
         let limits = self.limits.limits();
-        let terms = Terms { world: self.world, metering: Metering::of(&limits) };
-        let built = compile::build(&source, terms, &platforms)?;
+        let terms = Terms { world: self.made.world, metering: Metering::of(&limits) };
+        let built = compile::build(&source.wasm, terms, &platforms)?;
         check_limits(&limits, &built).map_err(|source| OverLimit { path: self.source.clone(), source })?;
         let draft = self.draft(source, &built, limits);
         let secrets = self.secret.as_deref().map(files::read_secrets).transpose()?;
@@ -145,25 +144,14 @@ impl Build {
         self.report(&Stored::open(&self.out)?, &built)
     }
 
-    fn draft(&self, source: Vec<u8>, built: &Built, limits: Limits) -> Draft {
-        let compiled = built.compiled.iter().map(|(platform, cwasm)| DraftCompiled {
-            platform: *platform,
-            cwasm: cwasm.clone(),
-            wasmtime: WASMTIME_VERSION.into(),
-            engine: settings_digest_of(Target::of(*platform), built.metering),
-        });
+    fn draft(&self, source: Source, built: &Built, limits: Limits) -> Draft {
+        let (tenant, policy) = (self.tenant.clone(), self.policy.clone());
         Draft {
-            policy: self.policy.clone(),
-            tenant: self.tenant.clone(),
-            version: self.version,
-            world: built.world.name().into(),
-            imports: built.imports.clone(),
-            exports: built.exports.clone(),
-            limits,
             metrics: self.metrics.clone(),
             data: self.data.clone(),
-            source,
-            compiled: compiled.collect(),
+            rego: source.rego,
+            prepared: source.prepared,
+            ..built.draft(source.wasm, tenant, policy, self.version, limits)
         }
     }
 
@@ -195,6 +183,7 @@ impl Build {
             text +=
                 &format!("code     {}: {} ({} bytes)\n", code.platform, code.cwasm.digest, code.cwasm.size);
         }
+        text += &inspect::origin(config, 9);
         text += &format!(
             "imports  {}\nstarts   with {} of memory\n",
             if built.imports.is_empty() { "nothing".into() } else { built.imports.join(", ") },

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
+use super::source::SourceArgs;
 use crate::artifact::Digest;
 use crate::cli::{CommandResult, EXIT_CODES, files, output};
-use crate::compile::{self, SOURCE_MAX};
-use crate::engine::World;
+use crate::compile;
 
 /// Turn a core WebAssembly module into a component
 ///
@@ -17,11 +17,10 @@ use crate::engine::World;
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct Componentize {
-    /// A core module that implements the world portcullis:policy@1.0.0 or @0.1.0
+    /// A core module that implements the world portcullis:policy@1.0.0 or @0.1.0, what OPA compiled, or a folder with Rego
     module: PathBuf,
-    /// The world of a module that does not say so itself [default: what its imports name, or the newest]
-    #[arg(long, value_name = "WORLD", value_parser = super::build::world)]
-    world: Option<World>,
+    #[command(flatten)]
+    made: SourceArgs,
     /// Where to write the component
     #[arg(short, long, value_name = "OUT.wasm")]
     out: PathBuf,
@@ -32,7 +31,7 @@ pub(in crate::cli) struct Componentize {
 
 impl Componentize {
     pub(super) fn run(self) -> CommandResult {
-        let component = compile::componentize_as(&files::read(&self.module, SOURCE_MAX)?, self.world)?;
+        let component = compile::componentize_as(&self.made.read(&self.module)?.wasm, self.made.world)?;
         files::write(&self.out, &component)?;
         let digest = Digest::of(&component);
         if self.json {

@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::stored::{Claim, Kind, Stored, signer};
+use crate::artifact::Digest;
 use crate::bundle::{self, PolicyConfig};
 use crate::cli::terminal::printable;
 use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
@@ -70,6 +71,7 @@ fn for_people(stored: &Stored, claims: &[Claim], evidence: Option<&Evidence>) ->
     let mut text =
         format!("bundle      {}\n            {form}, {} bytes in all\n", bundle.digest(), stored.size());
     text += &describe(&bundle.config);
+    text += &origin(&bundle.config, 12);
     let what = if bundle.config.kind() == bundle::Kind::Data { "table " } else { "source" };
     text += &format!("{what}      {} ({} bytes)\n", bundle.source.digest, bundle.source.size);
     for code in &bundle.compiled {
@@ -145,6 +147,32 @@ pub(super) fn describe(config: &PolicyConfig) -> String {
 fn named(what: &str, names: &[String]) -> String {
     let names: Vec<_> = names.iter().map(|name| printable(name)).collect();
     if names.is_empty() { String::new() } else { format!("{what:<11} {}\n", names.join(", ")) }
+}
+
+/// What it was made of, with so many columns for what each line is about. Nothing for a component as its author built it.
+pub(super) fn origin(config: &PolicyConfig, columns: usize) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        text += &format!("{name:<columns$}{}\n", printable(&value));
+    };
+    let data = |data: &Option<Digest>| data.map_or("none".to_owned(), |data| data.to_string());
+    if let Some(rego) = &config.rego {
+        line("rego", format!("rule {}, result {}", rego.entrypoint, rego.result));
+        line("", format!("module {} of OPA, ABI {}", rego.module, rego.abi));
+        line(
+            "",
+            format!("data {} at {:#x}, heap at {:#x}", data(&rego.data), rego.data_address, rego.heap_base),
+        );
+        let builtins = rego.builtins.join(", ");
+        line("", format!("builtins {}", if builtins.is_empty() { "none" } else { &builtins }));
+    }
+    if let Some(prepared) = &config.prepared {
+        line("prepared", format!("from {}, data {}", prepared.component, data(&prepared.data)));
+        if !prepared.taken {
+            line("", "not run: no snapshot can be taken of it, and its author allows that".to_owned());
+        }
+    }
+    text
 }
 
 /// What the host does for a policy that imports this interface of its world. Nothing is known of another world.

@@ -25,6 +25,7 @@ mod run;
 mod sbom;
 pub(super) mod service;
 mod sign;
+mod source;
 pub(super) mod stored;
 mod test;
 #[cfg(feature = "fetcher")]

@@ -147,6 +147,8 @@ mod tests {
             confidential: None,
             source: Digest::of(b"source"),
             compiled: Vec::new(),
+            rego: None,
+            prepared: None,
         }
     }
 

@@ -44,6 +44,8 @@ fn entry(version: u64) -> Entry {
         confidential: None,
         source: digest,
         compiled: vec![],
+        rego: None,
+        prepared: None,
     };
     let code = Code { cwasm: digest, origin: Origin::Bundle, wasmtime: "1".into(), engine: digest };
     Entry {

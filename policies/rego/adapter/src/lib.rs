@@ -4,35 +4,30 @@
 //! ends, and takes all its memory from OPA's allocator. What is done once (resolving names, parsing data) is done when
 //! the policy is built; the memory as it is then is what every instance starts with.
 //!
-//! 1. [`opa`]: what OPA's module exports, and what it imports and finds here.
-//! 2. [`input`]: the request as the input document.
-//! 3. [`outcome`]: the result as a decision.
+//! It is built several times: once with the feature `policy`, which every policy is merged with, and once for each family
+//! of builtins that needs large crates. They stand in a row, and each hands on what it does not know.
+//!
+//! 1. [`opa`]: what both sides call of OPA's module.
+//! 2. [`builtins`]: what OPA imports and finds here.
+//! 3. [`policy`]: the request as the input document, and the result as a decision.
 #![cfg(target_arch = "wasm32")]
 
+mod builtins;
 mod heap;
-mod input;
 mod opa;
-mod outcome;
+#[cfg(feature = "policy")]
+mod policy;
 
 mod bindings {
     wit_bindgen::generate!({
         path: "../../wit",
         world: "policy",
-        std_feature,
         disable_run_ctors_once_workaround: true,
         generate_all,
     });
+    #[cfg(feature = "policy")]
     export!(Policy with_types_in self);
 
-    use super::Policy;
-}
-
-use bindings::portcullis::policy::types::{Decision, Request};
-
-struct Policy;
-
-impl bindings::Guest for Policy {
-    fn decide(request: Request) -> Decision {
-        outcome::decision(opa::evaluate(&input::document(&request)))
-    }
+    #[cfg(feature = "policy")]
+    use super::policy::Policy;
 }

@@ -221,6 +221,8 @@ fn integer(int: i128, verb: char, flags: &Flags) -> Option<(String, String)> {
     let magnitude = int.unsigned_abs();
     let (prefix, digits) = match verb {
         'd' | 'v' => ("", magnitude.to_string()),
+        // Go's large integers are strings as well.
+        's' if i64::try_from(int).is_err() => ("", magnitude.to_string()),
         'b' => ("0b", format!("{magnitude:b}")),
         'o' => ("0", format!("{magnitude:o}")),
         'O' => ("", format!("0o{magnitude:o}")),
@@ -346,6 +348,7 @@ mod tests {
             ("%d", "[1, \"x\"]", "1%!(EXTRA string=x)"),
             ("%d", "[\"x\"]", "%!d(string=x)"),
             ("%s", "[5]", "%!s(int=5)"),
+            ("%s", "[123456789123456789123]", "123456789123456789123"),
             ("100%%", "[]", "100%"),
             ("%[2]s %[1]s", r#"["a","b"]"#, "b a"),
             ("%*d", "[5, 42]", "   42"),

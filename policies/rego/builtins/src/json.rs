@@ -48,10 +48,11 @@ fn missing() -> Failure {
 fn path(value: &Value) -> Result<Vec<Value>, Failure> {
     match value {
         Value::String(pointer) => {
-            let pointer = pointer.trim_start_matches('/');
             if pointer.is_empty() {
                 return Ok(Vec::new());
             }
+            // With nothing behind its slash it names what is under the empty string.
+            let pointer = pointer.trim_start_matches('/');
             Ok(pointer.split('/').map(|part| part.replace("~1", "/").replace("~0", "~").into()).collect())
         }
         Value::Array(keys) => Ok(keys.clone()),

@@ -23,6 +23,7 @@ pub(crate) const FUNCTIONS: &[Builtin] = &[
     pure("io.jwt.verify_ps512", 2, |_, arguments| verify(arguments, Algorithm::Pss(512))),
     pure("io.jwt.verify_es256", 2, |_, arguments| verify(arguments, Algorithm::Ecdsa(256))),
     pure("io.jwt.verify_es384", 2, |_, arguments| verify(arguments, Algorithm::Ecdsa(384))),
+    pure("io.jwt.verify_es512", 2, |_, arguments| verify(arguments, Algorithm::Ecdsa(512))),
     pure("io.jwt.verify_eddsa", 2, |_, arguments| verify(arguments, Algorithm::EdDsa)),
     pure("io.jwt.verify_hs256", 2, |_, arguments| verify_secret(arguments, 256)),
     pure("io.jwt.verify_hs384", 2, |_, arguments| verify_secret(arguments, 384)),
@@ -43,12 +44,7 @@ struct Token<'a> {
 
 impl<'a> Token<'a> {
     fn parse(token: &'a str) -> Result<Self, Failure> {
-        let malformed = || Failure::new("encoded JWT must have 3 sections");
-        let (signed, signature) = token.rsplit_once('.').ok_or_else(malformed)?;
-        let (header, payload) = signed.split_once('.').ok_or_else(malformed)?;
-        if payload.contains('.') {
-            return Err(malformed());
-        }
+        let (signed, header, payload, signature) = sections(token)?;
         let header = object(&text(base64url(header)?))?;
         Ok(Self { signed, header, payload, signature: base64url(signature)? })
     }
@@ -81,6 +77,14 @@ impl<'a> Token<'a> {
     }
 }
 
+/// What is signed, and of what a token consists: header, payload, signature.
+fn sections(token: &str) -> Result<(&str, &str, &str, &str), Failure> {
+    let malformed = || Failure::new("encoded JWT must have 3 sections");
+    let (signed, signature) = token.rsplit_once('.').ok_or_else(malformed)?;
+    let (header, payload) = signed.split_once('.').ok_or_else(malformed)?;
+    if payload.contains('.') { Err(malformed()) } else { Ok((signed, header, payload, signature)) }
+}
+
 fn object(json: &str) -> Result<Value, Failure> {
     match parse_json(json) {
         Ok(object @ Value::Object(_)) => Ok(object),
@@ -110,9 +114,10 @@ fn verify(arguments: Arguments<'_>, algorithm: Algorithm) -> Answer {
 }
 
 fn verify_secret(arguments: Arguments<'_>, bits: u32) -> Answer {
-    let token = Token::parse(arguments.string(0)?)?;
+    // Of the header nothing is needed, so it may be anything.
+    let (signed, _, _, signature) = sections(arguments.string(0)?)?;
     let key = Key::secret(arguments.string(1)?.as_bytes());
-    Ok(key.verifies(Algorithm::Hmac(bits), token.signed.as_bytes(), &token.signature).into())
+    Ok(key.verifies(Algorithm::Hmac(bits), signed.as_bytes(), &base64url(signature)?).into())
 }
 
 /// What a token has to be to be believed.

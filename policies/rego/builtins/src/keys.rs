@@ -17,6 +17,7 @@ const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+const P521: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 
 /// How a token is signed.
@@ -55,6 +56,7 @@ enum Material {
     Rsa(Box<RsaPublicKey>),
     P256(Box<p256::ecdsa::VerifyingKey>),
     P384(Box<p384::ecdsa::VerifyingKey>),
+    P521(Box<p521::ecdsa::VerifyingKey>),
     Ed25519(Box<ed25519_dalek::VerifyingKey>),
     Secret(Vec<u8>),
 }
@@ -98,6 +100,9 @@ impl Key {
             }
             (Material::P384(key), Algorithm::Ecdsa(384)) => {
                 p384::ecdsa::Signature::from_slice(signature).is_ok_and(|s| key.verify(signed, &s).is_ok())
+            }
+            (Material::P521(key), Algorithm::Ecdsa(512)) => {
+                p521::ecdsa::Signature::from_slice(signature).is_ok_and(|s| key.verify(signed, &s).is_ok())
             }
             (Material::Ed25519(key), Algorithm::EdDsa) => {
                 ed25519_dalek::Signature::from_slice(signature).is_ok_and(|s| key.verify(signed, &s).is_ok())
@@ -178,6 +183,7 @@ fn subject_key(der: &[u8]) -> Option<Material> {
         RSA => Some(Material::Rsa(Box::new(RsaPublicKey::from_public_key_der(der).ok()?))),
         EC if curve() == Some(P256) => p256_key(bytes),
         EC if curve() == Some(P384) => p384_key(bytes),
+        EC if curve() == Some(P521) => p521_key(bytes),
         ED25519 => ed25519_key(bytes),
         _ => None,
     }
@@ -189,6 +195,10 @@ fn p256_key(point: &[u8]) -> Option<Material> {
 
 fn p384_key(point: &[u8]) -> Option<Material> {
     Some(Material::P384(Box::new(p384::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?)))
+}
+
+fn p521_key(point: &[u8]) -> Option<Material> {
+    Some(Material::P521(Box::new(p521::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?)))
 }
 
 fn ed25519_key(bytes: &[u8]) -> Option<Material> {
@@ -214,6 +224,7 @@ fn web_key(value: &Value) -> Option<Material> {
         }
         ("EC", "P-256") => p256_key(&point()?),
         ("EC", "P-384") => p384_key(&point()?),
+        ("EC", "P-521") => p521_key(&point()?),
         ("OKP", "Ed25519") => ed25519_key(&bytes("x")?),
         ("oct", _) => Some(Material::Secret(bytes("k")?)),
         _ => None,

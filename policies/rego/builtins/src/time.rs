@@ -7,10 +7,9 @@ use jiff::tz::TimeZone;
 use crate::arguments::Arguments;
 use crate::layout::{self, Fields, RFC3339, WEEKDAYS};
 use crate::value::Value;
-use crate::{Answer, Builtin, Capability, Failure, Host, pure, with};
+use crate::{Answer, Builtin, Failure, Host, pure};
 
 pub(crate) const FUNCTIONS: &[Builtin] = &[
-    with(Capability::Clock, "time.now_ns", 0, |host, _| Ok(i128::from(host.now_ns()).into())),
     pure("time.parse_rfc3339_ns", 1, |_, arguments| parse(RFC3339, arguments.string(0)?)),
     pure("time.parse_ns", 2, |_, arguments| parse(layout::named(arguments.string(0)?), arguments.string(1)?)),
     pure("time.parse_duration_ns", 1, parse_duration),

@@ -1,6 +1,6 @@
 //! Every case of `tests/rego/cases` that is one call with plain values, without a policy around it: what OPA gave.
 //! All of them, compiled, run in the project's own `tests/rego`.
-#![cfg(feature = "full")]
+#![cfg(all(feature = "base", feature = "regex", feature = "time", feature = "tokens", feature = "yaml"))]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a failed test panics")]
 
 use std::path::Path;

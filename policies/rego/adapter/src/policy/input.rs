@@ -6,7 +6,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use rego_builtins::{Value, parse_json, parse_query, unescape, write_json};
 
-use crate::bindings::portcullis::policy::types::{Address, Header, HttpRequest, Peer, Request};
+use crate::bindings::portcullis::policy::types::{Address, Attribute, Header, HttpRequest, Peer, Request};
+
+/// The attribute that Envoy has a place of its own for.
+const SNI: &str = "tls.sni";
 
 /// The text of the document.
 pub(crate) fn document(request: &Request) -> String {
@@ -69,6 +72,11 @@ fn http_document(http: &HttpRequest) -> String {
     if let Some(body) = body {
         request.push(("body", body.into_owned().into()));
     }
+    // What the proxy says beyond HTTP.
+    let extension = |one: &Attribute| (one.name.as_str().into(), one.value.as_str().into());
+    let extensions = Value::Object(http.attributes.iter().map(extension).collect());
+    let sni = http.attributes.iter().find(|one| one.name == SNI);
+    let sni = sni.map(|one| ("sni", one.value.as_str().into()));
     write_json(&Value::object([
         (
             "attributes",
@@ -76,6 +84,8 @@ fn http_document(http: &HttpRequest) -> String {
                 ("source", peer(&http.source)),
                 ("destination", peer(&http.destination)),
                 ("request", Value::object([("http", Value::object(request))])),
+                ("contextExtensions", extensions),
+                ("tlsSession", Value::object(sni)),
             ]),
         ),
         ("parsed_path", parsed_path),
