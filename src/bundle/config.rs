@@ -140,6 +140,8 @@ impl PolicyConfig {
             confidential: None,
             source,
             compiled: Vec::new(),
+            rego: None,
+            prepared: None,
         }
     }
 

@@ -49,7 +49,7 @@ enum Command {
     Reload(reload::ReloadArgs),
     /// Make, build, sign and look at policies; see and say which of them serve
     #[command(subcommand, after_help = EXIT_CODES)]
-    Policy(policy::Command),
+    Policy(Box<policy::Command>),
     /// Make data snapshots that policies read, and look into them
     #[command(subcommand, after_help = EXIT_CODES)]
     Data(data::Command),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use wasmtime::{Engine, Func, FuncType, Store, StoreLimits, StoreLimitsBuilder};
 
-use crate::engine::{Target, compiling_engine};
+use crate::engine::{Metering, Target, compiling_engine};
 
 /// Longest that a policy may run.
 const TIME_MAX: Duration = Duration::from_secs(60);
@@ -15,7 +15,7 @@ pub(super) const MEMORY_MAX: usize = 1 << 30;
 
 /// The engine that policies are run with while they are built.
 pub(super) fn run_engine() -> Result<Engine, String> {
-    compiling_engine(Target::host()).map_err(|error| format!("{error:#}"))
+    compiling_engine(Target::host(), Metering::Off).map_err(|error| format!("{error:#}"))
 }
 
 /// A store with limits on memory and on time.

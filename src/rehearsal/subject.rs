@@ -171,18 +171,14 @@ impl Subject {
         let asked = Terms { world: None, metering: Metering::of(&limits) };
         let built = on_large_stack(|| compile::check_here(&source, asked)).map_err(build)?;
         let stem = path.file_stem().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+        let name = PolicyName::new(&stem).or_else(|_| PolicyName::new("policy"))?;
         let manifest = PolicyConfig {
-            policy: PolicyName::new(&stem).or_else(|_| PolicyName::new("policy"))?,
-            tenant: Tenant::new(TENANT)?,
-            version: 0,
             world: built.world.name().into(),
             imports: built.imports,
             exports: built.exports,
             limits,
             metrics: granted.metrics.clone(),
-            data: Vec::new(),
-            source: built.source,
-            compiled: Vec::new(),
+            ..PolicyConfig::plain(Tenant::new(TENANT)?, name, 0, built.source)
         };
         let ceiling = Ceiling { memory: granted.class_memory.unwrap_or(u32::MAX), ..Ceiling::MOST };
         Self::with(path, manifest, source, None, ceiling)

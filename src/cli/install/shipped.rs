@@ -31,7 +31,7 @@ const UNITS: [(&str, &str); 3] = [
     ("portcullis-operator.socket", include_str!("../../../systemd/portcullis-operator.socket")),
     ("portcullis.service", include_str!("../../../systemd/portcullis.service")),
 ];
-const TEXTS: [(&str, &str); 9] = [
+const TEXTS: [(&str, &str); 10] = [
     ("/usr/share/doc/portcullis/bundle.md", include_str!("../../../docs/bundle.md")),
     ("/usr/share/doc/portcullis/data.md", include_str!("../../../docs/data.md")),
     ("/usr/share/doc/portcullis/trust.md", include_str!("../../../docs/trust.md")),

@@ -6,7 +6,7 @@ use super::goal::PolicyTask;
 use super::{Served, Standing, Survey};
 use crate::artifact::{Architecture, DataStatement, SealedBytes, SignError, Statement, sign, sign_data};
 use crate::bundle::Kind;
-use crate::engine::{WASMTIME_VERSION, settings_digest};
+use crate::engine::{Metering, WASMTIME_VERSION, settings_digest};
 use crate::ledger::Entry;
 use crate::registry::state::State;
 
@@ -70,7 +70,7 @@ impl Survey {
             bundle: entry.bundle,
             architecture: Architecture::host(),
             wasmtime: WASMTIME_VERSION.to_owned(),
-            engine: settings_digest(),
+            engine: settings_digest(Metering::of(&config.limits)),
             world: config.world.clone(),
             imports: config.imports.clone(),
             limits: config.limits,

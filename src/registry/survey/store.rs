@@ -281,7 +281,7 @@ fn table_of(bundle: &Bundle) -> Code {
         cwasm: bundle.config.source,
         origin: Origin::Bundle,
         wasmtime: String::new(),
-        engine: settings_digest(),
+        engine: settings_digest(Metering::Off),
     }
 }
 
