@@ -346,7 +346,7 @@ fn a_list_of_parts_is_made_taken_or_left_out() {
     let one = format!("build gate.wat {WHO} --version 1 --no-code");
     let first = desk.json(&format!("{one} -o made"));
     assert_eq!(kinds("made"), [media::SBOM]);
-    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/template/Cargo.lock");
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/template/rust/Cargo.lock");
     let second = desk.json(&format!("{one} --sbom {} -o locked", lock.display()));
     assert_eq!(kinds("locked"), [media::SBOM]);
     fs::write(desk.path().join("parts.json"), r#"{"bomFormat":"CycloneDX","specVersion":"1.6"}"#).unwrap();

@@ -621,7 +621,7 @@ mod tests {
             ("(memory 1)", 2, "2 linear memories, at most 1"),
             ("(table 1 funcref) (table 1 funcref)", 3, "6 tables, at most 4"),
             ("(table 5001 funcref)", 2, "10002 table elements, at most 10000"),
-            ("", 17, "17 instances of core modules, at most 16"),
+            ("", 65, "65 instances of core modules, at most 64"),
         ] {
             let instances = "(core instance (instantiate $m))".repeat(instances);
             let error = refused(&wat(&format!("(component (core module $m {module}) {instances})")));

@@ -1,11 +1,13 @@
 //! From what a compiler leaves behind, a core module, to the component that a policy is.
 //!
-//! Adds no authority: the component imports what the module imports, and what the world does not name is an error here.
+//! Adds no authority: the component imports what the module imports, and what the world does not name is an error here,
+//! but for WASI, which the stand-ins of [`wasi`](super::wasi) answer.
 
 use wasmparser::{Parser, Payload};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
+use super::wasi::{preview1, preview2, started};
 use crate::engine::{WORLD, World};
 
 /// The function that is called once when a policy is built.
@@ -22,6 +24,10 @@ pub enum ComponentizeError {
         "make a component of world \"{WORLD}\": {0}; check the module's imports and exports against policy.wit"
     )]
     Encode(String),
+    #[error("put stand-ins for WASI into the policy: {0}")]
+    StandIn(String),
+    #[error("start policy: {0}")]
+    Start(String),
 }
 
 /// Makes a component of `policy`, which is a core module in binary or in text form. The world is what it says itself, or
@@ -37,29 +43,83 @@ pub fn componentize(policy: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
 ///
 /// The module's `component-type` section, which wit-bindgen writes, says which world it implements. A module that has
 /// none, from a toolchain that knows nothing of components, is taken to implement `world`; where nobody says which, the one
-/// that its imports name, or the newest. A component comes back unchanged (a text component as its binary form). The
-/// same input always gives the same bytes.
+/// that its imports name, or the newest. A component comes back unchanged (a text component as its binary form). What either
+/// imports of WASI is answered by stand-ins from then on, and a reactor has been started. The same input always gives the
+/// same bytes.
 ///
 /// # Errors
 /// It is no WebAssembly, or imports or exports what the world does not have.
 pub fn componentize_as(policy: &[u8], world: Option<World>) -> Result<Vec<u8>, ComponentizeError> {
-    let binary = wat::parse_bytes(policy).map_err(|error| ComponentizeError::NotWasm(error.to_string()))?;
+    let binary = binary(policy)?;
     if Parser::is_component(&binary) {
-        return Ok(binary.into_owned());
+        return if preview2::is_imported(&binary) { preview2::answered(&binary) } else { Ok(binary) };
     }
-    if !Parser::is_core_wasm(&binary) {
+    let mut module = typed(binary, world)?;
+    let world = world_of(&module);
+    if started::is_needed(&module) {
+        module = started::started(&module, world)?;
+    }
+    let adapter = preview1::is_imported(&module).then(|| preview1::adapter(world)).transpose()?;
+    encode(&module, adapter.as_deref())
+}
+
+/// A component of a core module, for a builder: nothing of it is run, and what it imports of WASI is an error. Whoever made
+/// its bundle has put that in, so that what is signed has it.
+pub(super) fn component_of(policy: &[u8], world: Option<World>) -> Result<Vec<u8>, ComponentizeError> {
+    let binary = binary(policy)?;
+    if Parser::is_component(&binary) { Ok(binary) } else { encode(&typed(binary, world)?, None) }
+}
+
+/// True if [`componentize`] has to put something into a policy, or to start it.
+#[must_use]
+pub fn asks_for_wasi(policy: &[u8]) -> bool {
+    if Parser::is_component(policy) {
+        preview2::is_imported(policy)
+    } else {
+        preview1::is_imported(policy) || started::is_needed(policy)
+    }
+}
+
+/// WebAssembly, whichever form it was written in.
+fn binary(policy: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
+    match wat::parse_bytes(policy) {
+        Ok(binary) => Ok(binary.into_owned()),
+        Err(error) => Err(ComponentizeError::NotWasm(error.to_string())),
+    }
+}
+
+/// A component of a module, with the stand-in for preview 1 between them if there is one.
+fn encode(module: &[u8], adapter: Option<&[u8]>) -> Result<Vec<u8>, ComponentizeError> {
+    let mut encoder = ComponentEncoder::default().validate(true).module(module);
+    if let Some(adapter) = adapter {
+        encoder = encoder.and_then(|encoder| encoder.adapter(preview1::MODULE, adapter));
+    }
+    encoder
+        .and_then(|mut encoder| encoder.encode())
+        .map_err(|error| ComponentizeError::Encode(format!("{error:#}")))
+}
+
+/// A core module that says which world it implements.
+fn typed(mut module: Vec<u8>, world: Option<World>) -> Result<Vec<u8>, ComponentizeError> {
+    if !Parser::is_core_wasm(&module) {
         return Err(ComponentizeError::NotWasm("wrong magic number or version".into()));
     }
-    let mut module = binary.into_owned();
     let named = named(&module)?;
     if !named.has_type {
         add_world(&mut module, world.or(named.world).unwrap_or(World::LATEST), named.prepares)?;
     }
-    ComponentEncoder::default()
-        .validate(true)
-        .module(&module)
-        .and_then(|mut encoder| encoder.encode())
-        .map_err(|error| ComponentizeError::Encode(format!("{error:#}")))
+    Ok(module)
+}
+
+/// The world that a module's type is of.
+fn world_of(module: &[u8]) -> World {
+    let decoded = wit_component::metadata::decode(module).map(|(_, bindings)| bindings.resolve);
+    let is_of = |world: &World| {
+        decoded.as_ref().is_ok_and(|resolve| {
+            resolve.package_names.keys().any(|package| package.to_string() == world.name())
+        })
+    };
+    World::ALL.into_iter().find(is_of).unwrap_or(World::LATEST)
 }
 
 /// What a module says itself of what it implements.

@@ -1,6 +1,6 @@
 //! From a policy as its author built it to machine code that a worker may load.
 //!
-//! 1. [`componentize`]: a bare core module becomes a component first.
+//! 1. [`componentize`]: a bare core module becomes a component first, with stand-ins where it imports [`wasi`].
 //!    One that has something to do before there is a request does it here: [`prepare`], and [`rego`] for what OPA compiled.
 //! 2. [`check`]: is it a policy, and does it ask for nothing but what the world has?
 //! 3. [`rewrite`]: every stretch of code becomes interruptible, and what nobody runs (names, debug information) goes.
@@ -17,6 +17,7 @@ mod prepare;
 mod rego;
 mod rewrite;
 mod run;
+mod wasi;
 
 use std::borrow::Cow;
 use std::thread;
@@ -31,7 +32,7 @@ use rewrite::Names;
 
 pub use crate::bundle::SOURCE_MAX;
 pub use check::CheckError;
-pub use componentize::{ComponentizeError, componentize, componentize_as};
+pub use componentize::{ComponentizeError, asks_for_wasi, componentize, componentize_as};
 pub use prepare::{PrepareError, Prepared, is_prepared, prepare};
 pub use rego::{DATA_MAX, MODULE_MAX, Rego, RegoBuilt, RegoError, RegoOptions, rego};
 
@@ -156,7 +157,7 @@ fn checked(policy: &[u8], terms: Terms) -> Result<(Cow<'_, [u8]>, Built), BuildE
     let component = if Parser::is_component(policy) {
         Cow::Borrowed(policy)
     } else {
-        Cow::Owned(componentize_as(policy, terms.world)?)
+        Cow::Owned(componentize::component_of(policy, terms.world)?)
     };
     let found = check::check(&component)?;
     let built = Built {

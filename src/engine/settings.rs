@@ -148,8 +148,8 @@ const TABLE_KEEP_RESIDENT: usize = 16 << 10;
 const STACK_KEEP_RESIDENT: usize = 16 << 10;
 /// Largest table, elements; a policy's own limit is at most that.
 pub(crate) const TABLE_ELEMENTS: usize = 10_000;
-/// Parts of one component: its module, the shims around it, what it was composed of.
-pub(crate) const CORE_INSTANCES_PER_COMPONENT: u32 = 16;
+/// Parts of one component: its module, the shims around it, what it was composed of. Python's libraries and stubs are 38.
+pub(crate) const CORE_INSTANCES_PER_COMPONENT: u32 = 64;
 const MEMORIES_PER_COMPONENT: u32 = 2;
 pub(crate) const TABLES_PER_COMPONENT: u32 = 4;
 

@@ -14,7 +14,6 @@
 mod cases;
 mod guest;
 mod hostile;
-mod new;
 mod tokens;
 mod tried;
 

@@ -27,6 +27,7 @@ pub(super) mod service;
 mod sign;
 mod source;
 pub(super) mod stored;
+mod template;
 mod test;
 #[cfg(feature = "fetcher")]
 mod transfer;

@@ -9,36 +9,24 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
+use super::template::Language;
 use crate::artifact::store;
 use crate::cli::{CommandResult, EXIT_CODES, output};
 use crate::decision::PolicyName;
 
-/// What a new policy consists of. The word in the middle of `build.sh` and `README.md` becomes the policy's name.
-const FILES: [(&str, u32, &str); 10] = [
-    (".gitignore", 0o644, include_str!("../../../policies/template/gitignore")),
-    ("Cargo.lock", 0o644, include_str!("../../../policies/template/Cargo.lock")),
-    ("Cargo.toml", 0o644, include_str!("../../../policies/template/Cargo.toml")),
-    ("build.sh", 0o755, include_str!("../../../policies/template/build.sh")),
-    ("cases.json", 0o644, include_str!("../../../policies/template/cases.json")),
-    ("src/lib.rs", 0o644, include_str!("../../../policies/template/src/lib.rs")),
-    ("guest/Cargo.toml", 0o644, include_str!("../../../policies/guest/Cargo.toml")),
-    ("guest/src/lib.rs", 0o644, include_str!("../../../policies/guest/src/lib.rs")),
-    ("guest/src/heap.rs", 0o644, include_str!("../../../policies/guest/src/heap.rs")),
-    ("wit/policy.wit", 0o644, include_str!("../../../policies/wit/policy.wit")),
-];
-/// The last of them: who finds it finds a whole project.
-const README: &str = include_str!("../../../policies/template/README.md");
-const NAME: &str = "policy-name";
-
-/// Make a folder with a new policy in Rust, ready to build
+/// Make a folder with a new policy, ready to build
 ///
-/// With the world, bindings, a build script, cases and a README that has the next commands. It decides something small
-/// already. Any other language works as well: see `portcullis policy componentize`.
+/// It decides something already: who may use what, by an identity that the proxy has authenticated; the same in every
+/// language. With its cases, scripts that build, test and sign it with one command each, and a README that says what has to
+/// be installed. Any other language works as well: see `portcullis policy componentize`.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(in crate::cli) struct New {
     /// What the policy is called
     name: PolicyName,
+    /// What to write it in
+    #[arg(long, value_enum, default_value = "rust")]
+    lang: Language,
     /// Where to make it; nothing may be there yet [default: ./NAME]
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -65,12 +53,13 @@ impl New {
             io::ErrorKind::AlreadyExists => NewError::There { dir: dir.clone() },
             _ => NewError::Directory { path: dir.clone(), source },
         })?;
-        if let Err(error) = write(&dir, &self.name) {
+        let files = self.lang.files(self.name.as_str());
+        if let Err(error) = write(&dir, &files) {
             let _ = fs::remove_dir_all(&dir);
             return Err(error.into());
         }
         if self.json {
-            let files: Vec<_> = FILES.iter().map(|(path, ..)| *path).chain(["README.md"]).collect();
+            let files: Vec<_> = files.iter().map(|(path, ..)| *path).collect();
             output::json(&json!({ "policy": self.name, "path": dir, "files": files }))?;
         } else {
             output::text(format_args!(
@@ -84,8 +73,8 @@ impl New {
     }
 }
 
-fn write(dir: &Path, name: &PolicyName) -> Result<(), NewError> {
-    for (path, mode, text) in FILES.into_iter().chain([("README.md", 0o644, README)]) {
+fn write(dir: &Path, files: &[(&str, u32, String)]) -> Result<(), NewError> {
+    for (path, mode, text) in files {
         let path = dir.join(path);
         let above = path.parent().unwrap_or(dir);
         DirBuilder::new()
@@ -93,8 +82,7 @@ fn write(dir: &Path, name: &PolicyName) -> Result<(), NewError> {
             .mode(0o755)
             .create(above)
             .map_err(|source| NewError::Directory { path: above.into(), source })?;
-        let text = text.replace(NAME, name.as_str());
-        store::replace(&path, text.as_bytes(), mode).map_err(|source| NewError::Write { path, source })?;
+        store::replace(&path, text.as_bytes(), *mode).map_err(|source| NewError::Write { path, source })?;
     }
     Ok(())
 }

@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_lock_file_becomes_a_list_of_crates() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/template/Cargo.lock");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/template/rust/Cargo.lock");
         let list = given_here(&path).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(list.artifact_type, media::SBOM);
         let value: Value = serde_json::from_slice(&list.layers[0].bytes).unwrap();

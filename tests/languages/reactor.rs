@@ -1,0 +1,64 @@
+//! A guest with a whole standard library, Go's: what it does with it meets the stand-ins.
+
+use portcullis::artifact::Limits;
+use portcullis::bundle::Platform;
+use portcullis::compile::{Terms, build, componentize};
+use portcullis::decision::{Decision, Input, Outcome, Refusal};
+
+use crate::engine::Asked;
+use crate::preview1::logged;
+use crate::projects::Project;
+
+const NOW: u64 = 1_767_225_600_123_456_789;
+
+fn ask(guest: &Asked, what: &str, seed: u8) -> Decision {
+    guest.ask(&Input::Opaque { content_type: "", bytes: what.as_bytes() }, NOW, [seed; 32])
+}
+
+fn said(guest: &Asked, what: &str) -> String {
+    match ask(guest, what, 1).outcome {
+        Outcome::Deny { reason } => reason,
+        other => panic!("{what}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_standard_library_reaches_nothing() {
+    let project = Project::new("go");
+    std::fs::write(project.dir.join("policy.go"), include_str!("probe.go")).unwrap();
+    let module = project.build_with(&["--no-code"]);
+    let built = build(&componentize(&module).unwrap(), Terms::default(), &[Platform::host()]).unwrap();
+    assert_eq!(built.imports, ["clock", "log", "random"]);
+    let guest = Asked::of(&built, Limits { memory: 16 << 20, ..Limits::default() });
+
+    for what in ["open", "write", "list"] {
+        let said = said(&guest, what);
+        assert!(
+            said.contains("Capabilities insufficient") || said.contains("Bad file number"),
+            "{what}: {said}"
+        );
+    }
+    assert!(!std::path::Path::new("/tmp/portcullis-probe").exists());
+    assert_eq!(said(&guest, "environment"), "[]");
+    assert_eq!(said(&guest, "arguments"), "0");
+    assert_eq!(said(&guest, "clock"), NOW.to_string());
+    assert_eq!(said(&guest, "work"), "xx5000");
+
+    let random = |seed| ask(&guest, "random", seed).outcome;
+    assert_eq!(random(1), random(1));
+    assert_ne!(random(1), random(2));
+
+    let mut printed = None;
+    let lines = logged(|| printed = Some(said(&guest, "print")));
+    assert_eq!(printed.as_deref(), Some("printed"));
+    let is = |level: &str, text: &str| lines.iter().any(|line| line.contains(level) && line.contains(text));
+    assert!(is(" INFO ", "to standard output") && is(" WARN ", "to standard error"), "{lines:?}");
+
+    for what in ["sleep", "exit"] {
+        let outcome = ask(&guest, what, 1).outcome;
+        assert!(matches!(outcome, Outcome::Refused(Refusal::Trap(_))), "{what}: {outcome:?}");
+    }
+    let outcome = ask(&guest, "panic", 1).outcome;
+    let failed = Refusal::PolicyFailed { reason: "panic".into(), detail: "at the policy".into() };
+    assert_eq!(outcome, Outcome::Refused(failed));
+}
