@@ -19,7 +19,7 @@ use wasmtime_wizer::{InstanceState, SnapshotVal, Wizer};
 
 use super::preview1;
 use crate::compile::ComponentizeError;
-use crate::engine::{Target, World, compiling_engine};
+use crate::engine::{Metering, Target, World, compiling_engine};
 
 /// What toolchains call the function that starts a reactor.
 const INITIALIZE: &str = "_initialize";
@@ -52,7 +52,7 @@ fn run(module: &[u8], world: World) -> wasmtime::Result<Vec<u8>> {
     let mut wizer = Wizer::new();
     wizer.init_func(INITIALIZE);
     let (context, instrumented) = wizer.instrument(module)?;
-    let engine = compiling_engine(Target::host())?;
+    let engine = compiling_engine(Target::host(), Metering::Off)?;
     let mut store = Store::new(&engine, Host::new());
     store.limiter(|host| host);
     store.set_epoch_deadline(1);
