@@ -14,6 +14,6 @@ missing() {
 command -v componentize-py >/dev/null || missing componentize-py "pip install --require-hashes -r requirements.txt"
 command -v "$portcullis" >/dev/null || missing portcullis "put it into PATH, or name it in PORTCULLIS_BIN"
 
-PYTHONDONTWRITEBYTECODE=1 componentize-py -d wit -w gate componentize app -o policy-name.wasm
+PYTHONDONTWRITEBYTECODE=1 componentize-py -d wit -w gate componentize --stub-wasi app -o policy-name.wasm
 exec "$portcullis" policy build policy-name.wasm --tenant "${TENANT:-acme}" --policy policy-name --version "${VERSION:-1}" \
     --memory 64MiB -o policy-name.bundle "$@"
