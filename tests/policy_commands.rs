@@ -481,6 +481,8 @@ fn swap_code(desk: &Desk, source: &str, code: &str, out: &str) {
             wasmtime: said.wasmtime.clone(),
             engine: said.engine,
         }],
+        rego: None,
+        prepared: None,
     };
     write::create(&draft.assemble().unwrap(), &desk.path().join(out)).unwrap();
 }

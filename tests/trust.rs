@@ -85,6 +85,7 @@ fn config() -> PolicyConfig {
         limits: Limits::default(),
         metrics: vec![],
         data: vec![],
+        confidential: None,
         source: digest("source"),
         compiled: vec![CompiledFor {
             platform: Platform::LinuxAmd64,
