@@ -16,6 +16,9 @@ use super::world::World;
 use crate::artifact::{Artifact, Ceiling, Digest, Limits, NotCounted};
 use crate::decision::{PolicyName, Tenant};
 
+/// Of linear memory, bytes.
+const PAGE: u64 = 64 << 10;
+
 /// Whose policy this is, as its log lines and replies say.
 #[derive(Debug)]
 pub(super) struct Identity {
@@ -140,7 +143,9 @@ pub fn load(engines: &Engines, artifact: Artifact, granted: Granted) -> Result<P
     let engine = engines.of(&limits).map_err(|error| LoadError::Engine(name(), format!("{error:#}")))?;
     let component = deserialize(&engine, &artifact)
         .map_err(|error| LoadError::Deserialize(name(), format!("{error:#}")))?;
-    let initial = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
+    // In pages.
+    let initial = component.resources_required().and_then(|needs| needs.max_initial_memory_size);
+    let initial = initial.unwrap_or(0).saturating_mul(PAGE);
     if initial > u64::from(limits.memory) {
         return Err(LoadError::Memory { policy: name(), initial, limit: limits.memory });
     }

@@ -4,6 +4,7 @@
 //! like, [`read`] what they mean together, and [`places`] looks at the files and directories they name. Children never
 //! see the file: each gets the part it needs as an assignment.
 
+mod ceilings;
 mod distinct;
 mod places;
 mod read;

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::distinct;
 use super::places::{self, Owners};
 use super::values::{grantable_id, mode, path as path_value, role_id, socket_path, trust_path};
 use super::{
     Builder, Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Registry, SecretFile, Service,
     Surroundings, TenantConfig, TrustFile,
 };
-use crate::artifact::Ceiling;
+use super::{ceilings, distinct};
 use crate::decision::{PolicyName, TrustClass};
 use crate::document::values::{boolean, duration, name, number, size};
 use crate::document::{self, Complaints, Found, Section};
@@ -30,25 +29,6 @@ const GENERATIONS: u64 = 6;
 const CLASSES_MAX: usize = 64;
 /// What an assignment is made for (see [`crate::wire::control::ASSIGNMENT_MAX`]).
 const TENANTS_MAX: usize = 10_000;
-
-/// What a class gives that says nothing.
-const CLASS: Ceiling = Ceiling {
-    memory: 4 << 20,
-    table_elements: 10_000,
-    output: 4 << 20,
-    stack: 256 << 10,
-    host_calls: 10_000,
-    fuel: None,
-};
-/// What no class can exceed; a tenant that says nothing has its class's.
-const MOST: Ceiling = Ceiling {
-    memory: 1 << 30,
-    table_elements: 10_000,
-    output: 4 << 20,
-    stack: 1 << 20,
-    host_calls: 1_000_000,
-    fuel: None,
-};
 
 pub(super) fn config(path: &Path, text: &str, around: &Surroundings) -> Result<Config, ConfigErrors> {
     match look(path, text, around)? {
@@ -269,7 +249,7 @@ impl<'d> Reader<'_, 'd> {
         let cache = section.required("cache", path_value);
         let cores = self.around.cores;
         let threads = section.defaulted("threads", cores, number(1..=cores));
-        let ceiling = self.ceiling(&mut section, &CLASS);
+        let ceiling = ceilings::read(&mut section, &ceilings::CLASS);
         let memory = ceiling.map(|ceiling| ceiling.memory);
         let instances = section.defaulted("instances", 64, number(1..=16384));
         let queue = section.defaulted("queue", 1024, number(1..=1_000_000));
@@ -345,25 +325,6 @@ impl<'d> Reader<'_, 'd> {
         Some((identity, class()))
     }
 
-    /// What policies may have at most. A tenant that may have less than its class says so; who says more gets the class's.
-    fn ceiling(&self, section: &mut Section<'d>, default: &Ceiling) -> Option<Ceiling> {
-        let memory = section.defaulted("memory", default.memory, size(64 << 10..=1 << 30));
-        let table_elements =
-            section.defaulted("table_elements", default.table_elements, number(0..=MOST.table_elements));
-        let output = section.defaulted("output", default.output, size(1 << 10..=MOST.output));
-        let stack = section.defaulted("stack", default.stack, size(64 << 10..=MOST.stack));
-        let host_calls = section.defaulted("host_calls", default.host_calls, number(0..=MOST.host_calls));
-        let fuel = section.optional("fuel", number(1..=u64::MAX >> 1));
-        Some(Ceiling {
-            memory: memory?.value,
-            table_elements: table_elements?.value,
-            output: output?.value,
-            stack: stack?.value,
-            host_calls: host_calls?.value,
-            fuel: fuel.map(|found| found.value),
-        })
-    }
-
     fn tenant(
         &self,
         title: Found<&'d str>,
@@ -380,7 +341,7 @@ impl<'d> Reader<'_, 'd> {
         let longest = duration(100 * MICROSECOND..=MINUTE);
         let max = section.defaulted("max_deadline", 100 * MILLISECOND, &longest);
         let default = section.optional("default_deadline", &longest);
-        let ceiling = self.ceiling(&mut section, &MOST);
+        let ceiling = ceilings::read(&mut section, &ceilings::MOST);
         if policies.is_none() {
             section.missing("policies");
         }
