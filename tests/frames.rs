@@ -29,8 +29,8 @@ use portcullis::wire::frame::{self, DecodeError, PREFIX};
 use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
 use portcullis::wire::job::{Job, Report};
 use portcullis::wire::operator::{
-    FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, PolicyStatus,
-    Serving, Status, WorkerCounters, WorkerStatus,
+    DataServing, FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest,
+    PolicyStatus, Serving, Status, WorkerCounters, WorkerStatus,
 };
 use portcullis::wire::spawner::{FromSpawner, Order, SpawnerAssignment};
 use portcullis::wire::supply::FromRegistry;
@@ -405,11 +405,22 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
 }
 
 fn worker_status() -> impl Strategy<Value = WorkerStatus> {
-    let serving = any::<([u8; 32], u64, [u8; 32])>().prop_map(|(digest, version, bundle)| Serving {
-        digest: Digest::from_bytes(digest),
-        version,
-        bundle: Digest::from_bytes(bundle),
-    });
+    let data = (policy(), any::<(u64, [u8; 32])>(), option::of(text())).prop_map(
+        |(data, (version, bundle), held_back)| DataServing {
+            data,
+            version,
+            bundle: Digest::from_bytes(bundle),
+            held_back,
+        },
+    );
+    let serving = (any::<([u8; 32], u64, [u8; 32])>(), vec(data, 0..3)).prop_map(
+        |((digest, version, bundle), data)| Serving {
+            digest: Digest::from_bytes(digest),
+            version,
+            bundle: Digest::from_bytes(bundle),
+            data,
+        },
+    );
     let policy = (tenant(), policy(), option::of(serving), option::of(text()), option::of(text())).prop_map(
         |(tenant, policy, serving, refused, held_back)| PolicyStatus {
             tenant,

@@ -177,6 +177,7 @@ fn a_trust_policy_names_identities() {
         limits: Limits::default(),
         metrics: vec![],
         data: vec![],
+        confidential: None,
         source: Digest::of(b"source"),
         compiled: vec![],
         rego: None,

@@ -13,7 +13,7 @@ use portcullis::bundle::Platform;
 use portcullis::compile::{self, Built, Rego, RegoOptions, Terms};
 use portcullis::decision::{Input, Outcome};
 use portcullis::engine::{
-    self, Call, Granted, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns, serving_engine,
+    self, Call, Engines, Granted, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns,
 };
 use portcullis::wire::client::CLIENT_FRAME_MAX;
 use portcullis::wire::frame;
@@ -132,7 +132,7 @@ fn made(data: &str) -> (Vec<u8>, Built, portcullis::bundle::RegoConfig) {
 /// As a worker has it.
 fn loaded(built: &Built) -> Arc<Policy> {
     let pool = PoolLimits { instances: 4, memory: MEMORY, stack_zeroing: true };
-    let engine = serving_engine(&pool).unwrap().engine;
+    let engines = Engines::new(pool).unwrap();
     let key = SigningKey::generate_ed25519().unwrap();
     let mut statement = support::statement(built, &tenant(TENANT), &policy(POLICY), 1);
     statement.limits = Limits { memory: MEMORY, ..Limits::default() };
@@ -141,7 +141,7 @@ fn loaded(built: &Built) -> Arc<Policy> {
     let sealed = SealedBytes::of(support::code(built)).unwrap();
     let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
     let granted = Granted { ceiling: Ceiling { memory: MEMORY, ..Ceiling::MOST }, data: None };
-    Arc::new(load(&engine, artifact, granted).unwrap())
+    Arc::new(load(&engines, artifact, granted).unwrap())
 }
 
 fn input() -> Vec<u8> {

@@ -13,8 +13,8 @@ use portcullis::bundle::{self, Platform, PolicyConfig};
 use portcullis::compile::Built;
 use portcullis::decision::{Decision, Input};
 use portcullis::engine::{
-    Call, Granted, Policy, PoolLimits, Slice, WASMTIME_VERSION, evaluate, load, monotonic_ns, serving_engine,
-    settings_digest,
+    Call, Engines, Granted, Metering, Policy, PoolLimits, Slice, WASMTIME_VERSION, evaluate, load,
+    monotonic_ns, settings_digest,
 };
 use portcullis::wire::frame;
 
@@ -43,7 +43,7 @@ impl Asked {
 
     fn signed(code: &[u8], world: &str, imports: &[String], limits: Limits) -> Self {
         let pool = PoolLimits { instances: 4, memory: limits.memory, stack_zeroing: true };
-        let engine = serving_engine(&pool).unwrap().engine;
+        let engines = Engines::new(pool).unwrap();
         let key = SigningKey::generate_ed25519().unwrap();
         let statement = Statement {
             policy: "gate".parse().unwrap(),
@@ -54,7 +54,7 @@ impl Asked {
             source: Digest::of(b"no source"),
             architecture: Architecture::host(),
             wasmtime: WASMTIME_VERSION.into(),
-            engine: settings_digest(),
+            engine: settings_digest(Metering::of(&limits)),
             world: world.into(),
             imports: imports.to_vec(),
             limits,
@@ -66,7 +66,7 @@ impl Asked {
         let sealed = SealedBytes::of(code).unwrap();
         let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
         let granted = Granted { ceiling: Ceiling::MOST, data: None };
-        Self { policy: Arc::new(load(&engine, artifact, granted).unwrap()) }
+        Self { policy: Arc::new(load(&engines, artifact, granted).unwrap()) }
     }
 
     pub(crate) fn ask(&self, input: &Input<'_>, clock_ns: u64, seed: [u8; 32]) -> Decision {

@@ -58,6 +58,8 @@ impl Desk {
             data: vec![],
             source: code(3),
             compiled: vec![compiled(Platform::LinuxAmd64, 1), compiled(Platform::LinuxArm64, 2)],
+            rego: None,
+            prepared: None,
         };
         write::create(&draft.assemble().unwrap(), &self.path(name)).unwrap();
         self.attach(name, media::SIGSTORE_BUNDLE, b"{\"signature\":1}");

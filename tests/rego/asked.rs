@@ -10,9 +10,7 @@ use portcullis::artifact::{Ceiling, Expected, Limits, SealedBytes, SigningKey, s
 use portcullis::bundle::Platform;
 use portcullis::compile::{self, Rego, RegoBuilt, RegoError, RegoOptions, Terms};
 use portcullis::decision::{Decision, Input, Outcome};
-use portcullis::engine::{
-    Call, Granted, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns, serving_engine,
-};
+use portcullis::engine::{Call, Engines, Granted, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns};
 use portcullis::wire::frame;
 
 use crate::support::{self, policy, tenant};
@@ -36,7 +34,7 @@ pub(crate) fn built(
 pub(crate) fn loaded(component: &[u8], memory: u32) -> Arc<Policy> {
     let built = compile::build(component, Terms::default(), &[Platform::host()]).unwrap();
     let pool = PoolLimits { instances: 4, memory, stack_zeroing: true };
-    let engine = serving_engine(&pool).unwrap().engine;
+    let engines = Engines::new(pool).unwrap();
     let key = SigningKey::generate_ed25519().unwrap();
     let mut statement = support::statement(&built, &tenant("acme"), &policy("gate"), 1);
     statement.limits = Limits { memory, ..Limits::default() };
@@ -45,7 +43,7 @@ pub(crate) fn loaded(component: &[u8], memory: u32) -> Arc<Policy> {
     let sealed = SealedBytes::of(support::code(&built)).unwrap();
     let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
     Arc::new(
-        load(&engine, artifact, Granted { ceiling: Ceiling { memory, ..Ceiling::MOST }, data: None })
+        load(&engines, artifact, Granted { ceiling: Ceiling { memory, ..Ceiling::MOST }, data: None })
             .unwrap(),
     )
 }
