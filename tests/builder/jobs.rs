@@ -64,6 +64,7 @@ fn every_committed_policy_is_sound_but_the_one_that_wants_too_much() {
             let why = class.ask(&compile(), &[&source])[0].refused().to_owned();
             assert!(why.contains("its manifest says \"portcullis:policy@1.0.0\""), "{why}");
             manifest.world = World::V0_1.name().into();
+            manifest.imports = vec!["log".into()];
         }
         let (ceiling, also) = (Ceiling::MOST, manifest.clone());
         let answers = class.ask(&Job::Compile { manifest, ceiling }, &[&source]);
