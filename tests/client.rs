@@ -395,13 +395,13 @@ mod asynchronous {
         let service = FakeService::start(|listener| {
             let mut peer = Peer::accept(listener);
             peer.hello();
-            // Version 2, class "retail", generation 1.
-            peer.raw(b"\0\0\0\x0a\x00\x02\x06retail\x01");
+            // Version 3, class "retail", generation 1.
+            peer.raw(b"\0\0\0\x0a\x00\x03\x06retail\x01");
             assert_eq!(peer.frame(), None);
         });
         let client = Client::new(service.socket());
         let error = ask(&client, "acme", "").await.unwrap_err();
-        assert!(matches!(error, ClientError::Protocol(Breach::Version(2))), "{error}");
+        assert!(matches!(error, ClientError::Protocol(Breach::Version(3))), "{error}");
         service.finish();
     }
 

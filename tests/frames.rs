@@ -703,7 +703,7 @@ fn a_claimed_length_alone_gets_little_memory() {
         (
             "Status.policies",
             |bytes| of::<FromWorker>(bytes),
-            &[4, 1, 1, b'a', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[4, 1, 1, b'a', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         ),
         ("OperatorReply.version", |bytes| of::<OperatorReply>(bytes), &[0]),
         ("OperatorReply.workers", |bytes| of::<OperatorReply>(bytes), &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -735,7 +735,7 @@ fn a_full_frame_of_the_smallest_elements_stays_bounded() {
     let (taken, most) = most_allocated(|| frame::decode::<ClientFrame<'_>>(&batch).is_ok());
     assert!(taken);
     assert!(most <= 32 * CLIENT_FRAME_MAX, "{most} bytes for a batch");
-    let headers = filled(&[0, 0, 0, 0, 0, 0], 2, 7, CLIENT_FRAME_MAX);
+    let headers = filled(&[0, 0, 0, 0, 0, 0], 2, 8, CLIENT_FRAME_MAX);
     let (taken, most) = most_allocated(|| frame::decode::<Input<'_>>(&headers).is_ok());
     assert!(taken);
     assert!(most <= 32 * CLIENT_FRAME_MAX, "{most} bytes for an input");

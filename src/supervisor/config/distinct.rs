@@ -37,14 +37,10 @@ pub(super) fn caches(complaints: &Complaints, caches: &mut [Found<PathBuf>], sta
 
 /// One tenant's policies and data lie side by side in the store, and people call them by one name.
 pub(super) fn names(complaints: &Complaints, policies: &[Found<PolicyName>], data: &[Found<PolicyName>]) {
-    for (number, one) in data.iter().enumerate() {
-        let mut others = policies.iter().chain(data.iter().take(number));
-        if others.any(|other| other.value == one.value) {
+    for one in data {
+        if policies.iter().any(|policy| policy.value == one.value) {
             let name = &one.value;
-            complaints.add(
-                one.at,
-                format!("data: \"{name}\" is the name of a policy or of other data of this tenant"),
-            );
+            complaints.add(one.at, format!("data: \"{name}\" is the name of a policy of this tenant"));
         }
     }
 }
