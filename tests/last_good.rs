@@ -304,7 +304,7 @@ fn what_only_a_retired_key_signed_decides_until_its_window_ends_and_not_afterwar
     let trust = |until: jiff::Timestamp| {
         format!(
             "[signer.release]\nkey = '''\n{new}'''\n[[signer.release.retired]]\nkey = '''\n{old}'''\nnot_after = {until}\n\
-             [default]\nall_of = ['release']\ncapabilities = ['clock', 'log', 'random']\n"
+             [default]\nall_of = ['release']\ncapabilities = ['clock', 'data', 'log', 'metric', 'random']\n"
         )
     };
     // A window that a slow machine slept through shows nothing: then a longer one.
