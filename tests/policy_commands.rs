@@ -300,16 +300,19 @@ fn keys_have_their_modes_and_are_never_overwritten() {
 #[test]
 fn a_policy_that_is_refused_leaves_nothing_behind() {
     let desk = Desk::new();
-    let wasi = r#"(component (import "wasi:cli/stdin@0.2.0" (instance)))"#;
-    fs::write(desk.path().join("wasi.wat"), wasi).unwrap();
+    let imports = r#"(component (import "another:world/files@1.0.0" (instance)))"#;
+    fs::write(desk.path().join("imports.wat"), imports).unwrap();
     fs::write(desk.path().join("junk.wasm"), b"\x7fELF").unwrap();
     let old = desk.built("old", 1);
     let before = desk.names();
     let build = |source: &str, more: &str, out: &str| {
         desk.bad(&format!("build {source} {WHO} --version 2{more} -o {out}"), 1)
     };
-    let error = build("wasi.wat", "", "old");
-    assert!(error.starts_with("portcullis: check policy: it imports \"wasi:cli/stdin@0.2.0\""), "{error}");
+    let error = build("imports.wat", "", "old");
+    assert!(
+        error.starts_with("portcullis: check policy: it imports \"another:world/files@1.0.0\""),
+        "{error}"
+    );
     build("junk.wasm", "", "new");
     let error = build("missing.wasm", "", "new");
     assert!(error.starts_with("portcullis: open \"missing.wasm\": No such"), "{error}");
@@ -601,7 +604,7 @@ fn verify_refuses_what_the_registry_would() {
         assert!(trust.contains(from), "{trust}");
         fs::write(desk.path().join("changed.toml"), trust.replacen(from, to, 1)).unwrap();
     };
-    changed("\"clock\", \"log\", \"random\"]\n", "\"log\"]\n");
+    changed("\"clock\", \"data\", \"log\", \"metric\", \"random\"]\n", "\"log\"]\n");
     refused("--trust changed.toml", "trust", "policy imports \"clock\"");
     changed("#[default.limits]\n#memory = \"4MiB\"", "[default.limits]\nmemory = \"1MiB\"");
     refused("--trust changed.toml", "trust", "asks for 4194304 bytes of memory");
@@ -897,7 +900,7 @@ fn a_new_policy_is_a_whole_project() {
     let script = fs::metadata(desk.path().join("door/build.sh")).unwrap();
     assert_eq!(script.permissions().mode() & 0o777, 0o755);
     let readme = fs::read_to_string(desk.path().join("door/README.md")).unwrap();
-    assert!(readme.contains("portcullis policy build door.wasm --tenant acme --policy door"), "{readme}");
+    assert!(readme.contains("portcullis policy inspect door.bundle"), "{readme}");
 
     // Whatever is there stays.
     let error = desk.bad("new door", 1);
