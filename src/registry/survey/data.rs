@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::served::shelved;
 use super::{Key, Served, Standing, Survey};
 use crate::artifact::SealedBytes;
 use crate::bundle::confidential::{LayerOf, decrypt};
@@ -45,7 +46,7 @@ impl Survey {
 
     /// The plain table of a kept snapshot, in sealed memory.
     pub(super) fn table(&self, state: &State, entry: &Entry) -> Result<Arc<SealedBytes>, String> {
-        if let Some(table) = self.shelf.get(&entry.code.cwasm) {
+        if let Some(table) = self.shelf.get(&shelved(entry)) {
             return Ok(Arc::clone(table));
         }
         let layout = state.layout(entry.bundle).map_err(|error| error.to_string())?;
@@ -77,11 +78,12 @@ mod tests {
     use super::*;
     use crate::artifact::{Digest, PublicKey, verify_data};
     use crate::bundle::{DataDraft, Draft, SecretKey};
+    use crate::decision::{PolicyName, Tenant};
     use crate::ledger::{Order, Target, What};
     use crate::registry::tests::{World, key, sign};
     use crate::table::Builder;
     use crate::trust::Revokes;
-    use crate::wire::control::SecretText;
+    use crate::wire::control::{RegistryTenant, SecretText};
 
     fn table(entries: &[(&str, &str)]) -> Vec<u8> {
         let mut builder = Builder::default();
@@ -330,5 +332,37 @@ mod tests {
         deliver(&world, 2, table(&[("key", canary)]), None);
         let blobs = fs::read_dir(world.bundle_path("prices").join("blobs/sha256")).unwrap();
         assert!(blobs.into_iter().any(|blob| contains(&fs::read(blob.unwrap().path()).unwrap())), "control");
+    }
+
+    /// Bundles may be anybody's to fetch: that is what encryption is for.
+    #[test]
+    fn stored_bytes_of_somebody_elses_data_open_nothing() {
+        let canary = "a canary of the first tenant's";
+        let secret = SecretKey::generate().unwrap();
+        let mut world = world();
+        world.assignment.secret = Some(SecretText(secret.to_text().to_string()));
+        let (globex, theft) = (Tenant::new("globex").unwrap(), PolicyName::new("theft").unwrap());
+        world.assignment.tenants.push(RegistryTenant {
+            tenant: globex.clone(),
+            data: vec![theft.clone()],
+            policies: vec![],
+            ..world.assignment.tenants[0].clone()
+        });
+        deliver(&world, 1, table(&[("key", canary)]), Some(&secret));
+        world.survey();
+        assert_eq!(world.serves("prices"), Some(1), "control: it is open, and in memory");
+
+        let layout = crate::bundle::open_path(&world.bundle_path("prices")).unwrap();
+        let stored = layout.bytes(&layout.read().unwrap().source, usize::MAX).unwrap();
+        let stolen = DataDraft { name: theft.clone(), tenant: globex.clone(), version: 1, table: stored };
+        let path = world.home.path().join("store/globex/theft");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        crate::bundle::write::create(&stolen.assemble(None).unwrap(), &path).unwrap();
+        sign(&path, &world.release);
+        let findings = world.survey();
+        match &findings.standings[&(globex, theft)] {
+            Standing::Refused { why, .. } => assert!(why.contains("data is no table"), "{why}"),
+            Standing::Serves(served) => panic!("{}", String::from_utf8_lossy(&served.code.to_vec().unwrap())),
+        }
     }
 }

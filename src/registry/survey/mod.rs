@@ -50,7 +50,7 @@ const WAITING_MAX: usize = 4;
 /// everything were kept, one of those in the store could make the table too long to be written.
 pub(super) const WHY_MAX: usize = 4096;
 
-/// Machine code that is in memory already, by its digest.
+/// What is in memory already: machine code by its digest, opened layers and tables by their bundle ([`served::shelved`]).
 pub(super) type Shelf = BTreeMap<Digest, Arc<SealedBytes>>;
 
 /// Bundles that a builder found no good, and why: not built again before somebody asks for it.
@@ -110,7 +110,7 @@ pub(super) struct Served {
     pub(super) signed: Vec<u8>,
     /// Machine code, or the plain table.
     pub(super) code: Arc<SealedBytes>,
-    /// What it is on the shelf as: what is confidential has another digest where it is kept.
+    /// What it is on the shelf as ([`served::shelved`]).
     pub(super) shelved: Digest,
     /// The data that it reads.
     pub(super) reads: Vec<(Key, Arc<Self>)>,

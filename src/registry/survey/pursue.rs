@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::begin::next_order;
 use super::goal::{Goal, PolicyTask, Task};
 use super::judge::kept;
+use super::served::shelved;
 use super::store::of_kept;
 use super::{Built, Key, NotBuilt, Standing, Survey, Wanted, builders, shortened};
 use crate::artifact::{Digest, SealedBytes};
@@ -228,7 +229,7 @@ impl Survey {
         let here = entry.code.wasmtime == WASMTIME_VERSION && entry.code.engine == settings_digest(metering);
         if here
             && !is_new
-            && let Some(code) = self.shelf.get(&entry.code.cwasm)
+            && let Some(code) = self.shelf.get(&shelved(entry))
         {
             return Provided::Ready(Arc::clone(code));
         }
@@ -314,7 +315,7 @@ impl Survey {
 
     /// The goal is reached: the draft says so.
     fn settle(&mut self, state: &State, mut task: PolicyTask, code: Arc<SealedBytes>) {
-        if let Some(shelved) = self.wanted_entry(&task).map(|entry| entry.code.cwasm) {
+        if let Some(shelved) = self.wanted_entry(&task).map(shelved) {
             self.shelf.insert(shelved, Arc::clone(&code));
         }
         let most = usize::try_from(self.setting.assignment.keep_previous).unwrap_or(usize::MAX);

@@ -4,11 +4,24 @@ use std::sync::Arc;
 
 use super::goal::PolicyTask;
 use super::{Served, Standing, Survey};
-use crate::artifact::{Architecture, DataStatement, SealedBytes, SignError, Statement, sign, sign_data};
+use crate::artifact::{
+    Architecture, DataStatement, Digest, SealedBytes, SignError, Statement, sign, sign_data,
+};
 use crate::bundle::Kind;
 use crate::engine::{Metering, WASMTIME_VERSION, settings_digest};
 use crate::ledger::Entry;
 use crate::registry::state::State;
+
+/// What the plain bytes of an entry are on the shelf as.
+///
+/// Who says the digest of encrypted bytes may not be who may read them: whoever has the stored bytes can put them into a bundle of
+/// their own. So what was opened, and what is mapped without a builder's word, is found by the bundle that it was opened for.
+pub(super) fn shelved(entry: &Entry) -> Digest {
+    match entry.config.kind() {
+        Kind::Policy if entry.config.confidential.is_none() => entry.code.cwasm,
+        Kind::Policy | Kind::Data => entry.bundle,
+    }
+}
 
 impl Survey {
     /// Judged once more, with all that it reads, and signed.
@@ -49,7 +62,7 @@ impl Survey {
             evidence: entry.evidence.clone(),
             signed: signed.map_err(|error| error.to_string())?,
             code,
-            shelved: entry.code.cwasm,
+            shelved: shelved(entry),
             reads,
             held_back,
             until,
