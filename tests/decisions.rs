@@ -345,6 +345,35 @@ fn the_clock_stands_still_and_random_numbers_differ_between_requests() {
     assert_ne!(ask(b"random"), ask(b"random"));
 }
 
+/// Nobody looks at signatures before a policy is tried, and it is tried with the rights of whoever does so: what is run is made
+/// of the source, whatever machine code a bundle brings.
+#[test]
+fn code_that_a_bundle_brings_is_not_run_outside_of_the_service() {
+    use portcullis::decision::Input;
+    use portcullis::rehearsal::{Granted, Subject};
+
+    let built = |policy: &str| {
+        let source = support::component(policy);
+        (compile::build(&source, Terms::default(), &[Platform::host()]).unwrap(), source)
+    };
+    let (good, source) = built("hostile/selective");
+    let (evil, _) = built("hostile/canary");
+    let (acme, gate) = (support::tenant("acme"), support::policy("gate"));
+    let mut draft = good.draft(source, acme, gate, 1, Limits::default());
+    draft.compiled[0].cwasm = evil.code_for(Platform::host()).unwrap().to_vec();
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("gate");
+    portcullis::bundle::write::create(&draft.assemble().unwrap(), &path).unwrap();
+    let subject = Subject::open(&path, &Granted::default()).unwrap();
+    assert_eq!(subject.digest(), Digest::of(good.code_for(Platform::host()).unwrap()));
+    assert!(!subject.shipped);
+    let input = Input::Opaque { content_type: "", bytes: b"deny:as the source says" };
+    let input = portcullis::wire::frame::encode(&input, 1 << 20).unwrap();
+    let call = portcullis::engine::Call { input: input.into(), clock_ns: 0, seed: [0; 32] };
+    let outcome = subject.ask(call, None, None).decision.outcome;
+    assert_eq!(outcome, Outcome::Deny { reason: "as the source says".into() });
+}
+
 /// The same words, asked of the service and tried outside of it with the bundle that the service was given.
 #[test]
 fn a_policy_that_is_tried_has_the_limits_that_it_is_served_with() {

@@ -13,11 +13,11 @@ use crate::artifact::{
     self, Architecture, Artifact, Ceiling, Digest, Expected, KeyError, Limits, SealError, SealedBytes,
     SignError, SigningKey, Statement, VerifyError,
 };
-use crate::bundle::{self, BundleError, Layout, LayoutError, Platform, PolicyConfig};
+use crate::bundle::{self, BundleError, LayoutError, Platform, PolicyConfig};
 use crate::compile::{self, BuildError, SOURCE_MAX, Terms};
 use crate::decision::{InvalidName, PolicyName, Tenant};
 use crate::engine::{
-    self, LoadError, MadeFor, Metering, Policy, WASMTIME_VERSION, World, counting_engine, settings_digest,
+    self, LoadError, Metering, Policy, WASMTIME_VERSION, World, counting_engine, settings_digest,
 };
 
 /// Whose policy it is where nothing says so.
@@ -50,7 +50,8 @@ pub struct Subject {
     pub manifest: PolicyConfig,
     /// As its author built it.
     pub source: Vec<u8>,
-    /// Whether its code came with it. Otherwise it was compiled here, as a builder would.
+    /// Whether its bundle has the very code that was compiled here. What a bundle brings is never run: nobody has looked at a
+    /// signature, and there is no sandbox around this process.
     pub shipped: bool,
     pub(super) policy: Arc<Policy>,
     pub(super) stage: Stage,
@@ -153,7 +154,7 @@ impl Subject {
         let mut manifest = bundle.config.clone();
         let deadline = manifest.limits.deadline_us;
         manifest.limits.deadline_us = granted.deadline_us.map_or(deadline, |most| most.min(deadline));
-        let shipped = shipped_code(&layout, &bundle)?;
+        let shipped = bundle.compiled_for(Platform::host()).map(|(said, _)| said.cwasm);
         Self::with(path, manifest, source, shipped, granted.ceiling())
     }
 
@@ -188,24 +189,17 @@ impl Subject {
         path: &Path,
         manifest: PolicyConfig,
         source: Vec<u8>,
-        shipped: Option<SealedBytes>,
+        shipped: Option<Digest>,
         ceiling: Ceiling,
     ) -> Result<Self, SubjectError> {
         let build = |cause: BuildError| SubjectError::Build { path: path.into(), cause: Box::new(cause) };
         let vouch = |cause: VouchError| SubjectError::Vouch { path: path.into(), cause: Box::new(cause) };
-        let is_shipped = shipped.is_some();
-        let terms = terms(&manifest);
-        let code = match shipped {
-            Some(code) => code,
-            None => {
-                let target = engine::Target::host();
-                let built =
-                    on_large_stack(|| compile::build_here(&source, terms, &[target])).map_err(build)?;
-                starts_within(path, &manifest.limits, built.memory, built.table_elements)?;
-                let code = built.code_for(Platform::host()).unwrap_or_default();
-                SealedBytes::of(code).map_err(VouchError::from).map_err(vouch)?
-            }
-        };
+        let (terms, target) = (terms(&manifest), engine::Target::host());
+        let built = on_large_stack(|| compile::build_here(&source, terms, &[target])).map_err(build)?;
+        starts_within(path, &manifest.limits, built.memory, built.table_elements)?;
+        let code = built.code_for(Platform::host()).unwrap_or_default();
+        let code = SealedBytes::of(code).map_err(VouchError::from).map_err(vouch)?;
+        let is_shipped = shipped == Some(code.digest());
         let engines = engines(manifest.limits.memory.min(ceiling.memory))?;
         let artifact = vouched(&manifest, code).map_err(vouch)?;
         let policy = engine::load(&engines, artifact, engine::Granted { ceiling, data: None })
@@ -283,15 +277,6 @@ pub fn find(path: &Path) -> Result<PathBuf, SubjectError> {
     }
 }
 
-/// What a worker of this host would be given; nothing where the bundle's code is for others.
-fn shipped_code(layout: &Layout, bundle: &bundle::Bundle) -> Result<Option<SealedBytes>, SubjectError> {
-    let Some((_, compiled)) = bundle.compiled_for(Platform::host()) else { return Ok(None) };
-    let code = layout.sealed(&compiled.cwasm).map_err(Box::new).map_err(SubjectError::Layout)?;
-    let metering = Metering::of(&bundle.config.limits);
-    let fits = MadeFor::read(&code).is_ok_and(|made_for| made_for.check(metering).is_ok());
-    Ok(fits.then_some(code))
-}
-
 /// What a manifest says of how its source is to be read.
 fn terms(manifest: &PolicyConfig) -> Terms {
     Terms { world: World::named(&manifest.world), metering: Metering::of(&manifest.limits) }
@@ -309,7 +294,7 @@ fn starts_within(path: &Path, limits: &Limits, memory: u64, table: u64) -> Resul
     Ok(())
 }
 
-/// As a builder does before a trial: by a key that was made a moment ago and is forgotten at once.
+/// As a builder does before a trial: by a key that was made a moment ago and is forgotten at once. Only for what was compiled here.
 fn vouched(manifest: &PolicyConfig, code: SealedBytes) -> Result<Artifact, VouchError> {
     let key = SigningKey::generate_ed25519()?;
     let statement = Statement {

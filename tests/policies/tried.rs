@@ -408,7 +408,7 @@ fn a_bundle_is_tried_with_its_own_code_and_never_gets_more_than_it_asks_for() {
     let report = parsed(&desk.run(&["test", "gate", "--memory", "64MiB", "--json"]));
     let policy = &report["policies"][0]["policy"];
     assert_eq!(report["failed"], 0, "{report}");
-    assert_eq!((&policy["version"], &policy["code"]), (&json!(7), &json!("from the bundle")));
+    assert_eq!((&policy["version"], &policy["code"]), (&json!(7), &json!("as in the bundle")));
     assert_eq!(policy["limits"]["memory"], 2 << 20);
     // Control: the module by itself gets what is asked for here.
     let report = parsed(&desk.run(&["test", "policy.wasm", "--memory", "64MiB", "--json"]));

@@ -107,14 +107,14 @@ pub(super) fn subject_json(subject: &Subject) -> Value {
         "world": manifest.world,
         "source": manifest.source,
         "cwasm": subject.digest(),
-        "code": if subject.shipped { "from the bundle" } else { "compiled here" },
+        "code": if subject.shipped { "as in the bundle" } else { "compiled here" },
         "limits": subject.limits(),
     })
 }
 
 /// The same in a line.
 pub(super) fn subject_line(subject: &Subject) -> String {
-    let code = if subject.shipped { "its code" } else { "compiled here" };
+    let code = if subject.shipped { "the code in it" } else { "compiled here" };
     let limits = subject.limits();
     format!(
         "{} ({code}; memory {}, output {}, deadline {})",
