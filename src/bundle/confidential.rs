@@ -113,6 +113,12 @@ impl SecretKey {
         SecretId(hex::encode(mac.get(..8).unwrap_or_default()))
     }
 
+    /// In place of a digest that a guess could be compared with.
+    #[must_use]
+    pub fn blinded(&self, digest: &Digest) -> Digest {
+        Digest::from_bytes(*self.mac(&[b"portcullis blind digest v1", digest.as_bytes()]))
+    }
+
     fn mac(&self, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
         // A key of any length is one.
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.0.as_ref()) else {
@@ -395,6 +401,54 @@ mod tests {
             table: b"x".to_vec(),
         };
         draft.assemble(None).unwrap().bundle.config
+    }
+
+    /// Who guesses what is confidential cannot see in the manifest whether it is that.
+    #[test]
+    fn a_manifest_has_no_digest_of_what_is_confidential() {
+        use crate::bundle::{Draft, PreparedConfig, RegoConfig, RegoResult};
+
+        let config = config("acme", "gate", 3);
+        let digests = ["module", "data", "component", "document"].map(|text| Digest::of(text.as_bytes()));
+        let [module, data, component, document] = digests;
+        let rego = RegoConfig {
+            abi: "1.3".into(),
+            entrypoint: "a/allow".into(),
+            result: RegoResult::Any,
+            builtins: vec![],
+            module,
+            data: Some(data),
+            data_address: 0,
+            heap_base: 0,
+        };
+        let draft = Draft {
+            policy: config.policy.clone(),
+            tenant: config.tenant.clone(),
+            version: 3,
+            world: crate::engine::WORLD.into(),
+            imports: vec![],
+            exports: vec!["decide".into()],
+            limits: crate::artifact::Limits::default(),
+            metrics: vec![],
+            data: vec![],
+            source: b"source".to_vec(),
+            compiled: vec![],
+            rego: Some(rego),
+            prepared: Some(PreparedConfig { component, data: Some(document), taken: true }),
+        };
+        let said = |key: Option<&SecretKey>| {
+            let draft = draft.clone();
+            let assembled =
+                key.map_or_else(|| draft.clone().assemble(), |key| draft.clone().assemble_confidential(key));
+            serde_json::to_string(&assembled.unwrap().bundle.config).unwrap()
+        };
+        let keys = keys();
+        let confidential = said(keys.first());
+        for digest in digests {
+            assert!(said(None).contains(&digest.to_string()), "control: {digest}");
+            assert!(!confidential.contains(&digest.to_string()), "{digest}");
+        }
+        assert_eq!(confidential, said(keys.first()), "the same again");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Platform, SecretId};
 use crate::artifact::{Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
-use crate::engine::WORLD;
+use crate::engine::{METRICS_MAX, WORLD, is_metric_name};
 
 /// Most data snapshots that one policy reads.
 pub const DATA_MAX: usize = 8;
@@ -155,6 +155,12 @@ impl PolicyConfig {
     #[must_use]
     pub fn compiled_for(&self, platform: Platform) -> Option<&CompiledFor> {
         self.compiled.iter().find(|compiled| compiled.platform == platform)
+    }
+
+    /// Whether every counter has a name that one may have, and there are no more than are counted: all of them are in each
+    /// status of a worker.
+    pub(super) fn has_bounded_metrics(&self) -> bool {
+        self.metrics.len() <= METRICS_MAX && self.metrics.iter().all(|name| is_metric_name(name))
     }
 
     /// The first list that is not sorted, or has something twice.

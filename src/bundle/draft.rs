@@ -13,6 +13,7 @@ use super::{
 };
 use crate::artifact::{ARTIFACT_MAX, Digest, Limits};
 use crate::decision::{PolicyName, Tenant};
+use crate::engine::METRICS_MAX;
 
 /// All that goes into a bundle.
 #[derive(Debug, Clone)]
@@ -83,6 +84,11 @@ pub enum DraftError {
     Empty { what: &'static str },
     #[error("make bundle: it reads {0} data snapshots, at most {max} are mapped", max = super::DATA_MAX)]
     TooMuchData(usize),
+    #[error(
+        "make bundle: it declares {0} metrics, or one that is not called as a counter may be; at most {METRICS_MAX} are \
+         counted, of a-z 0-9 _ . -, a letter first"
+    )]
+    Metrics(usize),
     #[error("make bundle: {0}")]
     Form(#[from] FormError),
     #[error("make bundle: {0}")]
@@ -139,6 +145,12 @@ impl Draft {
         if config.data.len() > super::DATA_MAX {
             return Err(DraftError::TooMuchData(config.data.len()));
         }
+        if !config.has_bounded_metrics() {
+            return Err(DraftError::Metrics(config.metrics.len()));
+        }
+        if let Some(key) = key {
+            blind(key, &mut config);
+        }
         let source = protect(key, LayerOf::Source(&config), self.source)?;
         for code in &mut compiled {
             let cwasm = std::mem::take(&mut code.cwasm);
@@ -171,6 +183,19 @@ impl DataDraft {
         let table = protect(key, LayerOf::Source(&config), self.table)?;
         config.source = Digest::of(&table);
         put_together(config, std::iter::empty(), table)
+    }
+}
+
+/// A digest of what is confidential would tell whoever guesses it that the guess is right. In its place is one that is made with
+/// the key, and is the same for the same.
+fn blind(key: &SecretKey, config: &mut PolicyConfig) {
+    if let Some(rego) = &mut config.rego {
+        rego.module = key.blinded(&rego.module);
+        rego.data = rego.data.as_ref().map(|data| key.blinded(data));
+    }
+    if let Some(prepared) = &mut config.prepared {
+        prepared.component = key.blinded(&prepared.component);
+        prepared.data = prepared.data.as_ref().map(|data| key.blinded(data));
     }
 }
 

@@ -6,12 +6,25 @@ use std::time::Duration;
 
 use wasmtime::{Engine, Func, FuncType, Store, StoreLimits, StoreLimitsBuilder};
 
-use crate::engine::{Metering, Target, compiling_engine};
+use crate::engine::{Metering, TABLE_ELEMENTS, Target, compiling_engine};
 
 /// Longest that a policy may run.
 const TIME_MAX: Duration = Duration::from_secs(60);
 /// Most memory that it may take, bytes.
 pub(super) const MEMORY_MAX: usize = 1 << 30;
+
+/// Memories of one policy, which have as much each: a component that runs has no more.
+const MEMORIES_MAX: usize = 2;
+
+/// What a policy may take of the machine that it is built on.
+pub(super) fn limits(memory: usize) -> StoreLimits {
+    StoreLimitsBuilder::new()
+        .memory_size(memory)
+        .memories(MEMORIES_MAX)
+        .table_elements(TABLE_ELEMENTS)
+        .trap_on_grow_failure(true)
+        .build()
+}
 
 /// The engine that policies are run with while they are built.
 pub(super) fn run_engine() -> Result<Engine, String> {
@@ -25,8 +38,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(engine: &Engine) -> Self {
-        let limits = StoreLimitsBuilder::new().memory_size(MEMORY_MAX).trap_on_grow_failure(true).build();
-        let mut store = Store::new(engine, limits);
+        let mut store = Store::new(engine, limits(MEMORY_MAX));
         store.limiter(|limits| limits);
         store.set_epoch_deadline(1);
         Self { store }
@@ -56,4 +68,40 @@ impl Run {
 /// A function of the host that is not there yet.
 pub(super) fn refusing(store: &mut Store<StoreLimits>, ty: FuncType) -> Func {
     Func::new(store, ty, |_, _, _| Err(wasmtime::Error::msg("it calls the host before there is a request")))
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::{Instance, Module};
+
+    use super::*;
+
+    /// Each memory may be as large as all are allowed to be, so there may not be many.
+    #[test]
+    fn a_policy_takes_no_more_of_the_machine_than_one_that_runs() {
+        let engine = run_engine().unwrap();
+        let module = |text: &str| Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+        let mut run = Run::new(&engine);
+        let memory = module("(module (memory 1))");
+        for _ in 0..MEMORIES_MAX {
+            Instance::new(&mut run.store, &memory, &[]).expect("control");
+        }
+        Instance::new(&mut run.store, &memory, &[]).expect_err("one memory more");
+        let mut run = Run::new(&engine);
+        let table = |elements: usize| module(&format!("(module (table {elements} funcref))"));
+        Instance::new(&mut run.store, &table(TABLE_ELEMENTS), &[]).expect("control");
+        Instance::new(&mut run.store, &table(TABLE_ELEMENTS + 1), &[]).expect_err("a larger table");
+    }
+
+    #[test]
+    fn what_does_not_end_is_interrupted() {
+        let engine = run_engine().unwrap();
+        let text = "(module (func (export \"spin\") (loop br 0)))";
+        let module = Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+        let mut run = Run::new(&engine);
+        let instance = Instance::new(&mut run.store, &module, &[]).unwrap();
+        engine.increment_epoch();
+        let spin = instance.get_typed_func::<(), ()>(&mut run.store, "spin").unwrap();
+        run.guarded(|store| spin.call(store, ())).expect_err("it does not end");
+    }
 }

@@ -278,6 +278,21 @@ const CASES: &[(&str, &[Edit<'_>], &str)] = &[
         &[("config", r#"["decide"]"#, r#"["decide","decide"]"#)],
         "config has its exports unsorted or twice",
     ),
+    // All counters of all policies of a class are in its worker's status, which has to fit into messages.
+    (
+        "more counters than are counted",
+        &[(
+            "config",
+            r#""source":"#,
+            r#""metrics":["a","b","c","d","e","f","g","h","i","j","k","l","m","n","o","p","q"],"source":"#,
+        )],
+        "config has 17 metrics",
+    ),
+    (
+        "a counter whose name is none",
+        &[("config", r#""source":"#, r#""metrics":["a\u001b[2J"],"source":"#)],
+        "or one that is not called as a counter may be",
+    ),
     (
         "a field nobody knows in the config",
         &[("config", r#""version":3"#, r#""version":3,"x":3"#)],

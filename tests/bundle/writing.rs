@@ -253,6 +253,12 @@ fn what_would_not_be_read_again_is_not_written() {
         portcullis::compile::SOURCE_MAX,
         "what is compiled can be shipped"
     );
+    for metrics in [(0..17).map(|n| format!("m{n}")).collect(), vec!["no counter".to_owned()]] {
+        let draft = portcullis::bundle::Draft { metrics, ..draft(3) };
+        assert!(matches!(draft.assemble(), Err(DraftError::Metrics(_))));
+    }
+    let most = portcullis::bundle::Draft { metrics: (0..16).map(|n| format!("m{n}")).collect(), ..draft(3) };
+    most.assemble().expect("control");
     let empty = portcullis::bundle::Draft { source: Vec::new(), ..draft(3) };
     assert!(matches!(empty.assemble(), Err(DraftError::Empty { what: "source" })));
     let long = portcullis::bundle::Draft { source: vec![0; portcullis::bundle::SOURCE_MAX + 1], ..draft(3) };

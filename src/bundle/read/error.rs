@@ -5,6 +5,7 @@ use std::fmt;
 use crate::artifact::Digest;
 use crate::bundle::form::FormError;
 use crate::bundle::{LayoutError, Platform};
+use crate::engine::METRICS_MAX;
 
 /// Where in a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,11 @@ pub enum BundleError {
     Kind { kind: &'static str, world: String },
     #[error("config has its {list} unsorted or twice")]
     ConfigOrder { list: &'static str },
+    #[error(
+        "config has {count} metrics, or one that is not called as a counter may be; at most {METRICS_MAX} are counted, of \
+         a-z 0-9 _ . -, a letter first"
+    )]
+    Metrics { count: usize },
     #[error("bundle index has code for {platform}, of which the config says nothing")]
     NotDeclared { platform: Platform },
     #[error("config names code for {platform}, which the bundle index does not have")]

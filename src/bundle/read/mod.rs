@@ -246,6 +246,9 @@ impl Layout {
             return Err(BundleError::Kind { kind: kind.name(), world });
         }
         config.check_order().map_err(|list| BundleError::ConfigOrder { list })?;
+        if !config.has_bounded_metrics() {
+            return Err(BundleError::Metrics { count: config.metrics.len() });
+        }
         Ok(config)
     }
 }

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use wasmparser::{Parser, Payload};
 use wasmtime::{
-    Caller, Engine, Extern, Func, Instance, Memory, Module, ResourceLimiter, Store, StoreLimits,
-    StoreLimitsBuilder, Val,
+    Caller, Engine, Extern, Func, Instance, Memory, Module, ResourceLimiter, Store, StoreLimits, Val,
 };
 use wasmtime_wizer::{InstanceState, SnapshotVal, Wizer};
 
 use super::preview1;
 use crate::compile::ComponentizeError;
+use crate::compile::run::limits;
 use crate::engine::{Metering, Target, World, compiling_engine};
 
 /// What toolchains call the function that starts a reactor.
@@ -79,8 +79,7 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let limits = StoreLimitsBuilder::new().memory_size(MEMORY_MAX).trap_on_grow_failure(true).build();
-        Self { limits, stand_in: OnceLock::new(), printed: String::new() }
+        Self { limits: limits(MEMORY_MAX), stand_in: OnceLock::new(), printed: String::new() }
     }
 }
 
@@ -101,6 +100,10 @@ impl ResourceLimiter for Host {
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         self.limits.table_growing(current, desired, maximum)
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories()
     }
 }
 
