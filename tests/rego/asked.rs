@@ -10,7 +10,9 @@ use portcullis::artifact::{Ceiling, Expected, Limits, SealedBytes, SigningKey, s
 use portcullis::bundle::Platform;
 use portcullis::compile::{self, Rego, RegoBuilt, RegoError, RegoOptions, Terms};
 use portcullis::decision::{Decision, Input, Outcome};
-use portcullis::engine::{Call, Engines, Granted, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns};
+use portcullis::engine::{
+    Call, Data, Engines, Granted, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns,
+};
 use portcullis::wire::frame;
 
 use crate::support::{self, policy, tenant};
@@ -32,6 +34,11 @@ pub(crate) fn built(
 
 /// A policy as a worker has it.
 pub(crate) fn loaded(component: &[u8], memory: u32) -> Arc<Policy> {
+    loaded_with(component, memory, None)
+}
+
+/// The same with data of its tenant.
+pub(crate) fn loaded_with(component: &[u8], memory: u32, data: Option<Arc<Data>>) -> Arc<Policy> {
     let built = compile::build(component, Terms::default(), &[Platform::host()]).unwrap();
     let pool = PoolLimits { instances: 4, memory, stack_zeroing: true };
     let engines = Engines::new(pool).unwrap();
@@ -42,10 +49,8 @@ pub(crate) fn loaded(component: &[u8], memory: u32) -> Arc<Policy> {
     let expected = Expected { tenant: &tenant("acme"), policy: &policy("gate"), minimum_version: 0 };
     let sealed = SealedBytes::of(support::code(&built)).unwrap();
     let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
-    Arc::new(
-        load(&engines, artifact, Granted { ceiling: Ceiling { memory, ..Ceiling::MOST }, data: None })
-            .unwrap(),
-    )
+    let ceiling = Ceiling { memory, ..Ceiling::MOST };
+    Arc::new(load(&engines, artifact, Granted { ceiling, data }).unwrap())
 }
 
 pub(crate) fn policy_of(module: &[u8], data: Option<&[u8]>, entrypoint: Option<&str>) -> Arc<Policy> {

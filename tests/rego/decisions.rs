@@ -1,14 +1,12 @@
 //! Decisions by Rego policies: what they see, and what becomes of what they say.
 
-use portcullis::decision::{
-    Address, Attribute, Header, HttpRequest, Input, Outcome, Peer, Refusal, TrapKind,
-};
+use portcullis::decision::{Address, Attribute, Header, HttpRequest, Input, Outcome, Peer, Refusal};
 use serde_json::json;
 
 use crate::asked::{NOW, ask, ask_document, built, loaded, policy_of};
 use crate::read;
 use portcullis::bundle::RegoResult;
-use portcullis::compile::RegoOptions;
+use portcullis::compile::{RegoOptions, Terms};
 
 #[test]
 fn roles_in_data_decide() {
@@ -131,11 +129,58 @@ fn what_is_wrong_with_a_result_is_said() {
 }
 
 #[test]
-fn rules_that_contradict_each_other_end_in_a_trap() {
+fn rules_that_contradict_each_other_fail_with_the_place_and_never_allow() {
     let policy = policy_of(&read("policies/conflict.wasm"), None, None);
-    assert_eq!(ask_document(&policy, r#"{"a": true}"#).outcome, Outcome::Allow);
-    let outcome = ask_document(&policy, r#"{"a": true, "b": true}"#).outcome;
-    assert_eq!(outcome, Outcome::Refused(Refusal::Trap(TrapKind::Unreachable)));
+    let outcome = |input: &str| ask_document(&policy, input).outcome;
+    let fails = |input: &str, detail: &str| {
+        let refusal = Refusal::PolicyFailed { reason: "conflict".into(), detail: detail.into() };
+        assert_eq!(outcome(input), Outcome::Refused(refusal), "{input}");
+    };
+    assert_eq!(outcome(r#"{"a": true}"#), Outcome::Allow);
+    fails(r#"{"a": true, "b": true}"#, "conflict.rego:8:1: var assignment conflict");
+    // If it were undefined, these would be allowed.
+    assert_eq!(outcome(r#"{"kind": "good"}"#), Outcome::Allow);
+    assert_eq!(outcome(r#"{"kind": "bad"}"#), Outcome::Deny { reason: "undefined".into() });
+    fails(r#"{"kind": "both"}"#, "conflict.rego:13:1: var assignment conflict");
+    assert_eq!(outcome(r#"{"keys": ["x", "y"]}"#), Outcome::Allow);
+    fails(r#"{"keys": ["x", "x"]}"#, "conflict.rego:22:15: object insert conflict");
+}
+
+#[test]
+fn a_policy_reads_the_data_snapshots_of_its_tenant() {
+    let made = built(&read("policies/tables.wasm"), None, None).unwrap();
+    assert_eq!(
+        made.config.builtins,
+        ["portcullis.data.entries", "portcullis.data.get", "sprintf"],
+        "declared to OPA by policies/rego/capabilities.json"
+    );
+    let host = [portcullis::bundle::Platform::host()];
+    let imports = portcullis::compile::build(&made.component, Terms::default(), &host).unwrap().imports;
+    assert_eq!(imports, ["data"]);
+    // More teams than come at once.
+    let mut entries: Vec<(String, Vec<u8>)> = (0..2_500)
+        .map(|team| {
+            let lead: &[u8] = if team % 1_000 == 7 { br#""ann""# } else { br#""ben""# };
+            (format!("team/{team:05}"), lead.to_vec())
+        })
+        .collect();
+    entries.push(("user/ann".into(), br#"{"active": true}"#.to_vec()));
+    entries.push(("user/ben".into(), br#"{"active": false}"#.to_vec()));
+    entries.push(("limits".into(), br#"{"ann": 12}"#.to_vec()));
+    let data = Some(std::sync::Arc::new(portcullis::engine::Data::of(entries)));
+    let ask = |data, user: &str| {
+        let policy = crate::asked::loaded_with(&made.component, 64 << 20, data);
+        ask_document(&policy, &json!({ "user": user }).to_string())
+    };
+    let decision = ask(data.clone(), "ann");
+    assert_eq!(decision.outcome, Outcome::Allow);
+    let metadata: Vec<_> =
+        decision.obligations.metadata.iter().map(|one| format!("{}={}", one.key, one.value)).collect();
+    assert_eq!(metadata, ["limit=12", r#"teams=["00007","01007","02007"]"#]);
+    let unknown = Outcome::Deny { reason: "nobody knows them".into() };
+    assert_eq!(ask(data.clone(), "ben").outcome, unknown);
+    assert_eq!(ask(data, "eve").outcome, unknown);
+    assert_eq!(ask(None, "ann").outcome, unknown, "control: nothing was granted");
 }
 
 #[test]

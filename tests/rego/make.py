@@ -57,10 +57,21 @@ def family(name, cases, version):
     print(f"{name}: {len(cases)} cases, module of {len(wasm)} bytes")
 
 
+def capabilities():
+    """OPA's own, and the builtins that Portcullis adds to them."""
+    both = json.loads(run("capabilities", "--current"))
+    both["builtins"] += json.loads((here / "../../policies/rego/capabilities.json").read_text())["builtins"]
+    return json.dumps(both)
+
+
 def build(name, entrypoints):
     with tempfile.TemporaryDirectory() as folder:
         bundle = pathlib.Path(folder, "b.tar.gz")
         entries = [part for entrypoint in entrypoints for part in ("-e", entrypoint)]
+        if name == "tables":
+            known = pathlib.Path(folder, "capabilities.json")
+            known.write_text(capabilities())
+            entries += ["--capabilities", str(known)]
         run("build", "-t", "wasm", *entries, "-o", str(bundle), f"{name}.rego", cwd=here / "policies")
         with tarfile.open(bundle) as tar:
             (here / "policies" / f"{name}.wasm").write_bytes(tar.extractfile("/policy.wasm").read())
@@ -81,6 +92,7 @@ POLICIES = {
     "fetch": ["fetch/allow"],
     "canary": ["canary/answer"],
     "families": ["families/answer"],
+    "tables": ["tables/answer"],
 }
 
 

@@ -15,6 +15,7 @@ use wasm_encoder::{
 use wasmparser::{ElementKind, ExternalKind, Operator, Parser, Payload, TypeRef};
 
 use super::RegoError;
+use super::conflict::{Conflicts, TOLD};
 use super::inspect::Inspected;
 use super::relocate::Placed;
 
@@ -37,10 +38,11 @@ pub(super) fn bind_of(adapter: usize) -> String {
 }
 
 /// Which builtins need which of the world's interfaces.
-const CAPABILITIES: [(&str, &[&str]); 3] = [
+const CAPABILITIES: [(&str, &[&str]); 4] = [
     ("clock", &["time.now_ns", "io.jwt.decode_verify"]),
     ("random", &["rand.intn", "uuid.rfc4122"]),
     ("log", &["trace", "internal.print"]),
+    ("data", &["portcullis.data.get", "portcullis.data.entries"]),
 ];
 
 /// What one of the modules has.
@@ -123,6 +125,8 @@ struct Shift {
     instead: Option<(u32, u32)>,
     /// Where its functions begin in a table that it shares; None if it has its own.
     table: Option<u32>,
+    /// Where its code finds contradictions, and the function to tell.
+    conflicts: Option<(Conflicts, u32)>,
 }
 
 impl Reencode for Shift {
@@ -195,10 +199,14 @@ pub(super) fn merge(opa: &[u8], placed: &[Placed], inspected: &Inspected) -> Res
         functions.push(index.ok_or_else(|| RegoError::Adapter(format!("it has no {name:?}")))?);
     }
     functions.extend((opa_first..).take(usize::try_from(opa_part.functions).unwrap_or(0)));
-    let mut shift = Shift { functions, types: 0, tables: 0, globals: 0, base: 0, instead: None, table: None };
+    let told = main.at(main_first, TOLD).ok_or_else(|| RegoError::Adapter(format!("it has no {TOLD:?}")))?;
+    let conflicts = Some((Conflicts::of(opa).map_err(RegoError::module)?, told));
+    let mut shift =
+        Shift { functions, types: 0, tables: 0, globals: 0, base: 0, instead: None, table: None, conflicts };
     let start = opa_part.start.map(|start| shift.function_index(start)).transpose();
     let start = start.map_err(|error| RegoError::Module(error.to_string()))?;
     append(&mut merging.sections, opa, &mut shift)?;
+    shift.conflicts = None;
 
     (shift.types, shift.tables, shift.globals) = (opa_part.types, opa_part.tables, opa_part.globals);
     let mut stack_pointer = None;
@@ -228,7 +236,7 @@ pub(super) fn merge(opa: &[u8], placed: &[Placed], inspected: &Inspected) -> Res
     let exports = &mut merging.exports;
     exports.export("memory", ExportKind::Memory, 0);
     // What OPA imports the adapter exports: nobody else calls it.
-    let is_ours = |name: &str| !name.starts_with("opa_builtin") && name != BIND;
+    let is_ours = |name: &str| !name.starts_with("opa_builtin") && name != BIND && name != TOLD;
     for (first, part) in [(opa_first, &opa_part), (main_first, main)] {
         for name in part.exports.keys().filter(|name| is_ours(name)) {
             if let Some(index) = part.at(first, name) {
@@ -400,9 +408,13 @@ fn append(sections: &mut Sections, module: &[u8], shift: &mut Shift) -> Result<(
                     }
                 }
             }
-            Payload::CodeSectionEntry(body) => {
-                shift.parse_function_body(&mut sections.code, body).map_err(failed)?;
-            }
+            Payload::CodeSectionEntry(body) => match shift.conflicts.take() {
+                Some((conflicts, told)) => {
+                    conflicts.append(&mut sections.code, &body, shift, told).map_err(failed)?;
+                    shift.conflicts = Some((conflicts, told));
+                }
+                None => shift.parse_function_body(&mut sections.code, body).map_err(failed)?,
+            },
             Payload::DataSection(section) => {
                 for data in section {
                     let data = data.map_err(RegoError::module)?;

@@ -4,6 +4,8 @@ use core::cell::Cell;
 
 use rego_builtins::{Builtin, Host, Value};
 
+#[cfg(feature = "policy")]
+use crate::bindings::portcullis::policy::data;
 use crate::bindings::portcullis::policy::{clock, log, random};
 use crate::opa::{self, Address};
 
@@ -59,6 +61,10 @@ extern "C" fn rego_bind(names: *const u8, len: usize) -> isize {
     unknown.map_or(-1, |number| isize::try_from(number).unwrap_or(-1))
 }
 
+/// As many as the host gives at once.
+#[cfg(feature = "policy")]
+const ENTRIES: u32 = 1000;
+
 struct World;
 
 impl Host for World {
@@ -76,6 +82,17 @@ impl Host for World {
 
     fn log(&self, line: &str) {
         log::write(log::Level::Info, line);
+    }
+
+    #[cfg(feature = "policy")]
+    fn data(&self, key: &str) -> Option<Vec<u8>> {
+        data::get(key)
+    }
+
+    #[cfg(feature = "policy")]
+    fn entries(&self, prefix: &str, after: Option<&str>) -> Vec<(String, Vec<u8>)> {
+        let entries = data::entries(prefix, after, ENTRIES);
+        entries.into_iter().map(|entry| (entry.key, entry.value)).collect()
     }
 }
 

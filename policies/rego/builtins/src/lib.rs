@@ -27,6 +27,8 @@ mod value;
 
 #[cfg(feature = "tokens")]
 mod crypto;
+#[cfg(feature = "base")]
+mod data;
 #[cfg(feature = "tokens")]
 mod jwt;
 #[cfg(feature = "tokens")]
@@ -54,6 +56,16 @@ pub trait Host {
     fn seed(&self) -> [u8; 16];
     /// A line for the operator's log.
     fn log(&self, line: &str);
+    /// What the tenant's data has under a key.
+    #[cfg(feature = "base")]
+    fn data(&self, _key: &str) -> Option<Vec<u8>> {
+        None
+    }
+    /// Some of its entries whose keys begin with `prefix` and come after `after`, in their order; none where there are no more.
+    #[cfg(feature = "base")]
+    fn entries(&self, _prefix: &str, _after: Option<&str>) -> Vec<(String, Vec<u8>)> {
+        Vec::new()
+    }
 }
 
 /// Why a function has no answer.
@@ -75,6 +87,7 @@ pub enum Capability {
     Clock,
     Random,
     Log,
+    Data,
 }
 
 /// One function.
@@ -109,6 +122,8 @@ pub fn all() -> impl Iterator<Item = Builtin> {
     let tables: &[&[Builtin]] = &[
         #[cfg(feature = "base")]
         NOW,
+        #[cfg(feature = "base")]
+        data::FUNCTIONS,
         #[cfg(feature = "base")]
         encoding::FUNCTIONS,
         #[cfg(feature = "base")]

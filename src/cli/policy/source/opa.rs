@@ -1,15 +1,19 @@
 //! Rego as text, compiled by the `opa` that is installed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use serde_json::Value;
 
 use crate::cli::files::{self, FileError};
 use crate::compile::MODULE_MAX;
 
 /// Names another than the one in PATH.
 const BINARY: &str = "OPA_BIN";
+/// What policies may call here besides OPA's own builtins, in the form of OPA's capabilities.
+const CAPABILITIES: &str = include_str!("../../../../policies/rego/capabilities.json");
 /// Most of what it says that is shown, bytes.
 const SAID_MAX: usize = 4 << 10;
 
@@ -39,9 +43,14 @@ pub(super) fn build(path: &Path, entrypoint: &str) -> Result<Vec<u8>, OpaError> 
     let program = std::env::var_os(BINARY).unwrap_or_else(|| "opa".into());
     let scratch = Scratch::new().map_err(OpaError::Directory)?;
     let bundle = scratch.0.join("bundle.tar.gz");
-    let output = Command::new(&program)
-        .args(["build", "--target", "wasm", "--entrypoint", entrypoint, "--output"])
-        .arg(&bundle)
+    let mut command = Command::new(&program);
+    command.args(["build", "--target", "wasm", "--entrypoint", entrypoint, "--output"]).arg(&bundle);
+    if let Some(all) = capabilities(&program) {
+        let file = scratch.0.join("capabilities.json");
+        std::fs::write(&file, all).map_err(OpaError::Directory)?;
+        command.arg("--capabilities").arg(file);
+    }
+    let output = command
         // Names of files are in what it makes: the same wherever the folder is.
         .args(["--ignore", "*_test.rego", "--bundle", "."])
         .current_dir(path)
@@ -59,6 +68,17 @@ pub(super) fn build(path: &Path, entrypoint: &str) -> Result<Vec<u8>, OpaError> 
         return Err(OpaError::Refused { path: path.into(), said });
     }
     Ok(files::read(&bundle, MODULE_MAX)?)
+}
+
+/// OPA's own, and ours. None of an OPA that does not say: policies that call none of ours need nothing of it.
+fn capabilities(program: &OsStr) -> Option<String> {
+    let mut command = Command::new(program);
+    let output = command.args(["capabilities", "--current"]).stdin(Stdio::null()).output().ok()?;
+    let mut all: Value = serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success())?;
+    let ours: Value = serde_json::from_str(CAPABILITIES).ok()?;
+    let builtins = all.get_mut("builtins")?.as_array_mut()?;
+    builtins.extend(ours.get("builtins")?.as_array()?.iter().cloned());
+    Some(all.to_string())
 }
 
 /// A directory of ours, gone at the end.

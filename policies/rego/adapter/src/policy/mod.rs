@@ -41,13 +41,28 @@ struct Settled {
     data: Cell<Address>,
     entrypoint: Cell<usize>,
     mapping: Cell<Mapping>,
+    /// What was found first of this decision: rules that contradict each other.
+    conflict: Cell<Option<Conflict>>,
+}
+
+/// Where it is and what it is; texts are addresses of OPA's.
+#[derive(Clone, Copy)]
+struct Conflict {
+    file: usize,
+    row: usize,
+    column: usize,
+    reason: usize,
 }
 
 // SAFETY: the world has no threads.
 unsafe impl Sync for Settled {}
 
-static SETTLED: Settled =
-    Settled { data: Cell::new(0), entrypoint: Cell::new(0), mapping: Cell::new(Mapping::Any) };
+static SETTLED: Settled = Settled {
+    data: Cell::new(0),
+    entrypoint: Cell::new(0),
+    mapping: Cell::new(Mapping::Any),
+    conflict: Cell::new(None),
+};
 
 /// Called by the builder: these are the document `data` and the entrypoint, by OPA's numbers, and what its result has to be.
 #[unsafe(no_mangle)]
@@ -76,7 +91,13 @@ fn evaluate(input: &str) -> Result<&'static str, Failure> {
         ffi::opa_eval_ctx_set_input(context, input);
         ffi::opa_eval_ctx_set_data(context, SETTLED.data.get());
         ffi::opa_eval_ctx_set_entrypoint(context, SETTLED.entrypoint.get());
-        if ffi::eval(context) != 0 {
+        let code = ffi::eval(context);
+        // Whatever came of it afterwards is no answer.
+        if let Some(Conflict { file, row, column, reason }) = SETTLED.conflict.get() {
+            let detail = format!("{}:{row}:{column}: {}", text_at(file), text_at(reason));
+            return Err(failure("conflict", &detail));
+        }
+        if code != 0 {
             return Err(failure("evaluation", "OPA does not evaluate the policy"));
         }
         ffi::opa_json_dump(ffi::opa_eval_ctx_get_result(context))
@@ -84,7 +105,15 @@ fn evaluate(input: &str) -> Result<&'static str, Failure> {
     Ok(text_at(result))
 }
 
-/// OPA gave up: two rules contradict each other, or its own code found something impossible.
+/// Two rules contradict each other: OPA's code calls this, as the builder left it, and goes on with undefined.
+#[unsafe(no_mangle)]
+extern "C" fn rego_conflict(file: usize, row: usize, column: usize, reason: usize) {
+    if SETTLED.conflict.get().is_none() {
+        SETTLED.conflict.set(Some(Conflict { file, row, column, reason }));
+    }
+}
+
+/// OPA gave up: its own code found something impossible, or there is no memory left.
 #[unsafe(no_mangle)]
 extern "C" fn opa_abort(_message: usize) -> ! {
     core::arch::wasm32::unreachable()
