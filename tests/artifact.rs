@@ -183,7 +183,7 @@ fn sizes_are_checked_before_anything_else() {
 
     // A reader that never ends is left at the limit.
     let error = SealedBytes::read(std::io::repeat(0), ARTIFACT_MAX).unwrap_err();
-    assert_eq!(error.to_string(), "read bytes to seal: more than 268435456 bytes, which is the limit here");
+    assert_eq!(error.to_string(), "read bytes to seal: more than 1073741824 bytes, which is the limit here");
 }
 
 #[test]

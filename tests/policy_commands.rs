@@ -1033,3 +1033,33 @@ fn data_is_built_signed_verified_and_looked_into() {
     assert!(desk.good("sign gate.bundle --key key --secret secret").contains("builds to exactly this code"));
     assert!(desk.bad("data get gate.bundle", 1).contains("it is a policy, and no data"));
 }
+
+/// What OPA wrote, with its data, to a policy that somebody else can verify.
+#[test]
+fn a_bundle_of_opa_is_built_signed_and_verified() {
+    let desk = Desk::new();
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rego/policies/rbac.tar.gz");
+    fs::copy(bundle, desk.path().join("bundle.tar.gz")).unwrap();
+    let build = format!("build bundle.tar.gz {WHO} --version 1 --platform {} --out gate.tar", host());
+    let error = desk.bad(&format!("{build} --entrypoint app/rbac/deny"), 1);
+    assert!(error.contains("entrypoint \"app/rbac/deny\" is not in the module; it has"), "{error}");
+    assert!(!desk.names().contains(&"gate.tar".to_owned()));
+    let built = desk.json(&format!("{build} --entrypoint app/rbac/allow --result boolean"));
+    assert_eq!(built["config"]["rego"]["entrypoint"], "app/rbac/allow");
+
+    desk.good("keygen --out key");
+    desk.good("keygen --out other");
+    desk.refused("verify gate.tar --key key.pub", 1);
+    assert!(desk.good("sign gate.tar --key key").contains("builds to exactly this code"));
+    let verify = "verify gate.tar --key key.pub --tenant acme --policy gate --minimum-version 1";
+    assert_eq!(desk.json(verify)["good"], true);
+    assert_eq!(desk.json(verify)["bundle"], built["bundle"]);
+    desk.refused("verify gate.tar --key other.pub", 1);
+
+    // Made without it, of the same module with the same data: the same bundle.
+    let again = desk.json(&format!(
+        "{} --entrypoint app/rbac/allow --result boolean",
+        build.replace("gate.tar", "again")
+    ));
+    assert_eq!(again["bundle"], built["bundle"]);
+}

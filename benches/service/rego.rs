@@ -33,8 +33,8 @@ const REGO: &str = include_str!("../../tests/rego/policies/rbac.rego");
 const MODULE: &[u8] = include_bytes!("../../tests/rego/policies/rbac.wasm");
 const DATA: &str = include_str!("../../tests/rego/policies/rbac.json");
 /// Users more than the few of the example, each with two roles.
-const USERS: [usize; 4] = [0, 1_000, 10_000, 40_000];
-const MEMORY: u32 = 64 << 20;
+const USERS: [usize; 5] = [0, 1_000, 10_000, 40_000, 125_000];
+const MEMORY: u32 = 128 << 20;
 const DECISIONS: usize = 5_000;
 
 /// The policy of OPA's documentation in the engine of a worker, one decision after the other, each in a fresh instance.

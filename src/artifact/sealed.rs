@@ -16,8 +16,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::Digest;
 
-/// Largest compiled policy that is read, in bytes.
-pub const ARTIFACT_MAX: usize = 256 << 20;
+/// Largest compiled policy that is read, in bytes: what is in its memory when it starts is in there, and that ends at 1 GiB as
+/// well.
+pub const ARTIFACT_MAX: usize = 1 << 30;
 
 const STEP: usize = 64 << 10;
 /// `MFD_NOEXEC_SEAL` of linux/memfd.h (since Linux 6.3): the file can never be executed. Mapping code from it still works.

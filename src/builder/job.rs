@@ -1,12 +1,13 @@
 //! What a builder is asked to do, and what it answers.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::cache::{Cache, CacheError, Recalled};
 use super::trial::{self, TrialError};
 use super::{BuilderError, cut};
-use crate::artifact::{ARTIFACT_MAX, Ceiling, Digest, Limits, NotCounted, SealError, SealedBytes};
+use crate::artifact::{ARTIFACT_MAX, Ceiling, Digest, Limits, Mapped, NotCounted, SealError, SealedBytes};
 use crate::bundle::{Platform, PolicyConfig};
 use crate::compile::{self, BuildError, Built, SOURCE_MAX, Terms};
 use crate::engine::{Engines, MadeFor, Metering, Target, Unfit, WORLD, World};
@@ -35,6 +36,8 @@ enum Refused {
     Source(#[source] SealError),
     #[error("take code: {0}")]
     Code(#[source] SealError),
+    #[error("map source: {0}")]
+    Map(#[from] io::Error),
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error("check policy: its manifest names world {0:?}, which is not served; build it against {WORLD:?}")]
@@ -48,7 +51,7 @@ enum Refused {
     #[error("check policy: it starts with {needs} {what}, its manifest has a limit of {limit}; raise that")]
     Limit { what: &'static str, needs: u64, limit: u32 },
     #[error(
-        "check policy: its memory may have {limit} bytes, the class gives an instance {memory}, and it starts with {needs}"
+        "check policy: its memory may have {limit} bytes, the class gives an instance {memory}, and it starts with {needs}; raise `memory` of the class or the tenant"
     )]
     Class { needs: u64, limit: u32, memory: u32 },
     #[error("check policy: it starts with {needs} table elements, here it may have {limit}")]
@@ -115,7 +118,8 @@ impl Workshop {
             .map_err(|found| Refused::Descriptors { found: found.len(), expected: 2 })?;
         let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?;
         let code = SealedBytes::from_fd(code, ARTIFACT_MAX).map_err(Refused::Code)?;
-        let source = source.to_vec().map_err(Refused::Source)?;
+        // Where it lies: with its data in it, it can be as large as all memory that a job has by default.
+        let source = Mapped::new(&source)?;
         let built = compile::check_here(&source, terms(manifest)?)?;
         self.within(manifest, ceiling, &built)?;
         MadeFor::read(&code)?.check(Metering::of(&manifest.limits))?;
@@ -130,9 +134,9 @@ impl Workshop {
     ) -> Result<SealedBytes, Refused> {
         let [source] = <[OwnedFd; 1]>::try_from(descriptors)
             .map_err(|found| Refused::Descriptors { found: found.len(), expected: 1 })?;
-        let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?.to_vec();
+        let source = SealedBytes::from_fd(source, SOURCE_MAX).map_err(Refused::Source)?;
+        let source = Mapped::new(&source)?;
         let target = Target::host();
-        let source = source.map_err(Refused::Source)?;
         // What is refused anyway is not compiled first.
         let terms = terms(manifest)?;
         self.within(manifest, ceiling, &compile::check_here(&source, terms)?)?;

@@ -11,8 +11,8 @@ use tar::{EntryType, Header};
 use super::file::{Refusal, Section};
 use super::layout::Member;
 
-/// Largest tar, bytes: code for two platforms and what is attached.
-pub const TAR_MAX: u64 = 1 << 30;
+/// Largest tar, bytes: source, code for two platforms and what is attached.
+pub const TAR_MAX: u64 = 4 << 30;
 /// Most entries in it.
 const ENTRIES_MAX: usize = 1024;
 /// Most zeroes behind the end: other tools fill up the last 10 KiB or so.

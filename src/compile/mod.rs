@@ -256,7 +256,7 @@ mod tests {
         assert!(error(b"\0asm\x0d\0\x01\0").starts_with("check policy: it does not export \"decide\""));
         assert_eq!(
             error(&vec![0; SOURCE_MAX + 1]),
-            "read policy: 268435457 bytes, at most 268435456 are read"
+            "read policy: 1073741825 bytes, at most 1073741824 are read"
         );
     }
 }

@@ -101,7 +101,7 @@ fn what_is_too_large_is_refused_by_its_size() {
     let class = Class::new();
     let refused = |source: &[u8]| class.ask(&compile(), &[&sealed(source)]).remove(0).refused().to_owned();
     let why = refused(&vec![0; portcullis::bundle::SOURCE_MAX + 1]);
-    assert_eq!(why, "take source: read bytes to seal: more than 268435456 bytes, which is the limit here");
+    assert_eq!(why, "take source: read bytes to seal: more than 1073741824 bytes, which is the limit here");
     let why = refused(&module(long(2_000_000), b"", 2));
     assert!(why.contains("function body size count exceeds limit of 7654321"), "{why}");
     let why = refused(&policy(nested(1), b"", 65_536));

@@ -168,7 +168,8 @@ fn a_policy_is_tried_with_the_limits_that_it_will_be_served_with() {
     assert!(text.contains("a decision may execute 9 instructions here") && text.contains("--fuel"), "{text}");
     let low = Ceiling { memory: 64 << 10, ..Ceiling::MOST };
     let text = answer(Limits::default(), low).refused().to_owned();
-    assert!(text.contains("the class gives an instance 65536, and it starts with 131072"), "{text}");
+    let why = "the class gives an instance 65536, and it starts with 131072; raise `memory` of the class";
+    assert!(text.contains(why), "{text}");
     let tables = sealed(&module("(table 7 funcref)"));
     let low = Ceiling { table_elements: 6, ..Ceiling::MOST };
     let job = Job::Compile { manifest: manifest(vec![], Limits::default()), ceiling: low };

@@ -326,7 +326,7 @@ fn blobs_that_are_said_to_be_huge_are_not_asked_for() {
         assert!(!request.headers.contains_key("range"));
         None
     });
-    says(&error, &["blob sha256:", "more than 268435456 bytes"]);
+    says(&error, &["blob sha256:", "more than 1073741824 bytes"]);
 }
 
 #[test]

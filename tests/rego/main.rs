@@ -18,6 +18,7 @@ mod builds;
 mod cases;
 mod decisions;
 mod figures;
+mod large;
 mod prepared;
 mod service;
 mod suite;

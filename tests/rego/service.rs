@@ -16,14 +16,14 @@ fn portcullis(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     command.output().unwrap()
 }
 
-fn good(arguments: &[&str]) -> String {
+pub(crate) fn good(arguments: &[&str]) -> String {
     let output = portcullis(arguments, &[]);
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{arguments:?}: {out}{err}");
     out
 }
 
-fn bad(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+pub(crate) fn bad(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let output = portcullis(arguments, environment);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}");
     assert!(output.stdout.is_empty());
@@ -31,13 +31,13 @@ fn bad(arguments: &[&str], environment: &[(&str, &str)]) -> String {
 }
 
 /// Of a build for acme's policy gate, on this machine.
-fn build<'a>(source: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn build<'a>(source: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let platform = if Platform::host() == Platform::LinuxArm64 { "linux/arm64" } else { "linux/amd64" };
     let who = ["build", source, "--tenant", "acme", "--policy", "gate", "--version", "1", "--out", out];
     [&who[..], &["--platform", platform], more].concat()
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

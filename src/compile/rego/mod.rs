@@ -2,18 +2,22 @@
 //!
 //! 1. [`bundle`]: a bundle's policy and data, or a bare module.
 //! 2. [`inspect`]: which ABI is it, what does it ask for, and what is it called by?
-//! 3. [`relocate`] and [`merge`]: one module of OPA's and of our adapter (`policies/rego`), with one memory.
+//! 3. [`relocate`] and [`merge`]: one module of OPA's and of our adapter (`policies/rego`), with one memory. Rules that contradict
+//!    each other become a failure with a reason ([`conflict`]).
 //! 4. [`snapshot`]: parse data and settle names, once; the memory as it is then is what instances start with.
 //!
 //! What OPA leaves to its host runs in the guest. The component imports no more than what its builtins need of the
 //! world: a policy that never asks for the time cannot.
 
 mod bundle;
+mod conflict;
 mod inspect;
 mod merge;
 mod relocate;
 mod snapshot;
+mod weight;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::thread;
 
@@ -107,20 +111,19 @@ pub enum RegoError {
     #[error("module has the entrypoints {0:?}; name one of them")]
     WhichEntrypoint(Vec<String>),
     #[error(
-        "data.json has {len} bytes, at most {DATA_MAX} are parsed, and about {} would be in memory; leave large tables out of \
-         it: a component reads them through the world's `data` functions",
+        "data.json has {len} bytes, at most {DATA_MAX} are parsed, and about {} would be in memory; read large tables from a \
+         data snapshot, by `portcullis.data.get`",
         parsed(*len)
     )]
     TooMuchData { len: usize },
     #[error(
-        "data.json has {len} bytes, about {} when it is parsed, and a memory ends at {MEMORY_MAX}; leave large tables out of \
-         it: a component reads them through the world's `data` functions",
-        parsed(*len)
+        "data.json has {len} bytes, about {parsed} when it is parsed, and a memory ends at {MEMORY_MAX}; read large tables from a \
+         data snapshot, by `portcullis.data.get`"
     )]
-    Memory { len: usize },
+    Memory { len: usize, parsed: u64 },
     #[error(
-        "policy with its data parsed has {len} bytes, at most {SOURCE_MAX} are built; leave large tables out of its data: a \
-         component reads them through the world's `data` functions"
+        "policy with its data parsed has {len} bytes, at most {SOURCE_MAX} are built; read large tables from a data snapshot, \
+         by `portcullis.data.get`"
     )]
     TooLarge { len: usize },
     #[error("data.json is not JSON: {0}")]
@@ -165,7 +168,7 @@ fn rego_here(policy: &Rego, options: &RegoOptions) -> Result<RegoBuilt, RegoErro
     let (entrypoint, number) = choose(&inspected, options)?;
     refuse(&inspected)?;
     if !policy.data.is_empty() {
-        let data: BTreeMap<&str, serde::de::IgnoredAny> =
+        let data: BTreeMap<Cow<'_, str>, serde::de::IgnoredAny> =
             serde_json::from_slice(&policy.data).map_err(|error| RegoError::Data(error.to_string()))?;
         drop(data);
     }

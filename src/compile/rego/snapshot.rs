@@ -7,9 +7,9 @@ use std::task::{Context, Poll, Waker};
 use wasmtime::{Extern, Instance, Memory, Module, Store, StoreLimits, Val};
 use wasmtime_wizer::{InstanceState, SnapshotVal, Wizer};
 
-use super::RegoError;
 use super::merge::{START, bind_of, finish};
 use super::relocate::Placed;
+use super::{RegoError, weight};
 use crate::bundle::RegoResult;
 use crate::compile::run::{Run, refusing, run_engine};
 
@@ -62,7 +62,7 @@ pub(super) fn take(
                 .map(|settled| settled.map(|settled| (instance, settled)))
         })
         .map_err(|why| match why.contains(GREW) {
-            true => RegoError::Memory { len: data.len() },
+            true => RegoError::Memory { len: data.len(), parsed: weight::parsed(data) },
             false => RegoError::Snapshot(why),
         })?;
     let Some((instance, settled)) = started else { return Ok(None) };

@@ -93,7 +93,11 @@ impl SourceArgs {
         } else {
             files::read(path, SOURCE_MAX)?
         };
-        let data = manifest.document.as_deref().map(|data| files::read(data, DATA_MAX)).transpose()?;
+        let document = manifest.document.as_deref();
+        if let (true, Some(len)) = (Rego::is_of_opa(&bytes), document.and_then(too_long)) {
+            return Err(SourceError::Rego { path: path.into(), source: RegoError::TooMuchData { len } });
+        }
+        let data = document.map(|data| files::read(data, DATA_MAX)).transpose()?;
         if Rego::is_of_opa(&bytes) {
             rego(path, &bytes, data.as_deref(), manifest)
         } else {
@@ -148,6 +152,12 @@ impl SourceArgs {
             .map_err(|source| SourceError::Prepare { path: path.into(), source })?;
         Ok(Source { wasm: prepared.component, rego: None, prepared: Some(prepared.config) })
     }
+}
+
+/// How long it is, if that is more than is read.
+fn too_long(document: &Path) -> Option<usize> {
+    let len = std::fs::metadata(document).ok().filter(|found| found.is_file())?.len();
+    usize::try_from(len).ok().filter(|len| *len > DATA_MAX)
 }
 
 fn rego(path: &Path, bytes: &[u8], data: Option<&[u8]>, manifest: Manifest) -> Result<Source, SourceError> {
