@@ -1,5 +1,7 @@
 #!/bin/sh
-# Rebuilds every component in this folder from its source.
+# Rebuilds every component in this folder from its source, and the policy of template/ in the languages in which it is small.
+# Those take what policies/languages.sh installs; Rego is compiled by OPA where OPA_BIN names it. Where a compiler is missing,
+# what is committed stays, and is said.
 #
 #   policies/build.sh           builds, writes the .wasm files and digests.txt
 #   policies/build.sh --check   builds elsewhere and compares with what is committed
@@ -19,6 +21,8 @@ rust_policies="ip-allowlist jwt-gate rate-class hash"
 rust_hostile="import-wasi selective"
 # Features of rego/adapter.
 rego_adapters="policy regex time tokens yaml"
+# Folders of template/. In Go, JavaScript and Python it has megabytes: tests/languages builds those.
+languages="assemblyscript c rego rust"
 
 main() {
     case "${1-}" in
@@ -30,6 +34,7 @@ main() {
     build_modules
     write_components
     build_adapters
+    write_languages
     case "${1-}" in
         --check) compare ;;
         *)
@@ -156,6 +161,48 @@ adapter() {
     python3 "$here/rego/strip.py" "$here/target/rego/$target/release/rego_adapter.wasm" "$out/rego/modules/$feature.wasm"
 }
 
+# One policy in many languages, each built as its own project does.
+write_languages() {
+    tools=$root/target/languages
+    projects=$(mktemp -d)
+    # Rust is compiled by the toolchain that the other policies are.
+    for each in $languages; do
+        mkdir -p "$out/template/$each"
+        "$PORTCULLIS_BIN" policy new policy --lang "$each" --dir "$projects/$each" >/dev/null
+        [ "$each" = assemblyscript ] && ln -s "$tools/assemblyscript/node_modules" "$projects/$each/node_modules"
+        if [ "$each" = rego ]; then
+            rego "$projects/rego/policy"
+        elif PATH="$tools/python/bin:$PATH" PORTCULLIS_BIN="$PORTCULLIS_BIN" POLICY_TOOLCHAIN="$toolchain" \
+            CARGO_TARGET_DIR="$here/target" "$projects/$each/build.sh" --no-code >"$projects/log" 2>&1; then
+            component "$projects/$each/policy.wasm" "template/$each/policy.wasm"
+        elif [ "$each" != rust ] && grep -q 'is missing' "$projects/log"; then
+            echo "not built in $each: run policies/languages.sh" >&2
+            [ "$out" = "$here" ] || cp "$here/template/$each/policy.wasm" "$out/template/$each/"
+        else
+            cat "$projects/log" >&2
+            fail "the policy of template/$each does not build"
+        fi
+    done
+    rm -rf "$projects"
+}
+
+# Of what OPA made, which is committed, with the digests of what it made it of.
+rego() {
+    made=$here/template/rego/opa.tar.gz
+    if [ -n "${OPA_BIN-}" ]; then
+        (cd "$1" && "$OPA_BIN" build --target wasm --entrypoint gate/answer --output "$projects/opa.tar.gz" --bundle .)
+        if [ "$out" = "$here" ]; then
+            cp "$projects/opa.tar.gz" "$made"
+            (cd "$here/template/rego" && sha256sum opa.tar.gz policy/data.json policy/policy.rego >opa.txt)
+        else
+            cmp "$projects/opa.tar.gz" "$made"
+        fi
+    fi
+    (cd "$here/template/rego" && sha256sum --quiet --check opa.txt) ||
+        fail "template/rego/opa.tar.gz is not of what lies beside it; run policies/build.sh with OPA_BIN=/usr/local/bin/opa"
+    "$PORTCULLIS_BIN" policy componentize "$made" --manifest "$1/policy.toml" -o "$out/template/rego/policy.wasm"
+}
+
 adapter_digests() {
     echo "# SHA-256 of the adapters of Rego policies. Written by build.sh."
     echo "# toolchain: $name"
@@ -165,7 +212,7 @@ adapter_digests() {
 write_digests() {
     echo "# SHA-256 of every component here. Written by build.sh."
     echo "# toolchain: $name"
-    (cd "$out" && LC_ALL=C && export LC_ALL && sha256sum ./*/*.wasm | sed 's| \./| |')
+    (cd "$out" && LC_ALL=C && export LC_ALL && sha256sum ./*/*.wasm ./template/*/*.wasm | sed 's| \./| |')
 }
 
 compare() {

@@ -7,6 +7,7 @@ use wasmparser::{Parser, Payload};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
+use super::flatten;
 use super::wasi::{preview1, preview2, started};
 use crate::engine::{WORLD, World};
 
@@ -43,16 +44,17 @@ pub fn componentize(policy: &[u8]) -> Result<Vec<u8>, ComponentizeError> {
 ///
 /// The module's `component-type` section, which wit-bindgen writes, says which world it implements. A module that has
 /// none, from a toolchain that knows nothing of components, is taken to implement `world`; where nobody says which, the one
-/// that its imports name, or the newest. A component comes back unchanged (a text component as its binary form). What either
-/// imports of WASI is answered by stand-ins from then on, and a reactor has been started. The same input always gives the
-/// same bytes.
+/// that its imports name, or the newest. A component comes back unchanged (a text component as its binary form), but for one
+/// that is scattered over many modules, which has one from then on. What either imports of WASI is answered by stand-ins, and
+/// a reactor has been started. The same input always gives the same bytes.
 ///
 /// # Errors
 /// It is no WebAssembly, or imports or exports what the world does not have.
 pub fn componentize_as(policy: &[u8], world: Option<World>) -> Result<Vec<u8>, ComponentizeError> {
     let binary = binary(policy)?;
     if Parser::is_component(&binary) {
-        return if preview2::is_imported(&binary) { preview2::answered(&binary) } else { Ok(binary) };
+        let answered = if preview2::is_imported(&binary) { preview2::answered(&binary)? } else { binary };
+        return Ok(gathered(&answered).unwrap_or(answered));
     }
     let mut module = typed(binary, world)?;
     let world = world_of(&module);
@@ -77,6 +79,23 @@ pub fn asks_for_wasi(policy: &[u8]) -> bool {
         preview2::is_imported(policy)
     } else {
         preview1::is_imported(policy) || started::is_needed(policy)
+    }
+}
+
+/// True if [`componentize`] makes one module of the many that a component has, where it can.
+#[must_use]
+pub fn is_scattered(policy: &[u8]) -> bool {
+    flatten::is_scattered(policy)
+}
+
+/// A component of one module instead of many; nothing where it has to stay what it is.
+fn gathered(component: &[u8]) -> Option<Vec<u8>> {
+    match flatten::flatten(component) {
+        Ok((world, module)) => encode(&typed(module, Some(world)).ok()?, None).ok(),
+        Err(why) => {
+            tracing::debug!(%why, "the component keeps its modules");
+            None
+        }
     }
 }
 

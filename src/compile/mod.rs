@@ -1,6 +1,7 @@
 //! From a policy as its author built it to machine code that a worker may load.
 //!
-//! 1. [`componentize`]: a bare core module becomes a component first, with stand-ins where it imports [`wasi`].
+//! 1. [`componentize`]: a bare core module becomes a component first, with stand-ins where it imports [`wasi`]. One of many
+//!    modules becomes one of one module: [`flatten`].
 //!    One that has something to do before there is a request does it here: [`prepare`], and [`rego`] for what OPA compiled.
 //! 2. [`check`]: is it a policy, and does it ask for nothing but what the world has?
 //! 3. [`rewrite`]: every stretch of code becomes interruptible, and what nobody runs (names, debug information) goes.
@@ -12,6 +13,7 @@ mod bulk;
 mod check;
 mod componentize;
 mod draft;
+mod flatten;
 mod pace;
 mod prepare;
 mod rego;
@@ -32,7 +34,7 @@ use rewrite::Names;
 
 pub use crate::bundle::SOURCE_MAX;
 pub use check::CheckError;
-pub use componentize::{ComponentizeError, asks_for_wasi, componentize, componentize_as};
+pub use componentize::{ComponentizeError, asks_for_wasi, componentize, componentize_as, is_scattered};
 pub use prepare::{PrepareError, Prepared, is_prepared, prepare};
 pub use rego::{DATA_MAX, MODULE_MAX, Rego, RegoBuilt, RegoError, RegoOptions, rego};
 

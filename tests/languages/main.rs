@@ -1,7 +1,7 @@
 //! Policies in languages that bring a standard library: WASI behind them is ours, and what `portcullis policy new` makes is
 //! built, tested and signed with one command each.
 //!
-//! Everything is asked in the engine of a worker, with its pool and its limits.
+//! Everything is asked as `portcullis policy test` asks: in the engine of a worker, under its limits.
 
 #![cfg(feature = "compiler")]
 #![allow(
@@ -13,8 +13,7 @@
     reason = "a test fails by panicking, and figures are printed"
 )]
 
-mod cases;
-mod engine;
+mod policy;
 mod preview1;
 mod preview2;
 mod projects;

@@ -4,15 +4,13 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use portcullis::artifact::Limits;
-use portcullis::bundle::Platform;
-use portcullis::compile::{Built, Terms, build, componentize};
-use portcullis::decision::{Input, Outcome, Refusal, TrapKind};
+use portcullis::compile::{Terms, build, componentize};
+use portcullis::decision::{Outcome, Refusal, TrapKind};
+use portcullis::rehearsal::{Granted, Subject};
 use wasmtime::{Engine, FuncType, Linker, Module, Store, Val, ValType};
 
-use crate::engine::Asked;
+use crate::policy::{ask, opened};
 
-const OPAQUE: Input<'static> = Input::Opaque { content_type: "", bytes: b"" };
 /// Nanoseconds since 1970 when the question was asked.
 const NOW: u64 = 57;
 
@@ -34,15 +32,15 @@ fn module(function: &str, signature: &str, probe: &str) -> String {
     )
 }
 
-fn built(module: &str) -> Built {
+fn built(module: &str) -> Subject {
     let refused = build(module.as_bytes(), Terms::default(), &[]).expect_err("built without a stand-in");
     assert!(refused.to_string().contains("wasi_snapshot_preview1"), "{refused}");
     let component = componentize(module.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
-    build(&component, Terms::default(), &[Platform::host()]).unwrap_or_else(|error| panic!("{error}"))
+    opened(&component, &Granted::default())
 }
 
-fn status(built: &Built, seed: u8) -> u16 {
-    let decision = Asked::of(built, Limits::default()).ask(&OPAQUE, NOW, [seed; 32]);
+fn status(built: &Subject, seed: u8) -> u16 {
+    let decision = ask(built, "", NOW, seed);
     assert!(matches!(decision.outcome, Outcome::Deny { .. }), "{:?}", decision.outcome);
     decision.obligations.status.unwrap()
 }
@@ -169,7 +167,7 @@ fn files_directories_sockets_and_sleep_are_denied() {
             "clock_time_get" => &["clock"],
             _ => &[],
         };
-        assert_eq!(built.imports, needs, "{function}");
+        assert_eq!(built.manifest.imports, needs, "{function}");
     }
 }
 
@@ -181,7 +179,7 @@ fn there_are_no_arguments_and_no_variables() {
         let module = module(function, "(param i32 i32) (result i32)", &format!("{left} {sum}"));
         assert_eq!(status_where_everything_is_granted(&module), 118, "{function}: the probe shows nothing");
         let built = built(&module);
-        assert_eq!((status(&built, 1), built.imports.len()), (100, 0), "{function}");
+        assert_eq!((status(&built, 1), built.manifest.imports.len()), (100, 0), "{function}");
     }
 }
 
@@ -193,7 +191,7 @@ fn every_clock_is_the_time_of_receipt() {
         );
         let built = built(&module("clock_time_get", "(param i32 i64 i32) (result i32)", &probe));
         assert_eq!(u64::from(status(&built, 1)), 100 + NOW);
-        assert_eq!(built.imports, ["clock"]);
+        assert_eq!(built.manifest.imports, ["clock"]);
     }
 }
 
@@ -208,7 +206,7 @@ fn random_numbers_come_from_the_seed_and_fill_what_was_asked_for() {
     };
     for (offset, len) in [(0, 13), (7, 13), (8, 13), (12, 13), (2, 3)] {
         let built = at(offset, len);
-        assert_eq!(built.imports, ["random"]);
+        assert_eq!(built.manifest.imports, ["random"]);
         let drawn: Vec<_> = (1..6).map(|seed| status(&built, seed)).collect();
         assert_eq!(drawn, (1..6).map(|seed| status(&built, seed)).collect::<Vec<_>>(), "not from the seed");
         assert!(drawn.iter().any(|one| *one != drawn[0]), "byte {offset} of {len} is always {}", drawn[0]);
@@ -262,10 +260,9 @@ fn standard_output_and_standard_error_are_lines_of_log() {
                     (i32.const 512)))"#
         );
         let built = built(&module);
-        assert_eq!(built.imports, ["log"]);
-        let asked = Asked::of(&built, Limits::default());
+        assert_eq!(built.manifest.imports, ["log"]);
         let mut status = None;
-        let lines = logged(|| status = asked.ask(&OPAQUE, NOW, [0; 32]).obligations.status);
+        let lines = logged(|| status = ask(&built, "", NOW, 0).obligations.status);
         let texts: Vec<_> = lines
             .iter()
             .map(|line| {
@@ -288,7 +285,7 @@ fn to_exit_is_a_trap() {
     ] {
         let module = module(function, signature, probe);
         assert_eq!(status_where_everything_is_granted(&module), 100, "{function}: the probe shows nothing");
-        let decision = Asked::of(&built(&module), Limits::default()).ask(&OPAQUE, NOW, [0; 32]);
+        let decision = ask(&built(&module), "", NOW, 0);
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::Trap(TrapKind::Unreachable)), "{function}");
     }
 }
@@ -334,7 +331,7 @@ fn every_function_is_there() {
         .collect();
     assert_eq!(imports.lines().count(), 46, "preview 1 has 46 functions");
     let built = built(&module_with(&imports));
-    assert_eq!(built.imports, ["clock", "log", "random"]);
+    assert_eq!(built.manifest.imports, ["clock", "log", "random"]);
 }
 
 fn module_with(imports: &str) -> String {

@@ -1,14 +1,13 @@
 //! WASI preview 2 behind a policy: components that import it, each with one probe, as for preview 1.
 
-use portcullis::artifact::Limits;
-use portcullis::bundle::Platform;
-use portcullis::compile::{Built, Terms, build, componentize};
-use portcullis::decision::{Decision, Input, Outcome, Refusal, TrapKind};
+use portcullis::compile::{Terms, build, componentize};
+use portcullis::decision::{Decision, Outcome, Refusal, TrapKind};
 use portcullis::engine::World;
+use portcullis::rehearsal::{Granted, Subject};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
-use crate::engine::Asked;
+use crate::policy::{self, opened};
 use crate::preview1::logged;
 
 const NOW: u64 = 57_000_000_123;
@@ -87,18 +86,18 @@ fn component(interfaces: &[&str], core_imports: &str, probe: &str) -> Vec<u8> {
     ComponentEncoder::default().validate(true).module(&module).unwrap().encode().unwrap()
 }
 
-fn built(component: &[u8]) -> Built {
+fn built(component: &[u8]) -> Subject {
     let refused = build(component, Terms::default(), &[]).expect_err("built without a stand-in").to_string();
     assert!(refused.contains("imports \"wasi:"), "{refused}");
     let answered = componentize(component).unwrap();
-    build(&answered, Terms::default(), &[Platform::host()]).unwrap()
+    opened(&answered, &Granted::default())
 }
 
-fn ask(built: &Built, seed: u8) -> Decision {
-    Asked::of(built, Limits::default()).ask(&Input::Opaque { content_type: "", bytes: b"" }, NOW, [seed; 32])
+fn ask(built: &Subject, seed: u8) -> Decision {
+    policy::ask(built, "", NOW, seed)
 }
 
-fn status(built: &Built) -> u16 {
+fn status(built: &Subject) -> u16 {
     let decision = ask(built, 1);
     assert!(matches!(decision.outcome, Outcome::Deny { .. }), "{:?}", decision.outcome);
     decision.obligations.status.unwrap() - 100
@@ -159,7 +158,7 @@ fn nothing_outside_is_reached() {
             &format!("{dirty} {call}"),
         );
         let built = built(&component);
-        assert_eq!((status(&built), built.imports.len()), (expected, 0), "{import}");
+        assert_eq!((status(&built), built.manifest.imports.len()), (expected, 0), "{import}");
     }
 }
 
@@ -173,7 +172,7 @@ fn what_has_no_error_of_its_own_is_a_trap() {
         ("wasi:random/random@0.2.3", "\"get-random-u64\" (func $f (result i64))", "(i32.wrap_i64 (call $f))"),
     ] {
         let built = built(&component(&[interface], &format!("(import \"{interface}\" {import})"), call));
-        assert_eq!(built.imports.len(), 0);
+        assert_eq!(built.manifest.imports.len(), 0);
         assert_eq!(
             ask(&built, 1).outcome,
             Outcome::Refused(Refusal::Trap(TrapKind::Unreachable)),
@@ -204,7 +203,7 @@ fn clocks_and_random_numbers_are_the_worlds_where_it_is_asked_for_them() {
     );
     for (component, expected) in [(monotonic, 1), (wall, 57 + 123)] {
         let built = built(&component);
-        assert_eq!((status(&built), built.imports.clone()), (expected, vec!["clock".to_owned()]));
+        assert_eq!((status(&built), built.manifest.imports.clone()), (expected, vec!["clock".to_owned()]));
     }
 
     let interfaces = ["portcullis:policy/random@1.0.0", "wasi:random/random@0.2.3"];
@@ -213,7 +212,7 @@ fn clocks_and_random_numbers_are_the_worlds_where_it_is_asked_for_them() {
     let probe = "(drop (call $own)) (call $f (i64.const 5) (i32.const 256))
         (i32.add (i32.load8_u offset=4 (i32.load (i32.const 256))) (i32.mul (i32.const 0) (i32.load offset=4 (i32.const 256))))";
     let built = built(&self::component(&interfaces, imports, probe));
-    assert_eq!(built.imports, ["random"]);
+    assert_eq!(built.manifest.imports, ["random"]);
     let drawn: Vec<_> = (1..6).map(|seed| ask(&built, seed).obligations.status).collect();
     assert_eq!(drawn, (1..6).map(|seed| ask(&built, seed).obligations.status).collect::<Vec<_>>());
     assert!(drawn.iter().any(|one| *one != drawn[0]), "{drawn:?}");
@@ -229,13 +228,13 @@ fn standard_output_is_log_where_it_is_asked_for() {
         (i32.add (i32.load8_u (i32.const 256)) (i32.load8_u (i32.const 280)))";
     let wasi = ["wasi:cli/stdout@0.2.3", "wasi:io/streams@0.2.3"];
     let silent = built(&component(&wasi, imports, probe));
-    assert_eq!((status(&silent), silent.imports.len()), (0, 0));
+    assert_eq!((status(&silent), silent.manifest.imports.len()), (0, 0));
 
     let own = "(import \"portcullis:policy/log@1.0.0\" \"write\" (func $own (param i32 i32 i32)))";
     let interfaces = ["portcullis:policy/log@1.0.0", wasi[0], wasi[1]];
     let probe = format!("(call $own (i32.const 1) (i32.const 64) (i32.const 3)) {probe}");
     let heard = built(&component(&interfaces, &format!("{own} {imports}"), &probe));
-    assert_eq!(heard.imports, ["log"]);
+    assert_eq!(heard.manifest.imports, ["log"]);
     let lines = logged(|| assert_eq!(status(&heard), 0));
     let texts: Vec<_> = lines.iter().filter_map(|line| Some(line.rsplit_once("guest=\"")?.1)).collect();
     assert_eq!(texts, ["one\"", "one\"", "two\""], "{lines:?}");

@@ -1,21 +1,20 @@
 //! A guest with a whole standard library, Go's: what it does with it meets the stand-ins.
 
-use portcullis::artifact::Limits;
-use portcullis::bundle::Platform;
-use portcullis::compile::{Terms, build, componentize};
-use portcullis::decision::{Decision, Input, Outcome, Refusal};
+use portcullis::compile::componentize;
+use portcullis::decision::{Decision, Outcome, Refusal};
+use portcullis::rehearsal::{Granted, Subject};
 
-use crate::engine::Asked;
+use crate::policy::{self, opened};
 use crate::preview1::logged;
 use crate::projects::Project;
 
 const NOW: u64 = 1_767_225_600_123_456_789;
 
-fn ask(guest: &Asked, what: &str, seed: u8) -> Decision {
-    guest.ask(&Input::Opaque { content_type: "", bytes: what.as_bytes() }, NOW, [seed; 32])
+fn ask(guest: &Subject, what: &str, seed: u8) -> Decision {
+    policy::ask(guest, what, NOW, seed)
 }
 
-fn said(guest: &Asked, what: &str) -> String {
+fn said(guest: &Subject, what: &str) -> String {
     match ask(guest, what, 1).outcome {
         Outcome::Deny { reason } => reason,
         other => panic!("{what}: {other:?}"),
@@ -26,10 +25,10 @@ fn said(guest: &Asked, what: &str) -> String {
 fn a_standard_library_reaches_nothing() {
     let project = Project::new("go");
     std::fs::write(project.dir.join("policy.go"), include_str!("probe.go")).unwrap();
-    let module = project.build_with(&["--no-code"]);
-    let built = build(&componentize(&module).unwrap(), Terms::default(), &[Platform::host()]).unwrap();
-    assert_eq!(built.imports, ["clock", "log", "random"]);
-    let guest = Asked::of(&built, Limits { memory: 16 << 20, ..Limits::default() });
+    let module = project.module();
+    let granted = Granted { memory: Some(16 << 20), ..Granted::default() };
+    let guest = opened(&componentize(&module).unwrap(), &granted);
+    assert_eq!(guest.manifest.imports, ["clock", "log", "random"]);
 
     for what in ["open", "write", "list"] {
         let said = said(&guest, what);

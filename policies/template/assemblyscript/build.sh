@@ -16,6 +16,7 @@ asc=node_modules/assemblyscript/bin/asc.js
 [ -f "$asc" ] || missing AssemblyScript "npm ci --ignore-scripts"
 command -v "$portcullis" >/dev/null || missing portcullis "put it into PATH, or name it in PORTCULLIS_BIN"
 
-node "$asc" assembly/world.ts -o policy-name.wasm -O3 --runtime stub --use abort=
+# With the names of functions, for test.sh --coverage; what a worker is given has none.
+node "$asc" assembly/world.ts -o policy-name.wasm -O3 --debug --runtime stub --use abort=
 exec "$portcullis" policy build policy-name.wasm --tenant "${TENANT:-acme}" --policy policy-name --version "${VERSION:-1}" \
     -o policy-name.bundle "$@"

@@ -25,8 +25,9 @@ command -v "$portcullis" >/dev/null || missing portcullis "put it into PATH, or 
 
 cc=$1
 shift
+# With the names of functions, for test.sh --coverage; what a worker is given has none.
 # shellcheck disable=SC2086 # a compiler and its flags
-$cc -Os -std=c11 -Wall -Wextra -nostdlib -Wl,--no-entry -Wl,-z,stack-size=16384 -Wl,--strip-all \
+$cc -Os -g1 -fdebug-compilation-dir=. -std=c11 -Wall -Wextra -nostdlib -Wl,--no-entry -Wl,-z,stack-size=16384 \
     -o policy-name.wasm policy.c portcullis.c
 exec "$portcullis" policy build policy-name.wasm --tenant "${TENANT:-acme}" --policy policy-name --version "${VERSION:-1}" \
     -o policy-name.bundle "$@"

@@ -42,7 +42,9 @@ compile() {
     if [ -z "$toolchain" ]; then
         if has_rustup_target; then toolchain=rustup; else toolchain=debian; fi
     fi
-    flags="--remap-path-prefix=$here=/policy --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo -C link-arg=-zstack-size=$stack"
+    # Cargo itself says nothing of where this directory is. The flags are the same for every policy, so what policies have in
+    # common is compiled once where they share CARGO_TARGET_DIR.
+    flags="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo -C link-arg=-zstack-size=$stack"
     set -- build --quiet --locked --release --target "$target" --target-dir "$output"
     unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET
     case $toolchain in

@@ -90,8 +90,9 @@ const ASSEMBLYSCRIPT: &[File] = &[
 ];
 const REGO: &[File] = &[
     ("build.sh", 0o755, template!("rego/build.sh")),
-    ("data.json", 0o644, template!("rego/data.json")),
-    ("policy.rego", 0o644, template!("rego/policy.rego")),
+    ("policy/data.json", 0o644, template!("rego/policy/data.json")),
+    ("policy/policy.rego", 0o644, template!("rego/policy/policy.rego")),
+    ("policy/policy.toml", 0o644, template!("rego/policy/policy.toml")),
 ];
 
 impl Language {
@@ -156,8 +157,10 @@ impl Language {
                 "npm ci --ignore-scripts                             # with Node.js 20 or newer",
             ),
             Self::Rego => (
-                "| `policy.rego` | the policy |\n| `data.json` | its data, which becomes part of it |",
-                "opa version                                         # 0.27 to 1.9, in PATH or named by OPA_BIN",
+                "| `policy/policy.rego` | the policy |\n\
+                 | `policy/data.json` | its data, which becomes part of it |\n\
+                 | `policy/policy.toml` | which rule decides, and what its result has to be |",
+                "opa version                                         # 1.0 or newer, in PATH or named by OPA_BIN",
             ),
         };
         README.replace("FILES-OF-THE-LANGUAGE", files).replace("TOOLS-OF-THE-LANGUAGE", tools)

@@ -135,9 +135,10 @@ impl SourceArgs {
         }
         let text = !bytes.starts_with(b"\0asm");
         let mut wasm = bytes;
-        if text || compile::asks_for_wasi(&wasm) || compile::is_prepared(&wasm) {
-            // A text form is nobody's build; what stands behind WASI becomes part of what is signed, and is not put in by each
-            // host; and only a component is run for its `prepare`.
+        let of_build = [compile::asks_for_wasi, compile::is_prepared, compile::is_scattered];
+        if text || of_build.iter().any(|is_needed| is_needed(&wasm)) {
+            // A text form is nobody's build; what stands behind WASI and how modules are put together becomes part of what is
+            // signed, and is not done by each host; and only a component is run for its `prepare`.
             let failed = |source| SourceError::Componentize { path: path.into(), source };
             wasm = compile::componentize_as(&wasm, self.world).map_err(failed)?;
         }
