@@ -33,7 +33,7 @@ const LIBRARIES: [&str; 16] = [
     "sync",
 ];
 /// What compiles a whole interpreter into a policy.
-const INTERPRETERS: [&str; 3] = ["componentize-js", "componentize-py", "jco"];
+const INTERPRETERS: [&str; 4] = ["component-init-transform", "componentize-js", "componentize-py", "jco"];
 
 /// What there is to be covered, and what was.
 #[derive(Debug)]

@@ -13,6 +13,8 @@
     reason = "a test fails by panicking, and figures are printed"
 )]
 
+mod flatten;
+mod host;
 mod policy;
 mod preview1;
 mod preview2;

@@ -8,7 +8,6 @@ use portcullis::engine::{Call, Data};
 use portcullis::rehearsal::{Asked, Granted, QUESTION_MAX, Subject};
 use portcullis::wire::frame;
 
-
 /// A component or a module, in the engine of a worker.
 pub(crate) fn opened(wasm: &[u8], granted: &Granted) -> Subject {
     let folder = tempfile::tempdir().unwrap();

@@ -183,7 +183,9 @@ impl<'g, 'a> Plan<'g, 'a> {
             }
             Target::Own(of, number) => {
                 let first = self.first.get(&(of, kind)).copied();
-                first.map(|first| first.saturating_add(number)).ok_or(FlattenError::Unlike("no such instance"))
+                first
+                    .map(|first| first.saturating_add(number))
+                    .ok_or(FlattenError::Unlike("no such instance"))
             }
             Target::Host(interface, name) => {
                 let found = self.hosts.iter().position(|(host, _)| *host == (interface, name));
@@ -272,7 +274,8 @@ impl Shift<'_, '_, '_> {
 
     fn value(&self, expr: &wasmparser::ConstExpr<'_>) -> Result<ConstExpr, Error<FlattenError>> {
         let value = self.plan.value(self.instance, expr).map_err(Error::UserError)?;
-        let value = value.ok_or(Error::UserError(FlattenError::Unlike("a segment is at a computed place")))?;
+        let value =
+            value.ok_or(Error::UserError(FlattenError::Unlike("a segment is at a computed place")))?;
         Ok(ConstExpr::i32_const(value))
     }
 }
@@ -346,7 +349,8 @@ fn append(
                 for element in section {
                     let element = element?;
                     if let ElementKind::Active { table_index, offset_expr } = &element.kind {
-                        let (at, table) = (shift.value(offset_expr)?, shift.table_index(table_index.unwrap_or(0))?);
+                        let (at, table) =
+                            (shift.value(offset_expr)?, shift.table_index(table_index.unwrap_or(0))?);
                         let items = shift.element_items(element.items.clone())?;
                         to.elements.active(Some(table), &at, items);
                     } else {
@@ -360,7 +364,8 @@ fn append(
                     let data = data?;
                     match &data.kind {
                         DataKind::Active { memory_index, offset_expr } => {
-                            let (at, memory) = (shift.value(offset_expr)?, shift.memory_index(*memory_index)?);
+                            let (at, memory) =
+                                (shift.value(offset_expr)?, shift.memory_index(*memory_index)?);
                             to.data.active(memory, &at, data.data.iter().copied());
                         }
                         DataKind::Passive => shift.parse_data(&mut to.data, data)?,
