@@ -1,30 +1,26 @@
-//! What the status says of policies, in parts that fit messages: who writes the store has a say in how long a reason is, and
-//! a status that cannot be sent would end the worker.
+//! A status in parts that fit messages.
 
 use crate::wire::frame;
-use crate::wire::handover::{HANDOVER_MAX, STATUS_PARTS_MAX};
+use crate::wire::handover::HANDOVER_MAX;
 use crate::wire::operator::PolicyStatus;
 
-/// Bytes of policies in one part. What is said of the worker itself takes far less than the rest of a message.
+/// Bytes of policies in one part of a status; what is said of the worker itself takes far less than the rest of a message.
 const PART_BYTES: usize = HANDOVER_MAX - (8 << 10);
-/// Bytes of a policy's status without its reasons: names, digests, numbers.
-const PLAIN_BYTES: usize = 512;
-/// Bytes of each reason where there is room for all: more than the registry writes, and so little that a part which ends
-/// before the next policy's status fits is three quarters full.
-const REASON_BYTES: usize = PART_BYTES / 9;
-
-/// All policies, in order, in as many parts as are needed and never in more than are taken; of reasons for which there is
-/// no room the beginning.
+/// Characters of each reason in the status of a policy that has no room otherwise.
+const TEXT_CHARS: usize = 4 << 10;
+/// As many in each part as a message has room for; one that has no room even by itself is told in short.
 pub(super) fn of(policies: Vec<PolicyStatus>) -> Vec<Vec<PolicyStatus>> {
-    let each = STATUS_PARTS_MAX * (PART_BYTES / 4 * 3) / policies.len().max(1);
-    let reason = (each.saturating_sub(PLAIN_BYTES) / 2).min(REASON_BYTES);
+    let bytes = |policy: &PolicyStatus| frame::encode(policy, PART_BYTES).map(|bytes| bytes.len());
     let mut parts = vec![Vec::new()];
     let mut room = PART_BYTES;
     for mut policy in policies {
-        for why in [&mut policy.held_back, &mut policy.refused].into_iter().flatten() {
-            why.truncate(why.floor_char_boundary(reason));
-        }
-        let needed = frame::encode(&policy, PART_BYTES).map_or(PART_BYTES, |bytes| bytes.len());
+        let needed = bytes(&policy).unwrap_or_else(|_| {
+            policy.serving.iter_mut().for_each(|serving| serving.data.clear());
+            for why in [&mut policy.held_back, &mut policy.refused].into_iter().flatten() {
+                *why = why.chars().take(TEXT_CHARS).collect();
+            }
+            PART_BYTES
+        });
         if needed > room {
             parts.push(Vec::new());
             room = PART_BYTES;
@@ -41,52 +37,40 @@ pub(super) fn of(policies: Vec<PolicyStatus>) -> Vec<Vec<PolicyStatus>> {
 mod tests {
     use super::*;
     use crate::artifact::Digest;
-    use crate::decision::{NAME_MAX, PolicyName, Tenant, TrustClass};
-    use crate::wire::handover::FromWorker;
-    use crate::wire::operator::{Serving, WorkerCounters, WorkerStatus};
+    use crate::decision::{PolicyName, Tenant};
+    use crate::wire::operator::{DataServing, Serving};
 
-    /// The longest there is, with reasons of so many bytes.
-    fn status(number: usize, reason: usize) -> PolicyStatus {
-        let (digest, why) = (Digest::of(b""), "\u{e4}".repeat(reason / 2));
+    fn status(number: usize, why: usize) -> PolicyStatus {
+        let digest = Digest::of(b"");
+        let data = DataServing {
+            data: PolicyName::new("prices").unwrap(),
+            version: 1,
+            bundle: digest,
+            held_back: Some("x".repeat(why)),
+        };
         PolicyStatus {
-            tenant: Tenant::new(&"t".repeat(NAME_MAX)).unwrap(),
-            policy: PolicyName::new(&format!("{number:0>NAME_MAX$}")).unwrap(),
-            serving: Some(Serving { digest, version: u64::MAX, bundle: digest }),
-            held_back: Some(why.clone()),
-            refused: Some(why),
+            tenant: Tenant::new("acme").unwrap(),
+            policy: PolicyName::new(&format!("gate-{number}")).unwrap(),
+            serving: Some(Serving { digest, version: 1, bundle: digest, data: vec![data] }),
+            held_back: Some("y".repeat(why)),
+            refused: None,
+            metrics: [("hits".to_owned(), u64::MAX)].into(),
+            metrics_dropped: 0,
         }
     }
 
     #[test]
-    fn every_policy_is_told_and_every_part_fits_a_message() {
-        for (count, reason) in
-            [(0, 0), (1, 0), (1, 4096), (64, 4096), (64, 1 << 20), (1_900, 4096), (4_096, 4096), (8_000, 40)]
-        {
-            let all: Vec<_> = (0..count).map(|number| status(number, reason)).collect();
+    fn every_policy_is_in_one_part_of_a_status_and_every_part_fits_a_message() {
+        for (count, why, parts) in [(0, 0, 1), (1, 0, 1), (300, 10, 1), (1_900, 500, 64), (3, 100_000, 3)] {
+            let all: Vec<_> = (0..count).map(|number| status(number, why)).collect();
             let names: Vec<_> = all.iter().map(|one| one.policy.clone()).collect();
-            let parts = of(all);
-            assert!((1..=STATUS_PARTS_MAX).contains(&parts.len()), "{count}: {} parts", parts.len());
-            let mut told = Vec::new();
-            for policies in parts {
-                told.extend(policies.iter().map(|one| one.policy.clone()));
-                let part = WorkerStatus {
-                    class: TrustClass::new(&"c".repeat(NAME_MAX)).unwrap(),
-                    generation: u64::MAX,
-                    pagemap_scan: true,
-                    stack_zeroing: true,
-                    counters: WorkerCounters::default(),
-                    policies,
-                };
-                let message = FromWorker::Status { nonce: u64::MAX, part, last: true };
-                frame::encode(&message, HANDOVER_MAX).unwrap_or_else(|error| panic!("{count}: {error}"));
+            let divided = of(all);
+            assert!(divided.len() <= parts, "{} parts of {count}", divided.len());
+            for part in &divided {
+                frame::encode(part, HANDOVER_MAX - (4 << 10)).unwrap();
             }
+            let told: Vec<_> = divided.into_iter().flatten().map(|one| one.policy).collect();
             assert_eq!(told, names);
         }
-    }
-
-    #[test]
-    fn reasons_are_told_whole_where_there_is_room() {
-        let all: Vec<_> = (0..300).map(|number| status(number, 4096)).collect();
-        assert_eq!(of(all.clone()).concat(), all);
     }
 }
