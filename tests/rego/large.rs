@@ -53,7 +53,7 @@ fn through_everything(bytes: usize, memory: &str, code: bool, more: &str) {
     let started = begun.elapsed();
 
     let ask = |user: &str| {
-        let input = json!({"user": user, "action": "read", "type": "finance"}).to_string();
+        let input = json!({"user": user, "action": "read", "type": "dog"}).to_string();
         service.ask("acme", "gate", input.as_bytes())
     };
     let last = format!("user-{:08}", bytes / 40 - 1);
