@@ -11,6 +11,9 @@ use super::preview1::LINES;
 /// What the names of all its interfaces begin with.
 pub(super) const NAMESPACE: &str = "wasi:";
 
+/// Largest result that can say so, bytes: none of WASI is half as large.
+const DENIAL_MAX: usize = 512;
+
 /// An interface as it is imported, and what of it.
 pub(super) type Name = (String, String);
 
@@ -151,7 +154,10 @@ fn denial(resolve: &Resolve, sizes: &SizeAlign, result: Type) -> Option<usize> {
     while let TypeDefKind::Type(Type::Id(id)) = &resolve.types.get(error)?.kind {
         error = *id;
     }
-    matches!(resolve.types.get(error)?.kind, TypeDefKind::Enum(_)).then(|| sizes.size(&result).size_wasm32())
+    let size = sizes.size(&result).size_wasm32();
+    // Each byte becomes an instruction's text; a component's own types can make it as many as there are addresses.
+    let is_plain = matches!(resolve.types.get(error)?.kind, TypeDefKind::Enum(_));
+    (is_plain && size <= DENIAL_MAX).then_some(size)
 }
 
 impl Function {
