@@ -14,7 +14,7 @@ use crate::decision::Tenant;
 /// Largest message, bytes; a connection's unread bytes follow in as many [`Unread`](ToWorker::Unread) as it takes.
 pub const HANDOVER_MAX: usize = 64 * 1024;
 /// Most parts of one [`FromWorker::Status`]: a worker that sends more misbehaves.
-pub const STATUS_PARTS_MAX: usize = 64;
+pub const STATUS_PARTS_MAX: usize = 256;
 /// Unread bytes in one message.
 pub const UNREAD_CHUNK: usize = 32 * 1024;
 /// Most unread bytes of one connection: a frame that is not complete, and one read more.

@@ -1,26 +1,39 @@
-//! A status in parts that fit messages.
+//! What the status says of policies, in parts that fit messages: who writes the store has a say in how long a reason is, and
+//! a status that cannot be sent would end the worker.
 
 use crate::wire::frame;
-use crate::wire::handover::HANDOVER_MAX;
+use crate::wire::handover::{HANDOVER_MAX, STATUS_PARTS_MAX};
 use crate::wire::operator::PolicyStatus;
 
-/// Bytes of policies in one part of a status; what is said of the worker itself takes far less than the rest of a message.
+/// Bytes of policies in one part. What is said of the worker itself takes far less than the rest of a message.
 const PART_BYTES: usize = HANDOVER_MAX - (8 << 10);
-/// Characters of each reason in the status of a policy that has no room otherwise.
-const TEXT_CHARS: usize = 4 << 10;
-/// As many in each part as a message has room for; one that has no room even by itself is told in short.
+/// Bytes of a policy's status without its reasons, at most: names, digests, the numbers of what it counts and reads.
+const PLAIN_BYTES: usize = 3 << 10;
+/// The same without what it counts and reads.
+const BARE_BYTES: usize = 512;
+
+/// All policies, in order, in as many parts as are needed and never in more than are taken. Each has its share of them, and
+/// no more than a quarter of one, so that a part which ends before the next status fits is three quarters full: of reasons
+/// for which there is no room the beginning, and where there are thousands of policies nothing of what they count and read.
 pub(super) fn of(policies: Vec<PolicyStatus>) -> Vec<Vec<PolicyStatus>> {
-    let bytes = |policy: &PolicyStatus| frame::encode(policy, PART_BYTES).map(|bytes| bytes.len());
+    let share = STATUS_PARTS_MAX * (PART_BYTES / 4 * 3) / policies.len().max(1);
+    let share = share.min(PART_BYTES / 4);
     let mut parts = vec![Vec::new()];
     let mut room = PART_BYTES;
     for mut policy in policies {
-        let needed = bytes(&policy).unwrap_or_else(|_| {
+        let plain = if share < PLAIN_BYTES {
+            policy.metrics.clear();
             policy.serving.iter_mut().for_each(|serving| serving.data.clear());
-            for why in [&mut policy.held_back, &mut policy.refused].into_iter().flatten() {
-                *why = why.chars().take(TEXT_CHARS).collect();
-            }
-            PART_BYTES
-        });
+            BARE_BYTES
+        } else {
+            PLAIN_BYTES
+        };
+        let data = policy.serving.iter_mut().flat_map(|serving| &mut serving.data);
+        let of_data = data.map(|one| &mut one.held_back);
+        let reasons: Vec<_> = of_data.chain([&mut policy.held_back, &mut policy.refused]).flatten().collect();
+        let reason = share.saturating_sub(plain) / reasons.len().max(1);
+        reasons.into_iter().for_each(|why| why.truncate(why.floor_char_boundary(reason)));
+        let needed = frame::encode(&policy, PART_BYTES).map_or(PART_BYTES, |bytes| bytes.len());
         if needed > room {
             parts.push(Vec::new());
             room = PART_BYTES;
@@ -37,40 +50,65 @@ pub(super) fn of(policies: Vec<PolicyStatus>) -> Vec<Vec<PolicyStatus>> {
 mod tests {
     use super::*;
     use crate::artifact::Digest;
-    use crate::decision::{PolicyName, Tenant};
-    use crate::wire::operator::{DataServing, Serving};
+    use crate::bundle::DATA_MAX;
+    use crate::decision::{NAME_MAX, PolicyName, Tenant, TrustClass};
+    use crate::engine::{METRIC_NAME_MAX, METRICS_MAX};
+    use crate::wire::handover::FromWorker;
+    use crate::wire::operator::{DataServing, Serving, WorkerCounters, WorkerStatus};
 
-    fn status(number: usize, why: usize) -> PolicyStatus {
-        let digest = Digest::of(b"");
-        let data = DataServing {
-            data: PolicyName::new("prices").unwrap(),
-            version: 1,
+    /// The longest there is, with reasons of so many bytes.
+    fn status(number: usize, reason: usize, of_data: usize) -> PolicyStatus {
+        let (digest, why) = (Digest::of(b""), "\u{e4}".repeat(reason / 2));
+        let data = |index: usize| DataServing {
+            data: PolicyName::new(&format!("{index:0>NAME_MAX$}")).unwrap(),
+            version: u64::MAX,
             bundle: digest,
-            held_back: Some("x".repeat(why)),
+            held_back: (of_data > 0).then(|| "y".repeat(of_data)),
         };
+        let data = (0..DATA_MAX).map(data).collect();
+        let metrics = (0..METRICS_MAX).map(|index| (format!("{index:a>METRIC_NAME_MAX$}"), u64::MAX));
         PolicyStatus {
-            tenant: Tenant::new("acme").unwrap(),
-            policy: PolicyName::new(&format!("gate-{number}")).unwrap(),
-            serving: Some(Serving { digest, version: 1, bundle: digest, data: vec![data] }),
-            held_back: Some("y".repeat(why)),
-            refused: None,
-            metrics: [("hits".to_owned(), u64::MAX)].into(),
-            metrics_dropped: 0,
+            tenant: Tenant::new(&"t".repeat(NAME_MAX)).unwrap(),
+            policy: PolicyName::new(&format!("{number:0>NAME_MAX$}")).unwrap(),
+            serving: Some(Serving { digest, version: u64::MAX, bundle: digest, data }),
+            held_back: Some(why.clone()),
+            refused: Some(why),
+            metrics: metrics.collect(),
+            metrics_dropped: u64::MAX,
         }
     }
 
     #[test]
-    fn every_policy_is_in_one_part_of_a_status_and_every_part_fits_a_message() {
-        for (count, why, parts) in [(0, 0, 1), (1, 0, 1), (300, 10, 1), (1_900, 500, 64), (3, 100_000, 3)] {
-            let all: Vec<_> = (0..count).map(|number| status(number, why)).collect();
+    fn every_policy_is_told_and_every_part_fits_a_message() {
+        for (count, reason) in
+            [(0, 0), (1, 0), (1, 4096), (64, 4096), (64, 1 << 20), (1_900, 4096), (4_096, 4096), (8_000, 40)]
+        {
+            let all: Vec<_> = (0..count).map(|number| status(number, reason, reason)).collect();
             let names: Vec<_> = all.iter().map(|one| one.policy.clone()).collect();
-            let divided = of(all);
-            assert!(divided.len() <= parts, "{} parts of {count}", divided.len());
-            for part in &divided {
-                frame::encode(part, HANDOVER_MAX - (4 << 10)).unwrap();
+            let parts = of(all);
+            assert!((1..=STATUS_PARTS_MAX).contains(&parts.len()), "{count}: {} parts", parts.len());
+            let mut told = Vec::new();
+            for policies in parts {
+                told.extend(policies.iter().map(|one| one.policy.clone()));
+                let part = WorkerStatus {
+                    class: TrustClass::new(&"c".repeat(NAME_MAX)).unwrap(),
+                    generation: u64::MAX,
+                    pagemap_scan: true,
+                    stack_zeroing: true,
+                    counters: WorkerCounters::default(),
+                    policies,
+                };
+                let message = FromWorker::Status { nonce: u64::MAX, part, last: true };
+                frame::encode(&message, HANDOVER_MAX).unwrap_or_else(|error| panic!("{count}: {error}"));
             }
-            let told: Vec<_> = divided.into_iter().flatten().map(|one| one.policy).collect();
             assert_eq!(told, names);
         }
+    }
+
+    #[test]
+    fn reasons_are_told_whole_where_there_is_room() {
+        assert!(frame::encode(&status(0, 0, 0), PLAIN_BYTES).is_ok());
+        let all: Vec<_> = (0..300).map(|number| status(number, 4096, 0)).collect();
+        assert_eq!(of(all.clone()).concat(), all);
     }
 }
