@@ -52,6 +52,8 @@ mod revocation;
 mod subject;
 #[path = "../tests/support/mod.rs"]
 mod support;
+#[path = "service/typed.rs"]
+mod typed;
 #[path = "service/wire.rs"]
 mod wire;
 
@@ -113,7 +115,7 @@ impl Plan {
 type Measure = fn(&Plan) -> Vec<Row>;
 
 /// What can be measured, in the order of the table.
-const PARTS: [(&str, Measure); 16] = [
+const PARTS: [(&str, Measure); 17] = [
     ("cpu", cost::per_decision),
     ("latency", latency::one_connection),
     ("pipelined", pipelined::per_second),
@@ -128,6 +130,7 @@ const PARTS: [(&str, Measure); 16] = [
     ("stack-zeroing", cost::stack_zeroing),
     ("memory", memory::idle_connection),
     ("opa", opa::compared),
+    ("typed", typed::compared),
     ("rego", rego::instances),
     ("rego-opa", rego::compared),
 ];

@@ -1,15 +1,17 @@
 //! The floor of everything with a guest: fresh instances of the same policy in the same engine, one after the other on
 //! a thread, with no socket, no queue and no other process.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use portcullis::artifact::{self, Expected, SealedBytes, SigningKey};
-use portcullis::decision::Outcome;
-use portcullis::engine::{self, Call, Evaluated, Granted, Policy, PoolLimits, Slice};
+use portcullis::artifact::{self, Ceiling, Expected, Limits, SealedBytes, SigningKey};
+use portcullis::compile::Built;
+use portcullis::decision::{Decision, Outcome};
+use portcullis::engine::{self, Call, Engines, Evaluated, Granted, Policy, PoolLimits, Slice};
 
 use crate::subject::{POLICY, TENANT, cores, input};
 use crate::support::{built, code, policy, statement, tenant};
@@ -18,6 +20,8 @@ use crate::support::{built, code, policy, statement, tenant};
 const BURST: u64 = 64;
 /// As an executor gives it; nothing ticks here, so nobody looks at it.
 const SLICE_NS: u64 = 150_000;
+/// Of a class that says nothing of it, bytes.
+const DEFAULT_MEMORY: u32 = 4 << 20;
 
 pub(super) struct Bare {
     policy: Arc<Policy>,
@@ -26,19 +30,11 @@ pub(super) struct Bare {
 }
 
 impl Bare {
-    /// The engine of a class with default settings.
+    /// In the engine of a class with default settings.
     pub(super) fn new() -> Self {
-        let limits = PoolLimits { instances: 64, memory: 4 << 20, stack_zeroing: true };
-        let engines = engine::Engines::new(limits).unwrap();
-        let (tenant, name) = (tenant(TENANT), policy(POLICY));
-        let built = built("hash");
-        let key = SigningKey::generate_ed25519().unwrap();
-        let signed = artifact::sign(&statement(&built, &tenant, &name, 1), &key).unwrap();
-        let bytes = SealedBytes::of(code(&built)).unwrap();
-        let expected = Expected { tenant: &tenant, policy: &name, minimum_version: 0 };
-        let artifact = artifact::verify(bytes, &signed, &[key.public_key()], &expected).unwrap();
-        let policy = engine::load(&engines, artifact, Granted::default()).unwrap();
-        let bare = Self { policy: Arc::new(policy), input: input(), pagemap_scan: engines.pagemap_scan() };
+        let engines = engines(64, DEFAULT_MEMORY);
+        let policy = load(&engines, &built("hash"), POLICY, DEFAULT_MEMORY);
+        let bare = Self { policy, input: input(), pagemap_scan: engines.pagemap_scan() };
         bare.run(Duration::from_millis(100));
         bare
     }
@@ -70,22 +66,53 @@ impl Bare {
         let until = Instant::now() + duration;
         let mut evaluated = 0;
         while Instant::now() < until {
-            (0..BURST).for_each(|_| self.evaluate(&slice));
+            (0..BURST).for_each(|_| drop(evaluate(&self.policy, &self.input, &slice)));
             evaluated += BURST;
         }
         evaluated
     }
+}
 
-    /// Everything that an executor does for the guest's sake.
-    fn evaluate(&self, slice: &Arc<Slice>) {
-        let input = bytes::Bytes::copy_from_slice(&self.input);
-        let call = Call { input, clock_ns: engine::realtime_ns(), seed: [7; 32] };
-        slice.set_end(engine::monotonic_ns() + SLICE_NS);
-        let mut evaluation = Box::pin(engine::evaluate(Arc::clone(&self.policy), call, Arc::clone(slice)));
-        match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Evaluated { decision, .. }) => assert_eq!(decision.outcome, Outcome::Allow),
-            Poll::Pending => panic!("yielded, though nothing ticks"),
+/// As a worker has it, in a class whose instances may have so many bytes of memory.
+pub(super) fn loaded(built: &Built, name: &str, memory: u32) -> Arc<Policy> {
+    load(&engines(4, memory), built, name, memory)
+}
+
+/// Microseconds of the instance and the evaluation.
+pub(super) fn decide(policy: &Arc<Policy>, input: &[u8]) -> f64 {
+    let timing = evaluate(policy, input, &Arc::default()).timing;
+    (timing.instantiate_ns + timing.run_ns) as f64 / 1e3
+}
+
+fn engines(instances: u32, memory: u32) -> Engines {
+    Engines::new(PoolLimits { instances, memory, stack_zeroing: true }).unwrap()
+}
+
+fn load(engines: &Engines, built: &Built, name: &str, memory: u32) -> Arc<Policy> {
+    let (tenant, name) = (tenant(TENANT), policy(name));
+    let key = SigningKey::generate_ed25519().unwrap();
+    let mut statement = statement(built, &tenant, &name, 1);
+    statement.limits = Limits { memory, ..Limits::default() };
+    let signed = artifact::sign(&statement, &key).unwrap();
+    let bytes = SealedBytes::of(code(built)).unwrap();
+    let expected = Expected { tenant: &tenant, policy: &name, minimum_version: 0 };
+    let artifact = artifact::verify(bytes, &signed, &[key.public_key()], &expected).unwrap();
+    let granted = Granted { ceiling: Ceiling { memory, ..Ceiling::MOST }, data: None };
+    Arc::new(engine::load(engines, artifact, granted).unwrap())
+}
+
+/// Everything that an executor does for the guest's sake.
+fn evaluate(policy: &Arc<Policy>, input: &[u8], slice: &Arc<Slice>) -> Decision {
+    let input = bytes::Bytes::copy_from_slice(input);
+    let call = Call { input, clock_ns: engine::realtime_ns(), seed: [7; 32] };
+    slice.set_end(engine::monotonic_ns() + SLICE_NS);
+    let mut evaluation = pin!(engine::evaluate(Arc::clone(policy), call, Arc::clone(slice)));
+    match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Evaluated { decision, .. }) => {
+            assert_eq!(decision.outcome, Outcome::Allow);
+            decision
         }
+        Poll::Pending => panic!("yielded, though nothing ticks"),
     }
 }
 

@@ -1,24 +1,17 @@
 //! Policies in Rego: what a fresh instance and the evaluation in it take, by how much data is in it; and the whole way over a
 //! socket, against `opa run --server` with the same policy and data where `OPA_BIN` names a binary.
 
-use std::future::Future;
 use std::path::Path;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-use portcullis::artifact::{Ceiling, Expected, Limits, SealedBytes, SigningKey, sign, verify};
+use portcullis::artifact::Limits;
 use portcullis::bundle::Platform;
 use portcullis::compile::{self, Built, Rego, RegoOptions, Terms};
-use portcullis::decision::{Input, Outcome};
-use portcullis::engine::{
-    self, Call, Engines, Granted, Policy, PoolLimits, Slice, evaluate, load, monotonic_ns,
-};
+use portcullis::decision::Input;
 use portcullis::wire::client::CLIENT_FRAME_MAX;
 use portcullis::wire::frame;
 
 use crate::Plan;
+use crate::bare::{decide, loaded};
 use crate::load::{Load, closed_loop, percentile};
 use crate::opa::Opa;
 use crate::report::{Reach, Row, Spread, median};
@@ -45,7 +38,7 @@ pub(super) fn instances(plan: &Plan) -> Vec<Row> {
 fn instance(plan: &Plan, users: usize) -> Row {
     let data = data(users);
     let (component, built) = built(&data);
-    let policy = loaded(&built);
+    let policy = loaded(&built, POLICY, MEMORY);
     let input = input();
     // Caches, and the pool's slots.
     for _ in 0..DECISIONS / 10 {
@@ -129,38 +122,9 @@ fn made(data: &str) -> (Vec<u8>, Built, portcullis::bundle::RegoConfig) {
     (made.component, built, made.config)
 }
 
-/// As a worker has it.
-fn loaded(built: &Built) -> Arc<Policy> {
-    let pool = PoolLimits { instances: 4, memory: MEMORY, stack_zeroing: true };
-    let engines = Engines::new(pool).unwrap();
-    let key = SigningKey::generate_ed25519().unwrap();
-    let mut statement = support::statement(built, &tenant(TENANT), &policy(POLICY), 1);
-    statement.limits = Limits { memory: MEMORY, ..Limits::default() };
-    let signed = sign(&statement, &key).unwrap();
-    let expected = Expected { tenant: &tenant(TENANT), policy: &policy(POLICY), minimum_version: 0 };
-    let sealed = SealedBytes::of(support::code(built)).unwrap();
-    let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
-    let granted = Granted { ceiling: Ceiling { memory: MEMORY, ..Ceiling::MOST }, data: None };
-    Arc::new(load(&engines, artifact, granted).unwrap())
-}
-
 fn input() -> Vec<u8> {
     let input = Input::Opaque { content_type: "application/json", bytes: INPUT.as_bytes() };
     frame::encode(&input, CLIENT_FRAME_MAX).unwrap()
-}
-
-/// Microseconds of the instance and the evaluation.
-fn decide(policy: &Arc<Policy>, input: &[u8]) -> f64 {
-    let slice = Arc::new(Slice::default());
-    slice.set_end(monotonic_ns() + 60_000_000_000);
-    let call = Call { input: Bytes::copy_from_slice(input), clock_ns: engine::realtime_ns(), seed: [7; 32] };
-    let mut evaluation = pin!(evaluate(Arc::clone(policy), call, slice));
-    let Poll::Ready(evaluated) = evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
-        panic!("nothing ticks here, so nothing yields")
-    };
-    assert_eq!(evaluated.decision.outcome, Outcome::Allow);
-    let timing = evaluated.decision.timing;
-    (timing.instantiate_ns + timing.run_ns) as f64 / 1e3
 }
 
 /// The service with that policy.
