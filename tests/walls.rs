@@ -320,6 +320,36 @@ fn only_the_fetcher_has_a_network() {
     }
 }
 
+/// What stands behind WASI is put into policies by the command that builds them; whoever runs them or builds them again has none.
+#[test]
+fn nobody_but_the_command_has_wasi() {
+    let functions = |program| Program::read(program).functions_with("4wasi");
+    assert!(functions(env!("CARGO_BIN_EXE_portcullis")) > 0, "the test sees nothing");
+    for (name, program) in [
+        ("worker", env!("CARGO_BIN_EXE_portcullis-worker")),
+        ("builder", env!("CARGO_BIN_EXE_portcullis-builder")),
+        ("registry", env!("CARGO_BIN_EXE_portcullis-registry")),
+    ] {
+        assert_eq!(functions(program), 0, "the {name} has WASI");
+    }
+    let lock = text("Cargo.lock");
+    assert!(lock.contains("name = \"wasmtime\"\n"), "the test sees nothing");
+    for one in ["wasmtime-wasi", "wasi-common", "wasmtime-wasi-io"] {
+        assert!(!lock.contains(&format!("name = \"{one}\"\n")), "{one}");
+    }
+}
+
+/// Policies of megabytes are built, not committed.
+#[test]
+fn committed_policies_are_small() {
+    let committed = [files("policies", "wasm"), files("policies", "gz")].concat();
+    assert!(committed.iter().any(|path| path == "policies/template/c/policy.wasm"), "{committed:?}");
+    for path in committed {
+        let size = fs::metadata(root().join(path)).unwrap().len();
+        assert!(size <= 1_000_000, "{path} has {size} bytes");
+    }
+}
+
 /// What somebody wrote to say who is trusted is read by whoever goes by it, and by the command that checks it for people.
 #[test]
 fn only_the_registry_and_the_command_read_trust_policies() {

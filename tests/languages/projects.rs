@@ -6,9 +6,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
-use portcullis::bundle::Platform;
+use portcullis::bundle::{Platform, SOURCE_MAX, open_path};
 use portcullis::decision::Decision;
 use portcullis::rehearsal::{Cases, Granted, Subject, prepared};
 use serde_json::Value;
@@ -35,16 +34,25 @@ struct Language {
     size_max: usize,
     /// What `test.sh --coverage` counts, where that is worth asking: the others are compiled once more for it.
     covers: Option<&'static str>,
+    /// Whether its bundle has machine code. Megabytes are compiled once here, to be asked: not to be shipped, and not by who signs.
+    ships_code: bool,
 }
 
-const RUST: Language =
-    Language { name: "rust", needs: None, imports: &[], size_max: 64 << 10, covers: Some("functions") };
+const RUST: Language = Language {
+    name: "rust",
+    needs: None,
+    imports: &[],
+    size_max: 64 << 10,
+    covers: Some("functions"),
+    ships_code: true,
+};
 const GO: Language = Language {
     name: "go",
     needs: Some("python/bin/go"),
     imports: &["clock", "log", "random"],
     size_max: 4 << 20,
     covers: None,
+    ships_code: false,
 };
 const JS: Language = Language {
     name: "js",
@@ -52,6 +60,7 @@ const JS: Language = Language {
     imports: &[],
     size_max: 16 << 20,
     covers: None,
+    ships_code: false,
 };
 const PYTHON: Language = Language {
     name: "python",
@@ -59,6 +68,7 @@ const PYTHON: Language = Language {
     imports: &[],
     size_max: 24 << 20,
     covers: None,
+    ships_code: false,
 };
 const C: Language = Language {
     name: "c",
@@ -66,6 +76,7 @@ const C: Language = Language {
     imports: &[],
     size_max: 16 << 10,
     covers: Some("functions"),
+    ships_code: true,
 };
 const ASSEMBLYSCRIPT: Language = Language {
     name: "assemblyscript",
@@ -73,10 +84,12 @@ const ASSEMBLYSCRIPT: Language = Language {
     imports: &[],
     size_max: 64 << 10,
     covers: Some("functions"),
+    ships_code: true,
 };
-const REGO: Language = Language { name: "rego", needs: None, imports: &[], size_max: 1 << 20, covers: None };
+const REGO: Language =
+    Language { name: "rego", needs: None, imports: &[], size_max: 1 << 20, covers: None, ships_code: true };
 
-/// Cargo builds one after the other anyway, and what it built is overwritten by the next with the same target directory.
+/// What cargo built is overwritten by the next with the same target directory.
 static CARGO: Mutex<()> = Mutex::new(());
 
 /// A project in an empty directory.
@@ -115,13 +128,17 @@ impl Project {
         script
     }
 
-    fn build(&self) {
-        self.build_with(&["--platform", &Platform::host().to_string()]);
+    /// With machine code for this host, or with none.
+    fn build(&self, code: bool) {
+        let host = Platform::host().to_string();
+        let code = if code { ["--platform", &host].to_vec() } else { vec!["--no-code"] };
+        self.build_with(&code);
     }
 
-    /// What the language's compiler made, without what is no module yet.
+    /// What the language's compiler made, of which nothing is built.
     pub(crate) fn module(&self) -> Vec<u8> {
-        self.build_with(&["--no-code"]);
+        let mut script = self.script("build.sh");
+        self.alone(script.env("PORTCULLIS_BIN", "true"));
         std::fs::read(self.dir.join("gate.wasm")).unwrap()
     }
 
@@ -134,8 +151,17 @@ impl Project {
     }
 
     pub(crate) fn build_with(&self, arguments: &[&str]) {
-        let _one = CARGO.lock().unwrap_or_else(PoisonError::into_inner);
-        succeeded(&self.script("build.sh").args(arguments).output().unwrap());
+        self.alone(self.script("build.sh").args(arguments));
+    }
+
+    /// With nobody else in the directory that what is written in Rust is built in.
+    fn alone(&self, script: &mut Command) {
+        let _one = self
+            .dir
+            .join("Cargo.toml")
+            .exists()
+            .then(|| CARGO.lock().unwrap_or_else(PoisonError::into_inner));
+        succeeded(&script.output().unwrap());
     }
 }
 
@@ -146,42 +172,61 @@ fn succeeded(output: &Output) -> String {
 }
 
 fn works(language: &Language) {
+    holds(language, &ready(language));
+}
+
+/// A project with everything that it is built with.
+fn ready(language: &Language) -> Project {
     if let Some(needs) = language.needs {
         assert!(tools().join(needs).exists(), "{needs} is missing: run policies/languages.sh");
     }
-    let project = Project::new(language.name);
+    let mut project = Project::new(language.name);
     project.link_tools(language.name);
-    holds(language, &project);
+    if language.name == REGO.name && std::env::var_os("OPA_BIN").is_none() {
+        project.opa = Some(opa_of_what_it_made(&project.dir));
+    }
+    project
+}
+
+/// What stands for OPA where there is none: it makes what OPA made of the same files.
+fn opa_of_what_it_made(dir: &Path) -> PathBuf {
+    let made = root().join("policies/template/rego/opa.tar.gz");
+    let opa = dir.join("opa");
+    std::fs::write(&opa, format!("#!/bin/sh\nexec cp {} \"$7\"\n", made.display())).unwrap();
+    std::fs::set_permissions(&opa, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut of = Command::new("sha256sum");
+    succeeded(&of.args(["--check", "opa.txt"]).current_dir(made.parent().unwrap()).output().unwrap());
+    opa
 }
 
 /// What was made of it answers as it has to, and is what it says.
 fn holds(language: &Language, project: &Project) {
-    let began = Instant::now();
-    project.build();
-    let building = began.elapsed();
+    project.build(language.ships_code);
 
     let mut test = project.script("test.sh");
     test.arg("--json").args(language.covers.map(|_| "--coverage"));
     let tested = succeeded(&test.output().unwrap());
     let report: Value = serde_json::from_str(&tested).unwrap();
-    let path = project.dir.join("cases.json");
-    let cases = Cases::read(&path, &std::fs::read(&path).unwrap(), None).unwrap();
+    let cases = cases(project);
     assert!(cases.cases.len() > 20);
     assert_eq!((&report["passed"], &report["failed"]), (&cases.cases.len().into(), &0.into()), "{report}");
     let covered = report["policies"][0]["coverage"]["of"].as_str();
     assert_eq!(covered, language.covers);
-    assert_eq!(report["policies"][0]["policy"]["code"], "from the bundle");
+    let code = if language.ships_code { "as in the bundle" } else { "compiled here" };
+    assert_eq!(report["policies"][0]["policy"]["code"], code);
 
     let bundle = project.dir.join("gate.bundle");
-    let subject = Subject::open(&bundle, &Granted::default()).unwrap();
-    assert_eq!(subject.manifest.imports, language.imports, "{}", language.name);
-    assert_eq!(subject.manifest.world, portcullis::engine::WORLD);
-    let modules = Parser::new(0).parse_all(&subject.source);
+    let layout = open_path(&bundle).unwrap();
+    let shipped = layout.read().unwrap();
+    let source = layout.bytes(&shipped.source, SOURCE_MAX).unwrap();
+    assert_eq!(shipped.config.imports, language.imports, "{}", language.name);
+    assert_eq!(shipped.config.world, portcullis::engine::WORLD);
+    let modules = Parser::new(0).parse_all(&source);
     let is_module = |payload: &Payload<'_>| matches!(payload, Payload::ModuleSection { .. });
     let modules = modules.map(Result::unwrap).filter(is_module).count();
     // Its own, and what stands behind WASI with two of wit-component.
     assert!(modules <= 4, "{modules} core modules");
-    assert!(subject.source.len() < language.size_max, "{} bytes", subject.source.len());
+    assert!(source.len() < language.size_max, "{} bytes", source.len());
 
     succeeded(&project.script("sign.sh").output().unwrap());
     let key = project.dir.join("release.key.pub");
@@ -194,32 +239,43 @@ fn holds(language: &Language, project: &Project) {
     };
     succeeded(&verify("gate"));
     assert!(!verify("another").status.success());
-
-    figures(language.name, &subject, &cases, building.as_secs());
 }
 
-/// Prints what `docs/languages.md` has: `cargo test --test languages -- --nocapture --test-threads 1`.
-fn figures(name: &str, subject: &Subject, cases: &Cases, building_s: u64) {
-    let case = cases.cases.iter().find(|case| case.name == "many headers").unwrap();
-    let ask = || {
-        let (call, data) = prepared(case).unwrap();
-        subject.time(call, data)
-    };
-    let decisions: Vec<Decision> = (0..300).map(|_| ask()).collect();
-    let middle = |of: fn(&Decision) -> u64| {
-        let mut all: Vec<_> = decisions.iter().skip(50).map(of).collect();
-        all.sort_unstable();
-        all[all.len() / 2] as f64 / 1000.0
-    };
-    let code = subject.manifest.compiled_for(Platform::host()).unwrap().cwasm;
-    let bundle = portcullis::bundle::open_path(&subject.path).unwrap().read().unwrap();
-    let code = bundle.compiled.iter().find(|one| one.cwasm.digest == code).unwrap().cwasm.size;
-    println!(
-        "| {name} | {} | {code} | {:.1} | {:.1} | {building_s} |",
-        subject.source.len(),
-        middle(|decision| decision.timing.instantiate_ns),
-        middle(|decision| decision.timing.run_ns),
-    );
+fn cases(project: &Project) -> Cases {
+    let path = project.dir.join("cases.json");
+    Cases::read(&path, &std::fs::read(&path).unwrap(), None).unwrap()
+}
+
+/// The table of `docs/languages.md`.
+#[test]
+#[ignore = "prints figures: cargo test --test languages figures -- --ignored --nocapture"]
+fn figures() {
+    for language in [ASSEMBLYSCRIPT, RUST, C, JS, GO, PYTHON, REGO] {
+        let project = ready(&language);
+        project.build(true);
+        let subject = Subject::open(&project.dir.join("gate.bundle"), &Granted::default()).unwrap();
+        let cases = cases(&project);
+        let case = cases.cases.iter().find(|case| case.name == "many headers").unwrap();
+        let ask = || {
+            let (call, data) = prepared(case).unwrap();
+            subject.time(call, data)
+        };
+        let decisions: Vec<Decision> = (0..300).map(|_| ask()).collect();
+        let middle = |of: fn(&Decision) -> u64| {
+            let mut all: Vec<_> = decisions.iter().skip(50).map(of).collect();
+            all.sort_unstable();
+            all[all.len() / 2] as f64 / 1000.0
+        };
+        let bundle = open_path(&subject.path).unwrap().read().unwrap();
+        println!(
+            "| `{}` | {} | {} | {:.1} | {:.1} |",
+            language.name,
+            subject.source.len(),
+            bundle.compiled_for(Platform::host()).unwrap().1.cwasm.size,
+            middle(|decision| decision.timing.instantiate_ns),
+            middle(|decision| decision.timing.run_ns),
+        );
+    }
 }
 
 #[test]
@@ -262,25 +318,10 @@ fn assemblyscript() {
     works(&ASSEMBLYSCRIPT);
 }
 
-#[test]
-#[ignore = "takes OPA: OPA_BIN=/usr/local/bin/opa cargo test --test languages rego -- --ignored"]
-fn rego_with_opa() {
-    assert!(std::env::var_os("OPA_BIN").is_some(), "OPA_BIN has to name an opa");
-    works(&REGO);
-}
-
-/// Without OPA, with what OPA made of the same files.
+/// With what OPA made of the same files, where there is no OPA.
 #[test]
 fn rego() {
-    let mut project = Project::new("rego");
-    let made = root().join("policies/template/rego/opa.tar.gz");
-    let opa = project.dir.join("opa");
-    std::fs::write(&opa, format!("#!/bin/sh\nexec cp {} \"$7\"\n", made.display())).unwrap();
-    std::fs::set_permissions(&opa, PermissionsExt::from_mode(0o755)).unwrap();
-    let mut of = Command::new("sha256sum");
-    succeeded(&of.args(["--check", "opa.txt"]).current_dir(made.parent().unwrap()).output().unwrap());
-    project.opa = Some(opa);
-    holds(&REGO, &project);
+    works(&REGO);
 }
 
 /// What says which package is missing, where a language's toolchain is not installed.
