@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
+use super::unique::{Place, Unique, escaped};
 use crate::cli::files::{self, FileError};
 use crate::table::{BuildError, Builder, VALUE_MAX};
 
@@ -22,7 +23,7 @@ const FOLDERS_MAX: usize = 32;
 
 /// What a source is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Form {
+pub(in crate::cli) enum Form {
     /// One JSON object
     Document,
     /// One JSON object a line, with "key" and "value" or "base64"
@@ -32,7 +33,7 @@ pub(super) enum Form {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum EntriesError {
+pub(in crate::cli) enum EntriesError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error("read {path:?}: {source}")]
@@ -46,7 +47,7 @@ pub(super) enum EntriesError {
 }
 
 /// Reads all of a source.
-pub(super) fn read(path: &Path, form: Option<Form>, depth: u8) -> Result<Builder, EntriesError> {
+pub(in crate::cli) fn read(path: &Path, form: Option<Form>, depth: u8) -> Result<Builder, EntriesError> {
     let lines = path.extension().is_some_and(|extension| extension == "ndjson" || extension == "jsonl");
     let form = form.unwrap_or(match (path.is_dir(), lines) {
         (true, _) => Form::Folder,
@@ -97,7 +98,8 @@ impl<'de> Visitor<'de> for Document<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some((key, value)) = map.next_entry::<String, Value>()? {
+        while let Some(key) = map.next_key::<String>()? {
+            let value = map.next_value_seed(Unique(Place::Key(&Place::Top, &key)))?;
             if let Err(error) = take_apart(self.table, escaped(&key), value, self.depth) {
                 let said = A::Error::custom(&error);
                 *self.wrong = Some(error);
@@ -118,11 +120,6 @@ fn take_apart(table: &mut Builder, key: String, value: Value, depth: u8) -> Resu
     }
 }
 
-/// As in a JSON pointer, so that no two places have the same key.
-fn escaped(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
-}
-
 /// One line.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,7 +132,7 @@ struct Line {
 }
 
 fn there<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
+    Unique(Place::Key(&Place::Top, "value")).deserialize(deserializer).map(Some)
 }
 
 fn read_lines(path: &Path, table: &mut Builder) -> Result<(), EntriesError> {
@@ -228,6 +225,8 @@ mod tests {
             ("[]", "expected an object, each of whose keys is an entry"),
             ("{\"a\":1} x", "trailing characters"),
             ("{\"a\":1,\"a\":2}", "key \"a\" is there twice"),
+            ("{\"a\":{\"b\":1,\"b\":1}}", "key \"b\" is there twice in \"/a\""),
+            (r#"{"x/y":[0,{"c":{"d":1,"\u0064":2}}]}"#, r#"key "d" is there twice in "/x~1y/1/c""#),
             ("{\"\":1}", "expected 1 to 1024"),
         ] {
             let error = entries("d.json", text, 1).unwrap_err();
@@ -248,6 +247,10 @@ mod tests {
             ("{\"key\":\"a\",\"value\":1,\"base64\":\"\"}", "has both"),
             ("{\"key\":\"a\",\"base64\":\"?\"}", "base64"),
             ("{\"key\":\"a\"}", "has neither"),
+            (
+                "{\"key\":\"a\",\"value\":[{\"b\":1,\"b\":2}]}",
+                "line 1: key \"b\" is there twice in \"/value/0\"",
+            ),
         ] {
             let error = entries("l.jsonl", text, 1).unwrap_err();
             assert!(error.contains(why), "{error}");

@@ -2,9 +2,10 @@
 //! the commands: sign, verify, push, activate, rollback, revoke, list, history.
 
 mod build;
-mod entries;
+pub(in crate::cli) mod entries;
 mod get;
 mod keygen;
+mod unique;
 
 use clap::Subcommand;
 
