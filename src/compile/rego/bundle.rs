@@ -52,7 +52,7 @@ impl Rego {
 fn unpack(bytes: &[u8]) -> Result<Rego, RegoError> {
     let failed = |error: std::io::Error| RegoError::Bundle(error.to_string());
     let mut archive = tar::Archive::new(GzDecoder::new(bytes).take(BUNDLE_MAX));
-    let (mut module, mut data) = (None, Vec::new());
+    let (mut module, mut data) = (None, None);
     for entry in archive.entries().map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let path = entry.path_bytes().into_owned();
@@ -74,15 +74,60 @@ fn unpack(bytes: &[u8]) -> Result<Rego, RegoError> {
                 }
             };
         }
+        let (shown, place) = match name {
+            b"policy.wasm" => ("policy.wasm", &mut module),
+            _ => ("data.json", &mut data),
+        };
+        // Readers of tars differ in which of the two they take.
+        if place.is_some() {
+            return Err(RegoError::Bundle(format!(
+                "{shown} is in it twice; build it again with `opa build`"
+            )));
+        }
         let mut contents = Vec::new();
         entry.take(limit).read_to_end(&mut contents).map_err(failed)?;
-        match name {
-            b"policy.wasm" => module = Some(contents),
-            _ => data = contents,
-        }
+        *place = Some(contents);
     }
     let module = module.ok_or_else(|| {
         RegoError::Bundle("no policy.wasm inside; build it with `opa build -t wasm -e ENTRYPOINT`".into())
     })?;
-    Ok(Rego { module, data })
+    Ok(Rego { module, data: data.unwrap_or_default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    /// As OPA writes it, with these files.
+    fn packed(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for (name, contents) in files {
+            let mut header = tar::Header::new_ustar();
+            // As it is: the crate's own way takes a slash away.
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_size(contents.len() as u64);
+            header.set_mode(0o600);
+            header.set_cksum();
+            archive.append(&header, *contents).unwrap();
+        }
+        archive.into_inner().unwrap().finish().unwrap()
+    }
+
+    #[test]
+    fn what_is_in_a_bundle_twice_is_refused_by_its_name() {
+        let module: (&str, &[u8]) = ("/policy.wasm", b"module");
+        let good = packed(&[("/data.json", b"{}"), module, ("/.manifest", b"1"), ("/.manifest", b"2")]);
+        let read = Rego::read(&good, None).unwrap();
+        assert_eq!((read.module.as_slice(), read.data.as_slice()), (&b"module"[..], &b"{}"[..]));
+        for (files, twice) in [
+            ([module, ("policy.wasm", b"other"), ("/data.json", b"{}")], "policy.wasm"),
+            ([("/data.json", b"{}"), module, ("data.json", b"{}")], "data.json"),
+        ] {
+            let error = Rego::read(&packed(&files), None).unwrap_err().to_string();
+            assert!(error.contains(&format!("{twice} is in it twice")), "{error}");
+        }
+    }
 }
