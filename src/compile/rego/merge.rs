@@ -4,19 +4,18 @@
 //! Indexes: functions of the host, then OPA's, then each adapter's, then stand-ins for what the policy must not call. OPA's
 //! imports become the first adapter's exports, and what one adapter does not know it asks of the next.
 
-use std::collections::BTreeMap;
-
 use wasm_encoder::reencode::{Error, Reencode};
 use wasm_encoder::{
     CodeSection, CustomSection, DataSection, ElementSection, ExportKind, ExportSection, Function,
-    FunctionSection, GlobalSection, ImportSection, MemorySection, MemoryType, Module, RefType, TableSection,
-    TableType, TypeSection,
+    FunctionSection, GlobalSection, ImportSection, MemorySection, MemoryType, Module, NameMap, NameSection,
+    RefType, TableSection, TableType, TypeSection,
 };
-use wasmparser::{ElementKind, ExternalKind, Operator, Parser, Payload, TypeRef};
+use wasmparser::{ElementKind, Operator, Parser, Payload};
 
 use super::RegoError;
 use super::conflict::{Conflicts, TOLD};
 use super::inspect::Inspected;
+use super::part::Part;
 use super::relocate::Placed;
 
 const PAGE: u32 = 64 << 10;
@@ -44,73 +43,6 @@ const CAPABILITIES: [(&str, &[&str]); 4] = [
     ("log", &["trace", "internal.print"]),
     ("data", &["portcullis.data.get", "portcullis.data.entries"]),
 ];
-
-/// What one of the modules has.
-#[derive(Default)]
-struct Part<'a> {
-    types: u32,
-    /// Module, name and type of each function it imports.
-    imports: Vec<(&'a str, &'a str, u32)>,
-    /// Functions it defines, tables, globals, data and element segments.
-    functions: u32,
-    tables: u32,
-    globals: u32,
-    exports: BTreeMap<&'a str, u32>,
-    start: Option<u32>,
-    /// Globals that change: the stack pointer of an adapter.
-    mutable: Vec<u32>,
-}
-
-impl<'a> Part<'a> {
-    fn of(module: &'a [u8]) -> Result<Self, wasmparser::Error> {
-        let mut part = Self::default();
-        for payload in Parser::new(0).parse_all(module) {
-            match payload? {
-                Payload::TypeSection(section) => part.types = section.count(),
-                Payload::ImportSection(section) => {
-                    for import in section.into_imports() {
-                        let import = import?;
-                        if let TypeRef::Func(ty) = import.ty {
-                            part.imports.push((import.module, import.name, ty));
-                        }
-                    }
-                }
-                Payload::FunctionSection(section) => part.functions = section.count(),
-                Payload::TableSection(section) => part.tables = section.count(),
-                Payload::GlobalSection(section) => {
-                    part.globals = section.count();
-                    for (index, global) in (0..).zip(section) {
-                        if global?.ty.mutable {
-                            part.mutable.push(index);
-                        }
-                    }
-                }
-                Payload::ExportSection(section) => {
-                    for export in section {
-                        let export = export?;
-                        if export.kind == ExternalKind::Func {
-                            part.exports.insert(export.name, export.index);
-                        }
-                    }
-                }
-                Payload::StartSection { func, .. } => part.start = Some(func),
-                _ => {}
-            }
-        }
-        Ok(part)
-    }
-
-    /// The index that a function of this part has among those that it defines itself.
-    fn defined(&self, index: u32) -> Option<u32> {
-        index.checked_sub(u32::try_from(self.imports.len()).ok()?)
-    }
-
-    /// Where an export of its own is, if its functions begin at `first`.
-    fn at(&self, first: u32, name: &str) -> Option<u32> {
-        let index = self.exports.get(name).and_then(|index| self.defined(*index))?;
-        Some(index.saturating_add(first))
-    }
-}
 
 /// How the indexes of a part change.
 struct Shift {
@@ -252,6 +184,11 @@ pub(super) fn merge(opa: &[u8], placed: &[Placed], inspected: &Inspected) -> Res
     if let Some(start) = start {
         exports.export(START, ExportKind::Func, start);
     }
+    for (index, name) in &opa_part.names {
+        if let Some(index) = opa_part.defined(*index) {
+            merging.names.append(opa_first.saturating_add(index), name);
+        }
+    }
     Ok(merging.finish(placed.last().map_or(0, |placed| placed.end)))
 }
 
@@ -266,6 +203,8 @@ struct Merging<'a> {
     /// Types of functions that are not there, and the index of the first.
     stubs: Vec<u32>,
     stubs_first: u32,
+    /// Of OPA's functions, so that coverage and flame graphs can name rules. A worker's machine code has none.
+    names: NameMap,
 }
 
 impl<'a> Merging<'a> {
@@ -348,6 +287,9 @@ impl<'a> Merging<'a> {
         merged.section(&self.sections.elements);
         merged.section(&self.sections.code);
         merged.section(&self.sections.data);
+        let mut names = NameSection::new();
+        names.functions(&self.names);
+        merged.section(&names);
         merged.finish()
     }
 }

@@ -13,6 +13,7 @@ mod bundle;
 mod conflict;
 mod inspect;
 mod merge;
+mod part;
 mod relocate;
 mod snapshot;
 mod weight;
