@@ -10,17 +10,11 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use crate::artifact::{
-    self, Architecture, Ceiling, Expected, KeyError, SealedBytes, SignError, SigningKey, Statement,
-    VerifyError,
-};
+use crate::artifact::{Ceiling, SealedBytes};
 use crate::bundle::PolicyConfig;
-use crate::compile::Built;
+use crate::compile::{Built, VouchError, vouch};
 use crate::decision::{Input, Outcome};
-use crate::engine::{
-    self, Call, Engines, Granted, LoadError, Metering, Slice, WASMTIME_VERSION, monotonic_ns, realtime_ns,
-    settings_digest,
-};
+use crate::engine::{self, Call, Engines, Granted, LoadError, Slice, monotonic_ns, realtime_ns};
 use crate::wire::frame::{self, EncodeError};
 
 /// Longest that a trial may take, nanoseconds, whatever the policy's own limit is.
@@ -32,11 +26,7 @@ const QUESTION_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TrialError {
     #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error(transparent)]
-    Sign(#[from] SignError),
-    #[error(transparent)]
-    Verify(#[from] VerifyError),
+    Vouch(#[from] VouchError),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error("ask it: {0}")]
@@ -56,7 +46,7 @@ pub(super) fn decides(
     ceiling: Ceiling,
 ) -> Result<(), TrialError> {
     let granted = Granted { ceiling, data: None };
-    let artifact = vouch(manifest, built, code)?;
+    let artifact = vouch(manifest, built.source, code)?;
     let policy = Arc::new(engine::load(engines, artifact, granted)?);
     let input = frame::encode(&Input::Opaque { content_type: "", bytes: b"" }, QUESTION_MAX)?;
     let call = Call { input: Bytes::from(input), clock_ns: realtime_ns(), seed: [0; 32] };
@@ -91,34 +81,4 @@ pub(super) fn decides(
         }
     }
     Ok(())
-}
-
-/// The one gate to what can be loaded is a signature. Here it is by a key that was made a moment ago, that nobody else
-/// knows and that is forgotten at once: it says that these are the bytes which this process is about to run, for which it
-/// was made. Whether anybody else may run them is what the registry says, later and with another key.
-fn vouch(
-    manifest: &PolicyConfig,
-    built: &Built,
-    code: SealedBytes,
-) -> Result<artifact::Artifact, TrialError> {
-    let key = SigningKey::generate_ed25519()?;
-    let statement = Statement {
-        policy: manifest.policy.clone(),
-        tenant: manifest.tenant.clone(),
-        version: 0,
-        cwasm: code.digest(),
-        source: built.source,
-        bundle: built.source,
-        architecture: Architecture::host(),
-        wasmtime: WASMTIME_VERSION.into(),
-        engine: settings_digest(Metering::of(&manifest.limits)),
-        world: manifest.world.clone(),
-        imports: manifest.imports.clone(),
-        limits: manifest.limits,
-        metrics: manifest.metrics.clone(),
-        data: manifest.data.clone(),
-    };
-    let signed = artifact::sign(&statement, &key)?;
-    let expected = Expected { tenant: &manifest.tenant, policy: &manifest.policy, minimum_version: 0 };
-    Ok(artifact::verify(code, &signed, &[key.public_key()], &expected)?)
 }

@@ -19,6 +19,7 @@ mod prepare;
 mod rego;
 mod rewrite;
 mod run;
+mod vouch;
 mod wasi;
 
 use std::borrow::Cow;
@@ -37,6 +38,7 @@ pub use check::CheckError;
 pub use componentize::{ComponentizeError, asks_for_wasi, componentize, componentize_as, is_scattered};
 pub use prepare::{PrepareError, Prepared, is_prepared, prepare};
 pub use rego::{DATA_MAX, MODULE_MAX, Rego, RegoBuilt, RegoError, RegoOptions, rego};
+pub use vouch::{VouchError, vouch};
 
 /// Stack of the thread that builds, bytes. Readers and compiler recurse over what they read; with the limits that
 /// [`check`] sets, this is more than they can use. Only what is touched is ever backed by memory.

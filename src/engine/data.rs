@@ -49,6 +49,14 @@ impl Snapshot {
         Ok(Self { statement: Some(data.statement().clone()), table })
     }
 
+    /// Of a table's bytes that never were a bundle's, or whose bundle nobody vouched for.
+    ///
+    /// # Errors
+    /// When they are no table.
+    pub fn of(table: Vec<u8>) -> Result<Self, SnapshotError> {
+        Ok(Self { statement: None, table: Table::check(Bytes::Owned(table))? })
+    }
+
     /// What the host says of it; nothing, where it was never a bundle.
     #[must_use]
     pub fn statement(&self) -> Option<&DataStatement> {
@@ -74,6 +82,13 @@ impl Data {
     #[must_use]
     pub fn layers(layers: Vec<Arc<Snapshot>>) -> Self {
         Self { layers }
+    }
+
+    /// What is here upon those: where they have a key of its own, they do not count.
+    #[must_use]
+    pub fn upon(mut self, layers: &[Arc<Snapshot>]) -> Self {
+        self.layers.extend_from_slice(layers);
+        self
     }
 
     #[must_use]

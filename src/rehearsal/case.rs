@@ -1,7 +1,9 @@
 //! Files of cases: requests, and the answers that must come.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -9,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::answer::Answer;
 use super::question::Question;
+use crate::engine::Snapshot;
 
 /// Longest file of cases that is read, bytes.
 pub const CASES_MAX: usize = 16 << 20;
@@ -36,8 +39,14 @@ pub struct Case {
     pub deadline_us: Option<u32>,
     /// What the policy may look up.
     pub data: Option<Map<String, Value>>,
+    /// Tables below that, the first upon the second: bundles of data, or what such are built of. Paths are from the folder that
+    /// the file of cases is in.
+    pub tables: Option<Vec<PathBuf>>,
     pub input: Question,
     pub expect: Answer,
+    /// Those tables, read.
+    #[serde(skip)]
+    pub layers: Vec<Arc<Snapshot>>,
     /// Where in the file it is, from 1; 0 where that is not known.
     #[serde(skip)]
     pub line: usize,
@@ -70,6 +79,7 @@ struct Whole {
     seed: Option<Seed>,
     deadline_us: Option<u32>,
     data: Option<Map<String, Value>>,
+    tables: Option<Vec<PathBuf>>,
     cases: Vec<Case>,
 }
 
@@ -110,7 +120,7 @@ impl Cases {
         if cases.is_empty() {
             return Err(CasesError::None { path: path.into() });
         }
-        let mut names = std::collections::BTreeSet::new();
+        let mut names = BTreeSet::new();
         for case in &mut cases {
             case.line = line_of(text, &case.name);
             let wrong =
@@ -125,8 +135,35 @@ impl Cases {
             if case.data.is_none() {
                 case.data.clone_from(&whole.data);
             }
+            if case.tables.is_none() {
+                case.tables.clone_from(&whole.tables);
+            }
         }
         Ok(Self { path: path.into(), cases })
+    }
+
+    /// Every table that a case names.
+    #[must_use]
+    pub fn tables(&self) -> BTreeSet<PathBuf> {
+        let named = self.cases.iter().flat_map(|case| case.tables.iter().flatten());
+        named.map(|table| self.path.with_file_name(table)).collect()
+    }
+
+    /// Reads each table that is named, once.
+    ///
+    /// # Errors
+    /// The first that cannot be read.
+    pub fn lay_out<E>(&mut self, read: impl Fn(&Path) -> Result<Snapshot, E>) -> Result<(), E> {
+        let mut found = BTreeMap::new();
+        for path in self.tables() {
+            let table = Arc::new(read(&path)?);
+            found.insert(path, table);
+        }
+        for case in &mut self.cases {
+            let paths = case.tables.iter().flatten().map(|table| self.path.with_file_name(table));
+            case.layers = paths.filter_map(|path| found.get(&path).cloned()).collect();
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,6 @@
 //! What a policy may look up while it is tried: a JSON object, whose keys are the keys.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -21,13 +20,13 @@ pub struct FactsError {
 ///
 /// # Errors
 /// When one says that it is bytes and is not.
-pub fn facts(facts: &Facts) -> Result<Arc<Data>, FactsError> {
+pub fn facts(facts: &Facts) -> Result<Data, FactsError> {
     let mut entries = Vec::with_capacity(facts.len());
     for (key, value) in facts {
         let bytes = bytes(value).ok_or_else(|| FactsError { key: key.clone() })?;
         entries.push((key.clone(), bytes));
     }
-    Ok(Arc::new(Data::of(entries)))
+    Ok(Data::of(entries))
 }
 
 fn bytes(value: &Value) -> Option<Vec<u8>> {
@@ -71,7 +70,7 @@ mod tests {
     use super::*;
     use crate::engine::Listed;
 
-    fn read(json: &str) -> Result<Arc<Data>, FactsError> {
+    fn read(json: &str) -> Result<Data, FactsError> {
         facts(&serde_json::from_str(json).unwrap())
     }
 

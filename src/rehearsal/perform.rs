@@ -62,7 +62,11 @@ pub fn perform(subject: &Subject, case: &Case) -> Performed {
 pub fn prepared(case: &Case) -> Result<(Call, Option<Arc<Data>>), PrepareError> {
     let Clock(clock_ns) = case.clock.unwrap_or_default();
     let Seed(seed) = case.seed.unwrap_or_default();
-    let data = case.data.as_ref().map(facts).transpose()?;
+    let own = case.data.as_ref().map(facts).transpose()?;
+    let data = match (own, case.layers.as_slice()) {
+        (None, []) => None,
+        (own, layers) => Some(Arc::new(own.unwrap_or_default().upon(layers))),
+    };
     Ok((Call { input: encode(&case.input)?, clock_ns, seed }, data))
 }
 

@@ -132,8 +132,10 @@ pub fn case_of(question: question::Question, clock: Clock, seed: Seed, deadline_
         seed: Some(seed),
         deadline_us,
         data: None,
+        tables: None,
         input: question,
         expect: Answer::nothing(),
+        layers: Vec::new(),
         line: 0,
     }
 }

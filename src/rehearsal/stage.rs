@@ -57,7 +57,7 @@ impl Subject {
     pub fn ask(&self, call: Call, data: Option<Arc<Data>>, deadline_us: Option<u32>) -> Asked {
         let watch = Arc::new(Watch::new(data));
         let own = self.limits().deadline_us;
-        let limit = deadline_us.map_or(own, |wanted| wanted.min(own));
+        let limit = deadline_us.unwrap_or(self.patience_us).min(own);
         let decision = self.decide(call, limit, Some(Arc::clone(&watch)));
         Asked { decision, notes: watch.notes() }
     }
@@ -65,7 +65,7 @@ impl Subject {
     /// The same with nothing noted where there is no data, since noting costs time: for measuring.
     pub fn time(&self, call: Call, data: Option<Arc<Data>>) -> Decision {
         let watch = data.map(|data| Arc::new(Watch::new(Some(data))));
-        self.decide(call, self.limits().deadline_us, watch)
+        self.decide(call, self.patience_us.min(self.limits().deadline_us), watch)
     }
 
     fn decide(&self, call: Call, limit_us: u32, watch: Option<Arc<Watch>>) -> Decision {

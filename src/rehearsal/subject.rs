@@ -9,16 +9,11 @@ use std::sync::Arc;
 use std::thread;
 
 use super::stage::{Stage, StageError, engines};
-use crate::artifact::{
-    self, Architecture, Artifact, Ceiling, Digest, Expected, KeyError, Limits, SealError, SealedBytes,
-    SignError, SigningKey, Statement, VerifyError,
-};
+use crate::artifact::{Ceiling, Digest, Limits, SealError, SealedBytes};
 use crate::bundle::{self, BundleError, LayoutError, Platform, PolicyConfig};
-use crate::compile::{self, BuildError, SOURCE_MAX, Terms};
+use crate::compile::{self, BuildError, SOURCE_MAX, Terms, VouchError, vouch};
 use crate::decision::{InvalidName, PolicyName, Tenant};
-use crate::engine::{
-    self, LoadError, Metering, Policy, WASMTIME_VERSION, World, counting_engine, settings_digest,
-};
+use crate::engine::{self, LoadError, Metering, Policy, World, counting_engine};
 
 /// Whose policy it is where nothing says so.
 const TENANT: &str = "nobody";
@@ -39,6 +34,18 @@ pub struct Granted {
     pub class_memory: Option<u32>,
     /// Counters of a policy without a manifest.
     pub metrics: Vec<String>,
+    /// What the service that it will run in gives it, where that is known.
+    pub service: Option<Service>,
+}
+
+/// What a configuration says of the policies of a tenant, or of any tenant of a class.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    pub ceiling: Ceiling,
+    /// Longest that a decision may take.
+    pub max_deadline_us: u32,
+    /// The same where a client does not say how long it waits.
+    pub default_deadline_us: u32,
 }
 
 /// A policy on a stage of its own, ready to be asked.
@@ -55,6 +62,8 @@ pub struct Subject {
     pub shipped: bool,
     pub(super) policy: Arc<Policy>,
     pub(super) stage: Stage,
+    /// Longest that a decision takes where nobody says how long to wait, microseconds.
+    pub(super) patience_us: u32,
 }
 
 /// A policy in an engine that counts.
@@ -87,24 +96,13 @@ pub enum SubjectError {
     #[error("try {path:?}: {cause}")]
     Load { path: PathBuf, cause: Box<LoadError> },
     #[error("try {path:?}: {cause}")]
+    Seal { path: PathBuf, cause: Box<SealError> },
+    #[error("try {path:?}: {cause}")]
     Vouch { path: PathBuf, cause: Box<VouchError> },
     #[error(transparent)]
     Stage(#[from] StageError),
     #[error(transparent)]
     Name(#[from] InvalidName),
-}
-
-/// Why code cannot be vouched for.
-#[derive(Debug, thiserror::Error)]
-pub enum VouchError {
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error(transparent)]
-    Sign(#[from] SignError),
-    #[error(transparent)]
-    Verify(#[from] VerifyError),
-    #[error(transparent)]
-    Seal(#[from] SealError),
 }
 
 impl Subject {
@@ -155,7 +153,7 @@ impl Subject {
         let deadline = manifest.limits.deadline_us;
         manifest.limits.deadline_us = granted.deadline_us.map_or(deadline, |most| most.min(deadline));
         let shipped = bundle.compiled_for(Platform::host()).map(|(said, _)| said.cwasm);
-        Self::with(path, manifest, source, shipped, granted.ceiling())
+        Self::with(path, manifest, source, shipped, (granted.ceiling(), granted.service))
     }
 
     fn of_file(path: &Path, granted: &Granted) -> Result<Self, SubjectError> {
@@ -182,30 +180,36 @@ impl Subject {
             ..PolicyConfig::plain(Tenant::new(TENANT)?, name, 0, built.source)
         };
         let ceiling = Ceiling { memory: granted.class_memory.unwrap_or(u32::MAX), ..Ceiling::MOST };
-        Self::with(path, manifest, source, None, ceiling)
+        Self::with(path, manifest, source, None, (ceiling, granted.service))
     }
 
     fn with(
         path: &Path,
-        manifest: PolicyConfig,
+        mut manifest: PolicyConfig,
         source: Vec<u8>,
         shipped: Option<Digest>,
-        ceiling: Ceiling,
+        (ceiling, service): (Ceiling, Option<Service>),
     ) -> Result<Self, SubjectError> {
+        let own = manifest.limits.deadline_us;
+        manifest.limits.deadline_us = service.map_or(own, |service| own.min(service.max_deadline_us));
+        let patience_us = service.map_or(u32::MAX, |service| service.default_deadline_us);
+        let ceiling = service.map_or(ceiling, |service| service.ceiling.and(&ceiling));
         let build = |cause: BuildError| SubjectError::Build { path: path.into(), cause: Box::new(cause) };
-        let vouch = |cause: VouchError| SubjectError::Vouch { path: path.into(), cause: Box::new(cause) };
+        let seal = |cause| SubjectError::Seal { path: path.into(), cause: Box::new(cause) };
+        let vouched = |cause| SubjectError::Vouch { path: path.into(), cause: Box::new(cause) };
         let (terms, target) = (terms(&manifest), engine::Target::host());
         let built = on_large_stack(|| compile::build_here(&source, terms, &[target])).map_err(build)?;
         starts_within(path, &manifest.limits, built.memory, built.table_elements)?;
         let code = built.code_for(Platform::host()).unwrap_or_default();
-        let code = SealedBytes::of(code).map_err(VouchError::from).map_err(vouch)?;
+        let code = SealedBytes::of(code).map_err(seal)?;
         let is_shipped = shipped == Some(code.digest());
         let engines = engines(manifest.limits.memory.min(ceiling.memory))?;
-        let artifact = vouched(&manifest, code).map_err(vouch)?;
+        let artifact = vouch(&manifest, built.source, code).map_err(vouched)?;
         let policy = engine::load(&engines, artifact, engine::Granted { ceiling, data: None })
             .map_err(|cause| SubjectError::Load { path: path.into(), cause: Box::new(cause) })?;
         let stage = Stage::start(&engines)?;
-        Ok(Self { path: path.into(), manifest, source, shipped: is_shipped, policy: Arc::new(policy), stage })
+        let policy = Arc::new(policy);
+        Ok(Self { path: path.into(), manifest, source, shipped: is_shipped, policy, stage, patience_us })
     }
 }
 
@@ -292,30 +296,6 @@ fn starts_within(path: &Path, limits: &Limits, memory: u64, table: u64) -> Resul
         }
     }
     Ok(())
-}
-
-/// As a builder does before a trial: by a key that was made a moment ago and is forgotten at once. Only for what was compiled here.
-fn vouched(manifest: &PolicyConfig, code: SealedBytes) -> Result<Artifact, VouchError> {
-    let key = SigningKey::generate_ed25519()?;
-    let statement = Statement {
-        policy: manifest.policy.clone(),
-        tenant: manifest.tenant.clone(),
-        version: manifest.version,
-        cwasm: code.digest(),
-        source: manifest.source,
-        bundle: manifest.source,
-        architecture: Architecture::host(),
-        wasmtime: WASMTIME_VERSION.into(),
-        engine: settings_digest(Metering::of(&manifest.limits)),
-        world: manifest.world.clone(),
-        imports: manifest.imports.clone(),
-        limits: manifest.limits,
-        metrics: manifest.metrics.clone(),
-        data: manifest.data.clone(),
-    };
-    let signed = artifact::sign(&statement, &key)?;
-    let expected = Expected { tenant: &manifest.tenant, policy: &manifest.policy, minimum_version: 0 };
-    Ok(artifact::verify(code, &signed, &[key.public_key()], &expected)?)
 }
 
 /// Readers and compiler recurse over what they read.

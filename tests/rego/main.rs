@@ -24,6 +24,7 @@ mod service;
 mod suite;
 #[path = "../support/mod.rs"]
 mod support;
+mod tried;
 
 use std::path::{Path, PathBuf};
 

@@ -96,7 +96,8 @@ struct Taken {
 impl Bench {
     pub(super) fn run(self) -> CommandResult {
         let cases = self.asked()?;
-        let subject = Subject::open(&self.policy, &self.grant.granted()).map_err(TriedError::from)?;
+        let subject =
+            Subject::open(&self.policy, &self.grant.granted(&self.policy)?).map_err(TriedError::from)?;
         let mut calls = Vec::new();
         for case in &cases {
             calls.push(prepared(case)?);

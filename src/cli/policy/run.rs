@@ -127,7 +127,10 @@ impl Run {
     }
 
     fn ask(&self) -> Result<Ran, RunError> {
-        let open = || Subject::open(&self.policy, &self.grant.granted()).map_err(TriedError::from);
+        let open = || {
+            let granted = self.grant.granted(&self.policy)?;
+            Subject::open(&self.policy, &granted).map_err(TriedError::from)
+        };
         let Some(path) = &self.replay else {
             let case = self.case()?;
             let subject = open()?;

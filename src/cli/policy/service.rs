@@ -2,7 +2,7 @@
 //! for whoever the registry runs as.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -82,22 +82,28 @@ impl ServiceError {
 }
 
 impl Where {
-    /// The configuration as it is written, whatever state the files it names are in.
+    /// The service as its configuration says, whatever state the files that it names are in.
     pub(in crate::cli) fn find(&self) -> Result<Service, ServiceError> {
-        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-        let surroundings = Surroundings {
-            isolation: if uid.is_root() { Isolation::DistinctUids } else { Isolation::SharedUid },
-            uid: uid.as_raw(),
-            gid: gid.as_raw(),
-            cores: std::thread::available_parallelism()
-                .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX)),
-            systemd: false,
-            credentials: Some(UNSEEN_CREDENTIALS.into()),
-        };
-        let (config, _) = config::look(&self.config, &surroundings)?;
+        let config = configuration(&self.config)?;
         let trust = TrustPolicy::parse(&config.service.trust.path, &config.service.trust.text).ok();
         Ok(Service { config, trust })
     }
+}
+
+/// A configuration as it is written, whatever state the files that it names are in.
+pub(super) fn configuration(path: &Path) -> Result<Config, ConfigErrors> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let surroundings = Surroundings {
+        isolation: if uid.is_root() { Isolation::DistinctUids } else { Isolation::SharedUid },
+        uid: uid.as_raw(),
+        gid: gid.as_raw(),
+        cores: std::thread::available_parallelism()
+            .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX)),
+        systemd: false,
+        credentials: Some(UNSEEN_CREDENTIALS.into()),
+    };
+    let (config, _) = config::look(path, &surroundings)?;
+    Ok(config)
 }
 
 impl Service {

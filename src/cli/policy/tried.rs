@@ -5,9 +5,18 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::service::configuration;
+use super::stored::{Stored, StoredError};
+use crate::artifact::Ceiling;
+use crate::cli::data::entries::{self, EntriesError};
 use crate::cli::files::{self, FileError};
 use crate::cli::units;
-use crate::rehearsal::{CASES_MAX, Cases, CasesError, Granted, Subject, SubjectError, TOKENS, is_bundle};
+use crate::decision::{Tenant, TrustClass};
+use crate::engine::{Snapshot, SnapshotError};
+use crate::rehearsal::{
+    CASES_MAX, Cases, CasesError, Granted, Service, Subject, SubjectError, TOKENS, find, is_bundle,
+};
+use crate::supervisor::config::ConfigErrors;
 
 /// The file of cases in a policy's folder.
 pub(super) const CASES: &str = "cases.json";
@@ -42,6 +51,21 @@ pub(super) struct GrantArgs {
     /// A counter that a policy without a bundle may add to; may be repeated
     #[arg(long = "metric", value_name = "NAME", help_heading = "Limits")]
     metrics: Vec<String>,
+    /// A service's configuration: nothing is given more than its class and its tenant are there
+    #[arg(long, value_name = "PATH", help_heading = "Limits")]
+    config: Option<PathBuf>,
+    /// The tenant in --config that it will decide for [default: the one that its bundle names]
+    #[arg(long, value_name = "NAME", requires = "config", help_heading = "Limits")]
+    tenant: Option<Tenant>,
+    /// The class in --config, for a tenant that is not there yet
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "config",
+        conflicts_with = "tenant",
+        help_heading = "Limits"
+    )]
+    class: Option<TrustClass>,
 }
 
 /// Why cases cannot be had.
@@ -57,6 +81,20 @@ pub(super) enum TriedError {
         "look for cases in {path:?}: there is no {CASES} in it, nor in a folder in it; write one, or say where with --cases"
     )]
     NoCases { path: PathBuf },
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    #[error("look for {what} in {path:?}: it is not there; there are {}", names.join(" "))]
+    NotThere { what: String, path: PathBuf, names: Vec<String> },
+    #[error(
+        "take limits from {path:?}: say --tenant or --class, since what is tried is no bundle that names one"
+    )]
+    Whose { path: PathBuf },
+    #[error(transparent)]
+    Stored(#[from] StoredError),
+    #[error("read table {path:?}: {cause}")]
+    Entries { path: PathBuf, cause: Box<EntriesError> },
+    #[error("read table {path:?}: {cause}")]
+    Table { path: PathBuf, cause: SnapshotError },
 }
 
 impl From<SubjectError> for TriedError {
@@ -66,8 +104,14 @@ impl From<SubjectError> for TriedError {
 }
 
 impl GrantArgs {
-    pub(super) fn granted(&self) -> Granted {
-        Granted {
+    /// The file that says what a service gives.
+    pub(super) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// Of what is at `policy`.
+    pub(super) fn granted(&self, policy: &Path) -> Result<Granted, TriedError> {
+        Ok(Granted {
             memory: self.memory,
             table_elements: self.table_elements,
             output: self.output,
@@ -77,7 +121,39 @@ impl GrantArgs {
             fuel: self.fuel,
             class_memory: self.class_memory,
             metrics: self.metrics.clone(),
+            service: self.config.as_deref().map(|config| self.service(config, policy)).transpose()?,
+        })
+    }
+
+    /// What a worker would be told of its class and of its tenant.
+    fn service(&self, path: &Path, policy: &Path) -> Result<Service, TriedError> {
+        let config = configuration(path)?;
+        let not_there =
+            |what: String, names: Vec<String>| TriedError::NotThere { what, path: path.into(), names };
+        if let Some(name) = &self.class {
+            let names = config.classes.iter().map(|class| class.name.to_string()).collect();
+            let class = config
+                .class(name)
+                .ok_or_else(|| not_there(format!("class {:?}", name.to_string()), names))?;
+            let ceiling = class.ceiling.and(&Ceiling { memory: class.limits.memory, ..Ceiling::MOST });
+            return Ok(Service { ceiling, max_deadline_us: u32::MAX, default_deadline_us: u32::MAX });
         }
+        let policy = find(policy)?;
+        let name = match &self.tenant {
+            Some(tenant) => tenant.clone(),
+            None if is_bundle(&policy) => Stored::open(&policy)?.bundle.config.tenant.clone(),
+            None => return Err(TriedError::Whose { path: path.into() }),
+        };
+        let names = config.tenants.iter().map(|tenant| tenant.name.to_string()).collect();
+        let tenant = config.tenants.iter().find(|tenant| tenant.name == name);
+        let tenant = tenant.ok_or_else(|| not_there(format!("tenant {:?}", name.to_string()), names))?;
+        let class = config.class(&tenant.class).map_or(u32::MAX, |class| class.limits.memory);
+        let us = |duration: std::time::Duration| u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
+        Ok(Service {
+            ceiling: config.ceiling(tenant).and(&Ceiling { memory: class, ..Ceiling::MOST }),
+            max_deadline_us: us(tenant.max_deadline),
+            default_deadline_us: us(tenant.default_deadline),
+        })
     }
 }
 
@@ -86,8 +162,19 @@ pub(super) fn cases_of(policy: &Path) -> PathBuf {
     if policy.is_dir() && !is_bundle(policy) { policy.join(CASES) } else { policy.with_file_name(CASES) }
 }
 
-/// Reads a file of cases, and the tokens beside it.
+/// Reads a file of cases, the tokens beside it, and the tables that it names.
 pub(super) fn read_cases(path: &Path) -> Result<Cases, TriedError> {
+    let mut cases = cases_alone(path)?;
+    cases.lay_out(table)?;
+    Ok(cases)
+}
+
+/// The tables that a file of cases names, if it can be read.
+pub(super) fn tables_of(path: &Path) -> Vec<PathBuf> {
+    cases_alone(path).map_or_else(|_| Vec::new(), |cases| cases.tables().into_iter().collect())
+}
+
+fn cases_alone(path: &Path) -> Result<Cases, TriedError> {
     let text = files::read(path, CASES_MAX)?;
     let tokens = match files::read(&path.with_file_name(TOKENS), CASES_MAX) {
         Ok(text) => Some(text),
@@ -95,6 +182,17 @@ pub(super) fn read_cases(path: &Path) -> Result<Cases, TriedError> {
         Err(error) => return Err(error.into()),
     };
     Ok(Cases::read(path, &text, tokens.as_deref())?)
+}
+
+/// A bundle of data, or what `portcullis data build` makes one of.
+fn table(path: &Path) -> Result<Snapshot, TriedError> {
+    let bytes = if is_bundle(path) {
+        Stored::open(path)?.table(None)?
+    } else {
+        let entries = entries::read(path, None, 1);
+        entries.map_err(|cause| TriedError::Entries { path: path.into(), cause: Box::new(cause) })?.build()
+    };
+    Snapshot::of(bytes).map_err(|cause| TriedError::Table { path: path.into(), cause })
 }
 
 /// Which policy was tried, and how.

@@ -12,7 +12,7 @@ use clap::Args;
 
 use self::report::{PolicyReport, Report};
 use self::watch::Watch;
-use super::tried::{CASES, GrantArgs, TriedError, cases_of, read_cases};
+use super::tried::{CASES, GrantArgs, TriedError, cases_of, read_cases, tables_of};
 use crate::cli::{CommandResult, chain, files, output};
 use crate::compile::BuildError;
 use crate::rehearsal::{Case, Coverage, Performed, Subject, count, find, is_bundle, perform, prepared};
@@ -108,7 +108,8 @@ impl Test {
         if let Some(filter) = &self.filter {
             cases.retain(|case| case.name.contains(filter));
         }
-        let subject = Subject::open(&pair.policy, &self.grant.granted()).map_err(TriedError::from)?;
+        let subject =
+            Subject::open(&pair.policy, &self.grant.granted(&pair.policy)?).map_err(TriedError::from)?;
         let performed: Vec<Performed> = cases.iter().map(|case| perform(&subject, case)).collect();
         let coverage = if self.coverage { Some(covered(&subject, &cases)?) } else { None };
         Ok(PolicyReport::new(&subject, &pair.cases, &performed, all - cases.len(), coverage.as_ref()))
@@ -133,9 +134,12 @@ impl Test {
     /// Whatever can change an outcome.
     fn places(&self) -> Vec<PathBuf> {
         let pairs = self.pairs().unwrap_or_default();
+        let tables: Vec<PathBuf> = pairs.iter().flat_map(|pair| tables_of(&pair.cases)).collect();
+        let besides = tables.into_iter().chain(self.grant.config().map(Path::to_owned));
         let of_pairs =
             pairs.into_iter().flat_map(|pair| [find(&pair.policy).unwrap_or(pair.policy), pair.cases]);
-        self.paths().into_iter().chain(of_pairs).collect()
+        // What a file of cases names and is not there is said when it is tested.
+        self.paths().into_iter().chain(of_pairs).chain(besides.filter(|path| path.exists())).collect()
     }
 }
 
