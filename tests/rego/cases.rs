@@ -13,8 +13,10 @@ pub(crate) struct Case {
     pub(crate) modules: Vec<String>,
     pub(crate) data: Option<Value>,
     pub(crate) input: Option<Value>,
-    /// The bindings that the query must give, or None where it must fail.
+    /// The bindings that the query must give.
     pub(crate) results: Option<Vec<Value>>,
+    /// The code of the error that it must end in instead.
+    pub(crate) error: Option<String>,
     /// Fields that say more than these.
     pub(crate) more: Vec<String>,
 }
@@ -27,8 +29,19 @@ pub(crate) fn of_file(path: &Path) -> Vec<Case> {
 }
 
 fn case(yaml: &Yaml) -> Case {
-    let known =
-        ["note", "query", "modules", "data", "input", "want_result", "sort_bindings", "entrypoints", "plan"];
+    let known = [
+        "note",
+        "query",
+        "modules",
+        "data",
+        "input",
+        "want_result",
+        "want_error",
+        "want_error_code",
+        "sort_bindings",
+        "entrypoints",
+        "plan",
+    ];
     let fields = yaml.as_hash().unwrap();
     let field = |name: &str| Some(&yaml[name]).filter(|value| !value.is_badvalue()).map(json);
     let text = |name: &str| yaml[name].as_str().unwrap_or_default().to_owned();
@@ -44,6 +57,7 @@ fn case(yaml: &Yaml) -> Case {
         data: field("data"),
         input: field("input"),
         results: field("want_result").map(|results| results.as_array().cloned().unwrap_or_default()),
+        error: field("want_error_code").and_then(|code| code.as_str().map(str::to_owned)),
         more: fields
             .keys()
             .filter_map(|key| key.as_str().map(str::to_owned))
