@@ -12,6 +12,7 @@ use wasmtime::component::{Component, Linker, Val};
 use wasmtime::{Engine, Store};
 
 use crate::asked::{ask, loaded};
+use crate::service::{bad, build, good, text};
 
 const MEMORY: u32 = 1 << 20;
 const PLANTED: &[u8] = b"planted-by-prepare";
@@ -149,6 +150,33 @@ fn what_no_snapshot_can_be_taken_of_is_refused_by_name() {
     .unwrap();
     let why = compile::prepare(&twice, None, false).unwrap_err().to_string();
     assert!(why.contains("instantiated at most once"), "{why}");
+}
+
+#[test]
+fn without_a_snapshot_it_is_shipped_only_if_its_manifest_says_so() {
+    let desk = tempfile::tempdir().unwrap();
+    let [source, manifest, document, out] =
+        ["gate.wasm", "policy.toml", "document", "gate.tar"].map(|name| desk.path().join(name));
+    let sets = parrot(
+        "(table $t 2 funcref) (func (export \"unused\") (table.set $t (i32.const 0) (ref.null func)))",
+    );
+    std::fs::write(&source, sets).unwrap();
+    std::fs::write(&document, PLANTED).unwrap();
+    let more = ["--manifest", text(&manifest), "--document", text(&document)];
+    std::fs::write(&manifest, "").unwrap();
+    let said = bad(&build(text(&source), text(&out), &more), &[]);
+    assert!(said.contains("has table.set; leave that out"), "{said}");
+    assert!(!out.exists());
+    std::fs::write(&manifest, "snapshot = \"optional\"\n").unwrap();
+    good(&build(text(&source), text(&out), &more));
+    let shown: serde_json::Value = serde_json::from_str(&good(&["inspect", text(&out), "--json"])).unwrap();
+    assert_eq!(shown["config"]["prepared"]["taken"], false, "{shown}");
+    // Control: what a snapshot can be taken of has one, whatever is allowed.
+    std::fs::write(&source, parrot("")).unwrap();
+    std::fs::remove_file(&out).unwrap();
+    good(&build(text(&source), text(&out), &more));
+    let shown: serde_json::Value = serde_json::from_str(&good(&["inspect", text(&out), "--json"])).unwrap();
+    assert_eq!(shown["config"]["prepared"]["taken"], true, "{shown}");
 }
 
 #[test]
