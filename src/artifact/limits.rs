@@ -10,6 +10,12 @@ const STACK: u32 = 256 << 10;
 /// Calls of host functions in one decision, where nothing else is asked for.
 const HOST_CALLS: u32 = 10_000;
 
+/// Address space that an engine reserves for each instance that it may have at a time: two memories and what guards them.
+/// The numbers are the engine's settings, which the supervisor has not; it compares them when it is compiled.
+pub const INSTANCE_SPACE: u64 = 2 * ((4 << 30) + (32 << 20));
+/// What all engines of a process may reserve: of the 128 TiB that a process has, all but what anything else could want.
+pub const ENGINES_SPACE: u64 = 120 << 40;
+
 /// What a policy asks for. The class and the tenant may grant less, never more.
 ///
 /// The first four are always in its JSON. Those that came later are there only where they are not what a policy gets that
@@ -123,6 +129,24 @@ impl Ceiling {
             fuel: self.fuel.into_iter().chain(other.fuel).min(),
         }
     }
+
+    /// Most engines that policies with this ceiling can make a worker have, the ordinary one among them: one for each stack
+    /// that they may ask for, for code that counts and for code that does not.
+    #[must_use]
+    pub fn engines(&self) -> u64 {
+        let [smallest, ..] = Limits::STACKS;
+        let stacks = Limits::STACKS.into_iter().filter(|stack| *stack <= self.stack.max(smallest));
+        let kinds = if self.fuel.is_some() { 1 } else { 2 };
+        let ordinary_is_one_of_them = self.stack >= STACK && self.fuel.is_none();
+        let asked_for = stacks.fold(0_u64, |count, _| count.saturating_add(kinds));
+        asked_for.saturating_add(u64::from(!ordinary_is_one_of_them))
+    }
+
+    /// Most instances at a time for which the address space of a process is enough, whatever its policies ask for.
+    #[must_use]
+    pub fn instances_max(&self) -> u64 {
+        (ENGINES_SPACE / INSTANCE_SPACE).checked_div(self.engines()).unwrap_or(0)
+    }
 }
 
 impl Default for Ceiling {
@@ -191,6 +215,23 @@ mod tests {
         assert_eq!(asked.within(&Ceiling { stack: 1, ..Ceiling::MOST }).unwrap().stack, 64 << 10);
         let refused = Limits::default().within(&ceiling).unwrap_err().to_string();
         assert!(refused.contains("may execute 9 instructions") && refused.contains("--fuel"), "{refused}");
+    }
+
+    #[test]
+    fn engines_are_as_many_as_policies_can_ask_for() {
+        let ceiling = |stack: u32, fuel| Ceiling { stack, fuel, ..Ceiling::MOST };
+        assert_eq!(Ceiling::MOST.engines(), 10);
+        assert_eq!(ceiling(256 << 10, None).engines(), 6);
+        // The ordinary one is always there.
+        assert_eq!(ceiling(64 << 10, None).engines(), 3);
+        assert_eq!(ceiling(1, None).engines(), 3, "nobody gets less than the smallest");
+        assert_eq!(ceiling(1 << 20, Some(1)).engines(), 6);
+        assert_eq!(ceiling(64 << 10, Some(1)).engines(), 2);
+        for ceiling in [Ceiling::MOST, ceiling(64 << 10, Some(1))] {
+            let reserved = |instances: u64| instances * ceiling.engines() * INSTANCE_SPACE;
+            assert!(reserved(ceiling.instances_max()) <= ENGINES_SPACE);
+            assert!(reserved(ceiling.instances_max() + 1) > ENGINES_SPACE);
+        }
     }
 
     #[test]

@@ -97,6 +97,7 @@ impl Engines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::{Ceiling, INSTANCE_SPACE};
 
     #[test]
     fn an_engine_is_made_once_for_each_kind_of_policy() {
@@ -114,5 +115,33 @@ mod tests {
         engines.make_all().unwrap();
         assert_eq!(engines.all().len(), 10);
         assert!(Engine::same(&ordinary, &engines.of(&Limits::default()).unwrap()));
+    }
+
+    /// Of this process, bytes. Other tests take of it at the same time, so little that it does not show.
+    fn address_space() -> u64 {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').next().unwrap().parse::<u64>().unwrap() * 4096
+    }
+
+    #[test]
+    fn an_engine_reserves_what_the_supervisor_reckons_with_and_all_have_room() {
+        let (before, instances) = (address_space(), 4000);
+        let engine = serving_engine(
+            &PoolLimits { instances, memory: 1 << 30, stack_zeroing: false },
+            1 << 20,
+            Metering::Fuel,
+            false,
+        );
+        let reserved = address_space() - before;
+        drop(engine.unwrap());
+        let reckoned = u64::from(instances) * INSTANCE_SPACE;
+        // 31.5 TiB; stacks and tables are the rest.
+        assert!((reckoned..reckoned / 50 * 51).contains(&reserved), "{reserved}, reckoned {reckoned}");
+
+        // All that the policies of a class can ask for, with as many instances as the configuration lets it have. Here, since
+        // a process has room for that once.
+        let instances = u32::try_from(Ceiling::MOST.instances_max()).unwrap();
+        let pool = PoolLimits { instances, memory: 1 << 30, stack_zeroing: true };
+        Engines::new(pool).unwrap().make_all().unwrap();
     }
 }

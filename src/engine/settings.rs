@@ -7,7 +7,7 @@ use wasmtime::{
 };
 
 use super::target::Target;
-use crate::artifact::{Digest, Limits};
+use crate::artifact::{Digest, INSTANCE_SPACE, Limits};
 
 /// In full: a `.cwasm` is only loaded by exactly the version that made it.
 pub const WASMTIME_VERSION: &str = "48.0.8";
@@ -152,6 +152,9 @@ pub(crate) const TABLE_ELEMENTS: usize = 10_000;
 pub(crate) const CORE_INSTANCES_PER_COMPONENT: u32 = 64;
 const MEMORIES_PER_COMPONENT: u32 = 2;
 pub(crate) const TABLES_PER_COMPONENT: u32 = 4;
+
+// What the supervisor reckons with when it looks whether a class's instances have room.
+const _: () = assert!(INSTANCE_SPACE == MEMORIES_PER_COMPONENT as u64 * (MEMORY_RESERVATION + MEMORY_GUARD));
 
 /// An engine that runs what others compiled, for policies with this stack and this kind of code.
 pub(super) fn serving_engine(

@@ -1,8 +1,8 @@
 //! What policies may have at most, in a class and in a tenant: the same keys in both.
 
-use crate::artifact::Ceiling;
-use crate::document::Section;
+use crate::artifact::{Ceiling, ENGINES_SPACE, INSTANCE_SPACE, Limits};
 use crate::document::values::{number, size};
+use crate::document::{Complaints, Found, Section};
 
 /// What a class gives that says nothing.
 pub(super) const CLASS: Ceiling = Ceiling {
@@ -40,4 +40,27 @@ pub(super) fn read(section: &mut Section<'_>, default: &Ceiling) -> Option<Ceili
         host_calls: host_calls?.value,
         fuel: fuel.map(|found| found.value),
     })
+}
+
+/// Each kind of engine that a class's policies may ask for reserves address space for all instances of the class: one policy
+/// that asks for another stack must not be what takes the room of another's.
+pub(super) fn room(complaints: &Complaints, instances: Option<&Found<u32>>, ceiling: Option<&Ceiling>) {
+    let (Some(instances), Some(ceiling)) = (instances, ceiling) else { return };
+    let (engines, most) = (ceiling.engines(), ceiling.instances_max());
+    if u64::from(instances.value) <= most {
+        return;
+    }
+    let reserved = u64::from(instances.value).saturating_mul(engines).saturating_mul(INSTANCE_SPACE);
+    let [smallest, ..] = Limits::STACKS;
+    let why = format!(
+        "instances: {} in each of the {engines} engines that policies may ask for (stacks of {} to {} KiB{}) reserve \
+         {} TiB of address space, a worker has {}; at most {most}, or a smaller stack, or fuel for all, or another class",
+        instances.value,
+        smallest >> 10,
+        ceiling.stack.max(smallest) >> 10,
+        if ceiling.fuel.is_some() { "" } else { ", with fuel and without" },
+        reserved.div_ceil(1 << 40),
+        ENGINES_SPACE >> 40,
+    );
+    complaints.add(instances.at, why);
 }

@@ -266,6 +266,7 @@ impl<'d> Reader<'_, 'd> {
         let tasks_max = section.optional("tasks_max", number(1..=1 << 22));
         section.finish();
 
+        ceilings::room(self.complaints, instances.as_ref(), ceiling.as_ref());
         if let (Some(all), Some(one)) = (&queue, &pipeline)
             && one.value > all.value
             && one.at != title.at

@@ -236,6 +236,33 @@ fn nonsense_in_the_syntax_does_not_hide_the_other_errors() {
     assert!(!errors.iter().any(|error| error.contains("threads:")), "no guess at what was meant: {errors:?}");
 }
 
+/// What does not fit would be found out by whichever policy is the first to ask for another engine, in a worker that serves.
+#[test]
+fn instances_for_which_a_process_has_no_address_space_are_refused() {
+    let class =
+        |lines: &str| sound_and(|text| text.replace("threads = 2\n", &format!("threads = 2\n{lines}")));
+    for (lines, why) in [
+        (
+            "instances = 1600\nstack = \"1MiB\"",
+            "instances: 1600 in each of the 10 engines that policies may ask for (stacks of 64 to 1024 KiB, with fuel and \
+             without) reserve 126 TiB of address space, a worker has 120; at most 1524, or a smaller stack, or fuel for \
+             all, or another class",
+        ),
+        (
+            "instances = 16384\nstack = \"64KiB\"\nfuel = 1000",
+            "instances: 16384 in each of the 2 engines that policies may ask for (stacks of 64 to 64 KiB) reserve 258 TiB of \
+             address space, a worker has 120; at most 7620, or a smaller stack, or fuel for all, or another class",
+        ),
+    ] {
+        assert_eq!(Site::new().errors(&class(lines), &ordinary()), [format!("20:13: {why}")]);
+    }
+    for lines in
+        ["instances = 1524\nstack = \"1MiB\"\n", "instances = 2540\n", "instances = 3810\nfuel = 1000\n"]
+    {
+        Site::new().load(&class(lines), &ordinary()).expect(lines);
+    }
+}
+
 #[test]
 fn a_tenant_in_two_classes_is_a_duplicate() {
     let text = sound_and(|text| text + "[tenant.acme]\nclass = \"b\"\npolicies = []\nuids = [1]\n");
