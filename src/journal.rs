@@ -25,6 +25,10 @@ const LEVEL: Level = Level::INFO;
 const TEXT_MAX: usize = 1024;
 /// Lines in one [`WINDOW`]; more are counted, not written.
 const LINES_MAX: u32 = 500;
+/// How many of them may be guests': one that floods must not be able to keep out what the process itself has to say.
+const GUEST_LINES_MAX: u32 = 400;
+/// The field that a guest's line has, and no other.
+const GUEST: &str = "guest";
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// From now on events of this process go to standard error, with `role` in front. Only the first call counts.
@@ -64,8 +68,9 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
+        let by_guest = event.metadata().fields().field(GUEST).is_some();
         let allowed = match self.rate.lock() {
-            Ok(mut rate) => rate.allow(Instant::now()),
+            Ok(mut rate) => rate.allow(Instant::now(), by_guest),
             // Somebody panicked while counting; the count does not matter then.
             Err(_) => Allowed::Yes { dropped: 0 },
         };
@@ -130,6 +135,8 @@ fn one_line(text: &str) -> String {
 struct Rate {
     began: Instant,
     written: u32,
+    /// Of those, by guests.
+    by_guests: u32,
     dropped: u64,
 }
 
@@ -144,19 +151,20 @@ enum Allowed {
 
 impl Rate {
     fn new(now: Instant) -> Self {
-        Self { began: now, written: 0, dropped: 0 }
+        Self { began: now, written: 0, by_guests: 0, dropped: 0 }
     }
 
-    fn allow(&mut self, now: Instant) -> Allowed {
+    fn allow(&mut self, now: Instant, by_guest: bool) -> Allowed {
         if now.duration_since(self.began) >= WINDOW {
             self.began = now;
-            self.written = 0;
+            (self.written, self.by_guests) = (0, 0);
         }
-        if self.written >= LINES_MAX {
+        if self.written >= LINES_MAX || (by_guest && self.by_guests >= GUEST_LINES_MAX) {
             self.dropped += 1;
             return Allowed::No;
         }
         self.written += 1;
+        self.by_guests += u32::from(by_guest);
         Allowed::Yes { dropped: std::mem::take(&mut self.dropped) }
     }
 }
@@ -218,10 +226,24 @@ mod tests {
         let began = Instant::now();
         let mut rate = Rate::new(began);
         for _ in 0..LINES_MAX {
-            assert_eq!(rate.allow(began), Allowed::Yes { dropped: 0 });
+            assert_eq!(rate.allow(began, false), Allowed::Yes { dropped: 0 });
         }
-        assert_eq!(rate.allow(began), Allowed::No);
-        assert_eq!(rate.allow(began), Allowed::No);
-        assert_eq!(rate.allow(began + WINDOW), Allowed::Yes { dropped: 2 });
+        assert_eq!(rate.allow(began, false), Allowed::No);
+        assert_eq!(rate.allow(began, true), Allowed::No);
+        assert_eq!(rate.allow(began + WINDOW, true), Allowed::Yes { dropped: 2 });
+    }
+
+    #[test]
+    fn guests_that_flood_do_not_keep_our_own_lines_out() {
+        let lines = written(|| {
+            for _ in 0..2 * LINES_MAX {
+                tracing::warn!(tenant = %"acme", guest = ?"noise", seed = "00");
+            }
+            tracing::error!(tenant = %"acme", "policy withdrawn");
+        });
+        let (guests, ours) = lines.lines().partition::<Vec<_>, _>(|line| line.contains("guest="));
+        assert!(!guests.is_empty() && guests.len() < lines.lines().count(), "{} lines", guests.len());
+        assert!(ours.contains(&"ERROR frontend: policy withdrawn tenant=acme"), "{ours:?}");
+        assert!(ours.iter().any(|line| line.starts_with("WARN frontend: lines left out lines=")), "{ours:?}");
     }
 }
