@@ -2,6 +2,7 @@
 ;;   s  status 999            z  status 0
 ;;   n  a name with a space   e  an empty name     N  a value with a NUL
 ;;   r  a header to remove whose name has a line break
+;;   U  a value that is not UTF-8
 ;;   anything else: a value with a line break and a header of its own behind it
 (module
   (memory (export "memory") 4)
@@ -11,6 +12,7 @@
   (data (i32.const 2096) "x bad")                             ;; 5
   (data (i32.const 2112) "a\00b")                             ;; 3
   (data (i32.const 2128) "x-good\r\nx-admin")                 ;; 15
+  (data (i32.const 2144) "caf\e9")                            ;; 4
   (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
     ;; Input goes to the second page, one block behind the other.
     (local $at i32)
@@ -43,6 +45,8 @@
       (then (return (call $header (i32.const 2096) (i32.const 0) (i32.const 2048) (i32.const 6)))))
     (if (i32.eq (local.get $how) (i32.const 0x4e)) ;; N
       (then (return (call $header (i32.const 2048) (i32.const 6) (i32.const 2112) (i32.const 3)))))
+    (if (i32.eq (local.get $how) (i32.const 0x55)) ;; U
+      (then (return (call $header (i32.const 2048) (i32.const 6) (i32.const 2144) (i32.const 4)))))
     (if (i32.eq (local.get $how) (i32.const 0x72)) ;; r
       (then
         (i32.store (i32.const 1056) (i32.const 4096)) ;; headers-remove

@@ -19,11 +19,13 @@ const FAILURE_REASON_BYTES: usize = 64;
 /// Most headers or metadata of one kind.
 const ENTRIES: usize = 128;
 /// Headers that belong to a connection or to a message's framing: setting one would desynchronise a proxy.
-const NOT_A_POLICYS: [&str; 10] = [
+const NOT_A_POLICYS: [&str; 12] = [
     "connection",
     "content-length",
     "host",
     "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
     "proxy-connection",
     "te",
     "trailer",
@@ -145,6 +147,10 @@ fn headers(list: &str, headers: Vec<types::HeaderResult>) -> Result<Vec<HeaderVa
             if header.value.iter().any(|byte| (*byte < 0x20 && *byte != b'\t') || *byte == 0x7f) {
                 return Err(invalid(format!("{list}: value of {:?} has a control character", header.name)));
             }
+            // Bytes as HTTP has them, but what is not text means one thing to one proxy and another to the next.
+            if std::str::from_utf8(&header.value).is_err() {
+                return Err(invalid(format!("{list}: value of {:?} is not UTF-8", header.name)));
+            }
             Ok(HeaderValue { name: header.name, value: Bytes::from(header.value) })
         })
         .collect()
@@ -220,7 +226,7 @@ mod tests {
     fn a_plain_answer_is_taken() {
         let mut good = answer();
         good.obligations.status = Some(599);
-        good.obligations.headers_set.push(header("x-user", b"a\tb \xff"));
+        good.obligations.headers_set.push(header("x-user", "a\tb ä".as_bytes()));
         let (outcome, obligations, _) = from_guest(good).unwrap();
         assert!(outcome.is_allow());
         assert_eq!(obligations.headers_set.len(), 1);
@@ -238,6 +244,9 @@ mod tests {
             ("x-a", b"1\n"),
             ("x-a", b"\0"),
             ("x-a", b"\x7f"),
+            ("x-a", b"\xff"),
+            ("x-a", b"caf\xe9"),
+            ("x-a", b"\xc0\xaf"),
             ("", b""),
             ("x a", b""),
             ("x:a", b""),

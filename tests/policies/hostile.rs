@@ -77,6 +77,7 @@ fn bad_headers_are_bad() {
     assert_eq!(header(b"n").0, "x bad");
     assert_eq!(header(b"e").0, "");
     assert_eq!(header(b"N").1, b"a\0b");
+    assert_eq!(header(b"U").1, b"caf\xe9");
     assert_eq!(obligations(b"r").headers_remove, ["x-good\r\nx-admin"]);
     assert_eq!(header(b"x"), ("x-good".into(), b"yes\r\nx-admin: true".to_vec()));
 }

@@ -40,9 +40,10 @@ fn committed() -> Vec<String> {
     let entries = |path: &Path| -> Vec<PathBuf> {
         path.read_dir().into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
     };
-    let mut names: Vec<_> = entries(&folder())
+    let mut names: Vec<_> = [folder(), folder().join("template")]
         .iter()
         .flat_map(|path| entries(path))
+        .flat_map(|path| entries(&path))
         .filter(|path| path.extension().is_some_and(|extension| extension == "wasm"))
         .map(|path| path.strip_prefix(folder()).unwrap().to_str().unwrap().to_owned())
         .collect();
