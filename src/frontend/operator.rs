@@ -1,7 +1,8 @@
 //! The operators' socket: one question, one answer, put together from the supervisor's table of processes, our own
 //! counters and what each current worker says within a second.
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::handover::Outgoing;
 use super::hello::read_frame;
 use super::routes::{Link, LinkId, Routes};
 use super::takeback::WorkerMisbehaved;
+use crate::decision::TrustClass;
 use crate::wire::control::ProcessTable;
 use crate::wire::frame;
 use crate::wire::handover::STATUS_PARTS_MAX;
@@ -32,6 +34,9 @@ pub(super) const OPERATORS_MAX: usize = 16;
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the workers to answer; one that does not is shown without counters.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What an answer has room for beside processes and counters, bytes.
+const POLICIES_MAX: usize = OPERATOR_REPLY_MAX - (4 << 20);
 
 /// Where an operator's question waits for its answer.
 pub(super) type Ask = oneshot::Sender<Status>;
@@ -66,13 +71,34 @@ pub(super) fn refuse(stream: &UnixStream) {
 fn encoded(mut status: Status) -> BytesMut {
     let mut reply = BytesMut::new();
     if frame::encode_frame(&OperatorReply::Status(status.clone()), &mut reply, OPERATOR_REPLY_MAX).is_err() {
-        // More policies than an answer has room for: the counters are still worth seeing.
-        for worker in &mut status.workers {
-            worker.policies.clear();
-        }
+        make_room(&mut status.workers);
         let _ = frame::encode_frame(&OperatorReply::Status(status), &mut reply, OPERATOR_REPLY_MAX);
     }
     reply
+}
+
+/// More policies than an answer has room for: the counters are still worth seeing. Whoever says most goes without first, so
+/// that no worker can hide what the others serve.
+fn make_room(workers: &mut [WorkerStatus]) {
+    let mut said: BTreeMap<(TrustClass, u64), usize> = BTreeMap::new();
+    for part in workers.iter() {
+        let bytes =
+            frame::encode(&part.policies, OPERATOR_REPLY_MAX).map_or(OPERATOR_REPLY_MAX, |all| all.len());
+        let of = said.entry((part.class.clone(), part.generation)).or_default();
+        *of = of.saturating_add(bytes);
+    }
+    let mut all = said.values().fold(0_usize, |all, bytes| all.saturating_add(*bytes));
+    let mut by_size: Vec<_> = said.into_iter().collect();
+    by_size.sort_by_key(|(_, bytes)| Reverse(*bytes));
+    for ((class, generation), bytes) in by_size {
+        if all <= POLICIES_MAX {
+            return;
+        }
+        all = all.saturating_sub(bytes);
+        for part in workers.iter_mut().filter(|part| (&part.class, part.generation) == (&class, generation)) {
+            part.policies.clear();
+        }
+    }
 }
 
 async fn send_all(stream: &UnixStream, mut bytes: &[u8]) {
@@ -237,5 +263,62 @@ fn silent(link: &Link) -> WorkerStatus {
         stack_zeroing: false,
         counters: WorkerCounters::default(),
         policies: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::{PolicyName, Tenant};
+    use crate::wire::frame::PREFIX;
+    use crate::wire::operator::PolicyStatus;
+
+    /// A part of a worker's answer, with one policy and a reason of so many bytes.
+    fn part(class: &str, reason: usize) -> WorkerStatus {
+        let policy = PolicyStatus {
+            tenant: Tenant::new("acme").unwrap(),
+            policy: PolicyName::new("gate").unwrap(),
+            serving: None,
+            held_back: None,
+            refused: Some("x".repeat(reason)),
+            metrics: BTreeMap::new(),
+            metrics_dropped: 0,
+        };
+        WorkerStatus {
+            class: TrustClass::new(class).unwrap(),
+            generation: 1,
+            pagemap_scan: true,
+            stack_zeroing: true,
+            counters: WorkerCounters { allowed: 7, ..WorkerCounters::default() },
+            policies: vec![policy],
+        }
+    }
+
+    fn told(workers: Vec<WorkerStatus>) -> Vec<WorkerStatus> {
+        let status = Status {
+            version: "1".into(),
+            supervisor_pid: 1,
+            processes: ProcessTable::default(),
+            frontend: FrontendCounters::default(),
+            workers,
+        };
+        match frame::decode(&encoded(status)[PREFIX..]).unwrap() {
+            OperatorReply::Status(status) => status.workers,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_worker_that_says_as_much_as_it_may_hides_nothing_of_the_others() {
+        let loud = || (0..STATUS_PARTS_MAX).map(|_| part("loud", 60 << 10));
+        let (quiet, more) = (part("quiet", 100), part("more", 60 << 10));
+        let all = told(loud().chain([quiet.clone(), more.clone()]).collect());
+        assert_eq!(all[STATUS_PARTS_MAX..], [quiet.clone(), more]);
+        for part in &all[..STATUS_PARTS_MAX] {
+            assert_eq!((part.policies.len(), part.counters.allowed), (0, 7), "its counters are still there");
+        }
+        // The control: as long as there is room, everything is told.
+        let few: Vec<_> = loud().take(100).chain([quiet]).collect();
+        assert_eq!(told(few.clone()), few);
     }
 }
