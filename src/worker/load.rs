@@ -192,7 +192,8 @@ impl Loading<'_> {
         let mapped = self.map(&key, signed, table, held_back).map_err(|error| error.to_string());
         match &mapped {
             Ok(mapped) => {
-                tracing::info!(%tenant, data = %name, version = mapped.serving.version, "data mapped")
+                let DataServing { version, bundle, .. } = &mapped.serving;
+                tracing::info!(%tenant, data = %name, version, %bundle, "data mapped")
             }
             Err(why) => {
                 tracing::error!(%tenant, data = %name, why, "data refused; no policy that reads it serves")
