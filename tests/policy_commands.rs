@@ -297,6 +297,35 @@ fn keys_have_their_modes_and_are_never_overwritten() {
     assert_eq!(fs::read(desk.path().join("other.pub")).unwrap(), b"mine");
 }
 
+/// What would have no instance on any host is not found out there.
+#[test]
+fn a_start_that_traps_or_does_not_end_is_refused_when_it_is_built() {
+    let desk = Desk::new();
+    let build = |begin: &str| {
+        let module = format!(
+            r#"(module (memory (export "memory") 1) (table 1 funcref) (func $begin {begin})
+                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+                (func (export "decide") (param i32) (result i32) (i32.const 512)))"#
+        );
+        fs::write(desk.path().join("begin.wat"), module).unwrap();
+        format!("build begin.wat {WHO} --version 1 --deadline 50ms -o begin")
+    };
+    let where_it_is = "its start function is function 0, by the section at 0x";
+    for (begin, why, place) in [
+        ("unreachable) (start $begin", "it traps (Unreachable); ", where_it_is),
+        ("(loop br 0)) (start $begin", "what it does at its start does not end in 50 ms; ", where_it_is),
+        ("call $begin) (start $begin", "it traps (Stack); ", where_it_is),
+        (") (elem (i32.const 7) $begin", "it traps (OutOfBounds)", ""),
+    ] {
+        let error = desk.bad(&build(begin), 1);
+        let expected = format!("portcullis: build \"begin.wat\": it has no instance: {why}{place}");
+        assert!(error.starts_with(&expected), "{error}");
+        assert!(!desk.path().join("begin").exists(), "{begin}");
+    }
+    // The control: a start that ends.
+    desk.good(&build("nop) (start $begin"));
+}
+
 #[test]
 fn a_policy_that_is_refused_leaves_nothing_behind() {
     let desk = Desk::new();

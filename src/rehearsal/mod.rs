@@ -28,7 +28,7 @@ pub use perform::{Performed, PrepareError, perform, prepared};
 pub use question::{End, EndAddress, HeaderLines, Http, InvalidAddress, InvalidUrl, Opaque, Question, Url};
 pub use record::{RECORD_MAX, Record, RecordError, Recorded, case_of};
 pub use stage::{Asked, StageError, count};
-pub use subject::{Counting, Granted, Service, Subject, SubjectError, find, is_bundle};
+pub use subject::{Counting, Granted, Service, Subject, SubjectError, begins, find, is_bundle, start_of};
 pub use text::Bytes;
 
 /// Longest question, bytes: as much as a client may send.

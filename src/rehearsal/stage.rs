@@ -7,14 +7,18 @@ use std::time::Duration;
 
 use wasmtime::Engine;
 
+use super::QUESTION_MAX;
 use super::subject::Subject;
-use crate::decision::{Decision, Refusal, Stage as When};
+use crate::decision::{Decision, Input, Outcome, Refusal, Stage as When};
 use crate::engine::{
-    self, Call, Data, Engines, Evaluated, Notes, Policy, PoolLimits, Slice, Watch, monotonic_ns,
+    self, Call, Data, Engines, Evaluated, Notes, Policy, PoolLimits, Slice, Watch, monotonic_ns, realtime_ns,
 };
+use crate::wire::frame;
 
 /// How often a guest that runs is made to look at the clock.
 const TICK: Duration = Duration::from_millis(1);
+/// Longest that a policy may take to begin, microseconds, whatever its own limit is: what a builder gives it.
+const BEGIN_US: u32 = 1_000_000;
 
 /// Engines as a worker has them, with room for one instance of so much memory.
 pub(super) fn engines(memory: u32) -> Result<Engines, StageError> {
@@ -66,6 +70,35 @@ impl Subject {
     pub fn time(&self, call: Call, data: Option<Arc<Data>>) -> Decision {
         let watch = data.map(|data| Arc::new(Watch::new(Some(data))));
         self.decide(call, self.patience_us.min(self.limits().deadline_us), watch)
+    }
+
+    /// Makes an instance. What it then answers to nothing in particular is its own affair.
+    pub(super) fn begin(&self) -> Result<(), String> {
+        let question = Input::Opaque { content_type: "", bytes: b"" };
+        let input = frame::encode(&question, QUESTION_MAX).map_err(|error| error.to_string())?;
+        let call = Call { input: input.into(), clock_ns: realtime_ns(), seed: [0; 32] };
+        let limit_us = self.limits().deadline_us.min(BEGIN_US);
+        let deadline = monotonic_ns().saturating_add(u64::from(limit_us).saturating_mul(1000));
+        let slice = Arc::new(Slice::default());
+        slice.set_end(deadline);
+        let _ticking = self.stage.ticker.tick();
+        let mut evaluation = Box::pin(engine::evaluate(Arc::clone(&self.policy), call, Arc::clone(&slice)));
+        loop {
+            match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Evaluated { instantiated: false, decision, .. }) => {
+                    return Err(match decision.outcome {
+                        Outcome::Refused(Refusal::Trap(kind)) => format!("it traps ({kind:?})"),
+                        outcome => format!("{outcome:?}"),
+                    });
+                }
+                Poll::Ready(_) => return Ok(()),
+                Poll::Pending if slice.made() > 0 => return Ok(()),
+                Poll::Pending if monotonic_ns() > deadline => {
+                    return Err(format!("what it does at its start does not end in {} ms", limit_us / 1000));
+                }
+                Poll::Pending => {}
+            }
+        }
     }
 
     fn decide(&self, call: Call, limit_us: u32, watch: Option<Arc<Watch>>) -> Decision {

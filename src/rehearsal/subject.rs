@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use wasmparser::{Parser, Payload};
+
 use super::stage::{Stage, StageError, engines};
 use crate::artifact::{Ceiling, Digest, Limits, SealError, SealedBytes};
 use crate::bundle::{self, BundleError, LayoutError, Platform, PolicyConfig};
-use crate::compile::{self, BuildError, SOURCE_MAX, Terms, VouchError, vouch};
+use crate::compile::{self, BuildError, Built, SOURCE_MAX, Terms, VouchError, vouch};
 use crate::decision::{InvalidName, PolicyName, Tenant};
 use crate::engine::{self, LoadError, Metering, Policy, World, counting_engine};
 
@@ -99,6 +101,8 @@ pub enum SubjectError {
     Seal { path: PathBuf, cause: Box<SealError> },
     #[error("try {path:?}: {cause}")]
     Vouch { path: PathBuf, cause: Box<VouchError> },
+    #[error("build {path:?}: it has no instance: {why}{}", .start.as_deref().unwrap_or_default())]
+    NoInstance { path: PathBuf, why: String, start: Option<String> },
     #[error(transparent)]
     Stage(#[from] StageError),
     #[error(transparent)]
@@ -195,11 +199,23 @@ impl Subject {
         let patience_us = service.map_or(u32::MAX, |service| service.default_deadline_us);
         let ceiling = service.map_or(ceiling, |service| service.ceiling.and(&ceiling));
         let build = |cause: BuildError| SubjectError::Build { path: path.into(), cause: Box::new(cause) };
-        let seal = |cause| SubjectError::Seal { path: path.into(), cause: Box::new(cause) };
-        let vouched = |cause| SubjectError::Vouch { path: path.into(), cause: Box::new(cause) };
         let (terms, target) = (terms(&manifest), engine::Target::host());
         let built = on_large_stack(|| compile::build_here(&source, terms, &[target])).map_err(build)?;
         starts_within(path, &manifest.limits, built.memory, built.table_elements)?;
+        let subject = Self::of(path, manifest, &built, shipped, ceiling)?;
+        Ok(Self { source, patience_us, ..subject })
+    }
+
+    /// Of what was compiled; it has no source to be counted with.
+    fn of(
+        path: &Path,
+        manifest: PolicyConfig,
+        built: &Built,
+        shipped: Option<Digest>,
+        ceiling: Ceiling,
+    ) -> Result<Self, SubjectError> {
+        let seal = |cause| SubjectError::Seal { path: path.into(), cause: Box::new(cause) };
+        let vouched = |cause| SubjectError::Vouch { path: path.into(), cause: Box::new(cause) };
         let code = built.code_for(Platform::host()).unwrap_or_default();
         let code = SealedBytes::of(code).map_err(seal)?;
         let is_shipped = shipped == Some(code.digest());
@@ -209,7 +225,8 @@ impl Subject {
             .map_err(|cause| SubjectError::Load { path: path.into(), cause: Box::new(cause) })?;
         let stage = Stage::start(&engines)?;
         let policy = Arc::new(policy);
-        Ok(Self { path: path.into(), manifest, source, shipped: is_shipped, policy, stage, patience_us })
+        let (path, source) = (path.into(), Vec::new());
+        Ok(Self { path, manifest, source, shipped: is_shipped, policy, stage, patience_us: u32::MAX })
     }
 }
 
@@ -238,6 +255,41 @@ impl Granted {
             fuel: self.fuel,
         }
     }
+}
+
+/// Makes an instance of what was built, as a builder does later on the host that is to serve it: so whoever builds is told of a
+/// start that traps or does not end. Where there is no code for this machine, only that builder finds out.
+/// `start` is [`start_of`] its source.
+///
+/// # Errors
+/// Why there is no instance, and where what it does at its start is.
+pub fn begins(
+    path: &Path,
+    manifest: &PolicyConfig,
+    built: &Built,
+    start: Option<String>,
+) -> Result<(), SubjectError> {
+    if built.code_for(Platform::host()).is_none() {
+        return Ok(());
+    }
+    let subject = match Subject::of(path, manifest.clone(), built, None, Ceiling::MOST) {
+        // What this machine's processor lacks is no fault of the policy's.
+        Err(SubjectError::Load { cause, .. }) if matches!(*cause, LoadError::Unfit(..)) => return Ok(()),
+        subject => subject?,
+    };
+    let no_instance = |why| SubjectError::NoInstance { path: path.into(), why, start };
+    subject.begin().map_err(no_instance)
+}
+
+/// Where a policy says what it does at its start, for people.
+#[must_use]
+pub fn start_of(source: &[u8]) -> Option<String> {
+    Parser::new(0).parse_all(source).find_map(|payload| match payload {
+        Ok(Payload::StartSection { func, range }) => {
+            Some(format!("; its start function is function {func}, by the section at {:#x}", range.start))
+        }
+        _ => None,
+    })
 }
 
 /// Whether a bundle is there, rather than a module.

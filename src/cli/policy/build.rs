@@ -19,6 +19,7 @@ use crate::cli::{CommandResult, EXIT_CODES, files, output, units};
 use crate::compile::{self, Built, Terms};
 use crate::decision::{PolicyName, Tenant};
 use crate::engine::{METRIC_NAME_MAX, Metering, World, is_metric_name};
+use crate::rehearsal::{begins, start_of};
 
 /// Check a policy, compile it, and write it as a bundle
 ///
@@ -123,12 +124,14 @@ impl Build {
         let terms = Terms { world: self.made.world, metering: Metering::of(&limits) };
         let built = compile::build(&source.wasm, terms, &platforms)?;
         check_limits(&limits, &built).map_err(|source| OverLimit { path: self.source.clone(), source })?;
+        let start = start_of(&source.wasm);
         let draft = self.draft(source, &built, limits);
         let secrets = self.secret.as_deref().map(files::read_secrets).transpose()?;
         let assembled = match secrets.as_ref().and_then(SecretKeys::first) {
             Some(key) => draft.assemble_confidential(key)?,
             None => draft.assemble()?,
         };
+        begins(&self.source, &assembled.bundle.config, &built, start)?;
         let parts = self.parts(&assembled.bundle.config, assembled.digest())?;
         // The same again: signatures stay on it.
         let unchanged =
