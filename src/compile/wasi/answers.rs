@@ -250,3 +250,48 @@ fn of_wasm(ty: &WasmType) -> &'static str {
         WasmType::I32 | WasmType::Pointer | WasmType::Length => "i32",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_that_types_make_large_makes_no_text_as_large() {
+        // Each tuple has eight of the one before.
+        let tuples: String = (1..9)
+            .map(|level| {
+                format!("type t{level} = tuple<{}>;\n", vec![format!("t{}", level - 1); 8].join(", "))
+            })
+            .collect();
+        let text = format!(
+            "package test:large;
+             interface large {{
+                 enum no {{ access }}
+                 type t0 = u64;
+                 {tuples}
+                 fits: func() -> result<tuple<t1, t1>, no>;
+                 large: func() -> result<t2, no>;
+                 huge: func() -> result<t8, no>;
+             }}"
+        );
+        let mut resolve = Resolve::default();
+        let package = resolve.push_str("large.wit", &text).unwrap();
+        let mut sizes = SizeAlign::default();
+        sizes.fill(&resolve);
+        let interface = resolve.packages[package].interfaces["large"];
+        let bytes = |name: &str| {
+            let result = resolve.interfaces[interface].functions[name].result.unwrap();
+            denial(&resolve, &sizes, result)
+        };
+        assert_eq!(bytes("fits"), Some(136), "control");
+        assert_eq!((bytes("large"), bytes("huge")), (None, None));
+        let function = |denial| Function {
+            name: "test:large/large large".into(),
+            params: vec![WasmType::I32],
+            results: vec![],
+            denial,
+        };
+        assert_eq!(function(bytes("huge")).body(), "unreachable");
+        assert!(function(bytes("fits")).body().len() < 10_000);
+    }
+}
