@@ -300,6 +300,8 @@ fn what_a_guest_returns_is_believed_as_a_whole_or_not_at_all() {
         "header:Transfer-Encoding=chunked",
         "header:upgrade=h2c",
         "header:proxy-connection=close",
+        "header:Proxy-Authenticate=Basic",
+        "header:proxy-authorization=Basic eDp5",
         "header:Content-Length=0",
         "header:host=other.example",
         "header:x=1\r\nset-cookie: a=b",
@@ -318,7 +320,7 @@ fn what_a_guest_returns_is_believed_as_a_whole_or_not_at_all() {
     // The control: the same policy, and what may be said.
     let decision = service.ask("acme", "gate", b"header:x=1");
     assert_eq!((decision.outcome, decision.obligations.headers_set.len()), (Outcome::Allow, 1));
-    for (policy, variants) in [("lie", "pahrwnudsUof"), ("huge", "brx"), ("bad", "szneNrx")] {
+    for (policy, variants) in [("lie", "pahrwnudsUof"), ("huge", "brx"), ("bad", "szneNrUx")] {
         for variant in variants.chars() {
             let decision = service.ask("acme", policy, variant.to_string().as_bytes());
             assert!(
@@ -343,6 +345,66 @@ fn the_clock_stands_still_and_random_numbers_differ_between_requests() {
     assert!(values.iter().all(|value| (ns(before)..=ns(after)).contains(value)), "{clock:?}");
     assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "{clock:?}");
     assert_ne!(ask(b"random"), ask(b"random"));
+}
+
+/// The seed of a decision is where its policy says what it did with it, and nowhere else.
+#[test]
+fn what_was_random_can_be_asked_again_with_the_seed_in_the_log() {
+    let guest = r#"(module
+        (import "portcullis:policy/random@1.0.0" "get-u64" (func $random (result i64)))
+        (import "portcullis:policy/log@1.0.0" "write" (func $log (param i32 i32 i32)))
+        (memory (export "memory") 2)
+        (data (i32.const 2048) "before")
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 65536))
+        (func (export "decide") (param i32) (result i32) (local $number i64) (local $at i32)
+            (call $log (i32.const 1) (i32.const 2048) (i32.const 6))
+            (local.set $number (call $random))
+            (loop $next
+                (i32.store8 offset=1024 (local.get $at)
+                    (i32.add (i32.const 97) (i32.wrap_i64 (i64.and (local.get $number) (i64.const 15)))))
+                (local.set $number (i64.shr_u (local.get $number) (i64.const 4)))
+                (local.set $at (i32.add (local.get $at) (i32.const 1)))
+                (br_if $next (i32.lt_u (local.get $at) (i32.const 16))))
+            (call $log (i32.const 1) (i32.const 1024) (i32.const 16))
+            (i32.const 512)))"#;
+    let site = Site::new().class("one", "").tenant_of("acme", "one", &["gate"], "");
+    let component = compile::componentize(guest.as_bytes()).unwrap();
+    let built = compile::build(&component, Terms::default(), &[Platform::host()]).unwrap();
+    let (acme, gate) = (support::tenant("acme"), support::policy("gate"));
+    let draft = built.draft(component.clone(), acme, gate, 1, Limits::default());
+    support::write_signed(draft, &site.bundle("acme", "gate"), &site.key);
+    std::fs::write(site.path("gate.wasm"), component).unwrap();
+    std::fs::write(site.path("question"), "").unwrap();
+    let service = site.start();
+    for _ in 0..2 {
+        assert_eq!(service.ask("acme", "gate", b"").outcome, Outcome::Allow);
+    }
+    let log = service.log();
+    let lines: Vec<&str> =
+        log.lines().filter(|line| line.starts_with("INFO worker:") && line.contains("guest=")).collect();
+    let [first, one, again, other] = lines.as_slice() else { panic!("{log}") };
+    assert!(first.contains("before") && again.contains("before"), "{log}");
+    assert!(!first.contains("seed=") && !again.contains("seed="), "nothing was drawn yet: {log}");
+    let number = |line: &str| line.split_once("guest=\"\\\"").unwrap().1[..16].to_owned();
+    let seed = |line: &str| line.split_once(" seed=").unwrap().1.to_owned();
+    assert_ne!(seed(one), seed(other));
+    for line in [one, other] {
+        let run = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .args(["policy", "run", "--json", "--seed", &seed(line), "--opaque"])
+            .arg(service.site.path("question"))
+            .arg(service.site.path("gate.wasm"))
+            .output()
+            .unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&run.stdout)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&run.stderr)));
+        let logged: Vec<_> = answer["host_calls"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|call| call["log"]["message"].as_str())
+            .collect();
+        assert_eq!(logged, ["before", &number(line)]);
+    }
 }
 
 /// Nobody looks at signatures before a policy is tried, and it is tried with the rights of whoever does so: what is run is made

@@ -97,6 +97,90 @@ fn memory_beyond_the_limit_is_refused_and_below_it_is_not() {
     assert_eq!(outcome, Outcome::Refused(Refusal::Trap(TrapKind::Memory)));
 }
 
+/// Most toolchains write none, so it is not refused: the limit holds whatever a module says of its memory.
+#[test]
+fn a_memory_without_a_maximum_ends_at_the_policys_limit() {
+    let limits = Limits { memory: 20 * (64 << 10), ..Limits::default() };
+    for (memory, pages) in [("1", 20), ("1 65536", 20), ("1 20", 20), ("1 3", 3), ("20", 20)] {
+        // It takes what it gets, and traps unless that is so many pages.
+        let guest = format!(
+            r#"(module
+                (memory (export "memory") {memory})
+                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+                (func (export "decide") (param i32) (result i32)
+                    (loop $more (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+                    (if (i32.ne (memory.size) (i32.const {pages})) (then (unreachable)))
+                    (i32.const 512)))"#
+        );
+        let built = compile::build(guest.as_bytes(), Terms::default(), &[Platform::host()]).unwrap();
+        let policy = loaded(&built, limits);
+        let evaluated = evaluated(&policy, b"", 0, [0; 32]);
+        assert_eq!(evaluated.decision.outcome, Outcome::Allow, "(memory {memory})");
+        assert_eq!(evaluated.used.memory, pages * (64 << 10), "(memory {memory})");
+    }
+}
+
+/// As with an answer: pointers, lengths and texts that do not hold, and more than may be given at once.
+#[test]
+fn what_a_guest_gives_to_the_host_is_believed_no_more_than_what_it_returns() {
+    let outcome = |calls: &str| {
+        let guest = format!(
+            r#"(module
+                (import "portcullis:policy/data@1.0.0" "get" (func $get (param i32 i32 i32)))
+                (import "portcullis:policy/data@1.0.0" "entries"
+                    (func $entries (param i32 i32 i32 i32 i32 i32 i32)))
+                (import "portcullis:policy/log@1.0.0" "write" (func $log (param i32 i32 i32)))
+                (import "portcullis:policy/metric@1.0.0" "add" (func $add (param i32 i32 i64)))
+                (memory (export "memory") 2)
+                (data (i32.const 2048) "\c0\af\ff" "key")
+                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 65536))
+                (func (export "decide") (param i32) (result i32) {calls} (i32.const 512)))"#
+        );
+        let built = compile::build(guest.as_bytes(), Terms::default(), &[Platform::host()]).unwrap();
+        let data = Data::of(vec![("key".into(), b"value".to_vec())]);
+        let granted = Granted { data: Some(Arc::new(data)), ..Granted::default() };
+        let policy = load_code(support::code(&built), &built, granted, |_| {}).unwrap();
+        ask(&Arc::new(policy), b"", 0, [0; 32]).outcome
+    };
+    let key = "(i32.const 2051) (i32.const 3)";
+    let (no_text, beyond) = ("(i32.const 2048) (i32.const 3)", "(i32.const 131070) (i32.const 3)");
+    let (endless, wraps) = ("(i32.const 0) (i32.const -1)", "(i32.const -256) (i32.const 512)");
+    let too_long = "(i32.const 4096) (i32.const 65537)";
+    let none = "(i32.const 0) (i32.const 0) (i32.const 0)";
+    for text in [no_text, beyond, endless, wraps, too_long] {
+        for call in [
+            format!("(call $get {text} (i32.const 16))"),
+            format!("(call $entries {text} {none} (i32.const 1) (i32.const 16))"),
+            format!("(call $entries {key} (i32.const 1) {text} (i32.const 1) (i32.const 16))"),
+            format!("(call $log (i32.const 1) {text})"),
+            format!("(call $add {text} (i64.const 1))"),
+        ] {
+            let outcome = outcome(&call);
+            assert!(matches!(outcome, Outcome::Refused(Refusal::InvalidOutput(_))), "{call}: {outcome:?}");
+        }
+    }
+    for call in [
+        // A level that there is not, and room for the result that is none.
+        format!("(call $log (i32.const 3) {key})"),
+        format!("(call $entries {key} (i32.const 2) {key} (i32.const 1) (i32.const 16))"),
+        format!("(call $get {key} (i32.const 17))"),
+        format!("(call $get {key} (i32.const 131068))"),
+        format!("(call $entries {key} {none} (i32.const 1) (i32.const -4))"),
+    ] {
+        let outcome = outcome(&call);
+        assert!(matches!(outcome, Outcome::Refused(_)), "{call}: {outcome:?}");
+    }
+    // The control: the same calls with what holds, as much as anybody likes.
+    for call in [
+        format!("(call $get {key} (i32.const 16))"),
+        format!("(call $entries {key} (i32.const 1) {key} (i32.const -1) (i32.const 16))"),
+        format!("(call $log (i32.const 1) {key}) (call $add {key} (i64.const -1))"),
+        "(call $get (i32.const 4096) (i32.const 65000) (i32.const 16))".to_owned(),
+    ] {
+        assert_eq!(outcome(&call), Outcome::Allow, "{call}");
+    }
+}
+
 #[test]
 fn tables_are_limited_all_together() {
     // Two tables that each grow by 600 elements, and a guest that traps if either may not.
@@ -115,6 +199,28 @@ fn tables_are_limited_all_together() {
     };
     assert_eq!(outcome(1_200), Outcome::Allow);
     assert_eq!(outcome(1_199), Outcome::Refused(Refusal::Trap(TrapKind::Memory)));
+}
+
+/// Growth that a module's own maximum forbids takes nothing away from what there is.
+#[test]
+fn what_did_not_grow_is_not_counted() {
+    let guest = r#"(module
+        (memory (export "memory") 1 2)
+        (table $a 0 1 funcref) (table $b 0 funcref)
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+        (func $fails (param i32) (if (i32.ne (local.get 0) (i32.const -1)) (then unreachable)))
+        (func $grown (param i32) (if (i32.lt_s (local.get 0) (i32.const 0)) (then unreachable)))
+        (func (export "decide") (param i32) (result i32)
+            (call $fails (table.grow $a (ref.null func) (i32.const 2)))
+            (call $grown (table.grow $b (ref.null func) (i32.const 10)))
+            (call $fails (memory.grow (i32.const 2)))
+            (call $grown (memory.grow (i32.const 1)))
+            (i32.const 512)))"#;
+    let built = compile::build(guest.as_bytes(), Terms::default(), &[Platform::host()]).unwrap();
+    let limits = Limits { table_elements: 10, memory: 2 * (64 << 10), ..Limits::default() };
+    let evaluated = evaluated(&loaded(&built, limits), b"", 0, [0; 32]);
+    assert_eq!(evaluated.decision.outcome, Outcome::Allow);
+    assert_eq!((evaluated.used.memory, evaluated.used.table_elements), (2 * (64 << 10), 10));
 }
 
 /// Native frames: a guest of one function that calls itself as often as its input has bytes.

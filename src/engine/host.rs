@@ -134,16 +134,16 @@ impl Host {
         }
     }
 
-    /// Grants growth from `current` to `desired` if the sum stays within the limit.
+    /// Grants growth from `current` to `desired` if the sum stays within the limit. What is beyond the module's own maximum
+    /// is none: it would be counted, and not come about.
     fn grow(
         &mut self,
         budget: impl FnOnce(&mut Self) -> (&mut usize, usize),
-        current: usize,
-        desired: usize,
+        (current, desired, own): (usize, usize, Option<usize>),
     ) -> bool {
         let (used, limit) = budget(self);
         let after = used.saturating_add(desired.saturating_sub(current));
-        let granted = after <= limit;
+        let granted = after <= limit && own.is_none_or(|own| desired <= own);
         if granted {
             *used = after;
         }
@@ -175,10 +175,13 @@ impl Host {
             let message = message.get(..end).unwrap_or_default();
             host.note(|| HostCall::Log { level, message: message.to_owned() });
             let Identity { tenant, policy, digest } = host.identity.as_ref();
+            // Whoever drew random numbers can be asked the same again: `portcullis policy run --seed`.
+            let drawn = host.generator.as_ref().map(|_| hex::encode(host.seed));
+            let seed = drawn.as_deref();
             match level {
-                Level::Debug => tracing::debug!(%tenant, %policy, %digest, guest = ?message),
-                Level::Info => tracing::info!(%tenant, %policy, %digest, guest = ?message),
-                Level::Warn => tracing::warn!(%tenant, %policy, %digest, guest = ?message),
+                Level::Debug => tracing::debug!(%tenant, %policy, %digest, guest = ?message, seed),
+                Level::Info => tracing::info!(%tenant, %policy, %digest, guest = ?message, seed),
+                Level::Warn => tracing::warn!(%tenant, %policy, %digest, guest = ?message, seed),
             }
         })
     }
@@ -291,11 +294,11 @@ impl v1_0::portcullis::policy::metric::Host for Host {
 }
 
 impl ResourceLimiter for Host {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        Ok(self.grow(|host| (&mut host.memory_used, host.memory), current, desired))
+    fn memory_growing(&mut self, current: usize, desired: usize, own: Option<usize>) -> Result<bool> {
+        Ok(self.grow(|host| (&mut host.memory_used, host.memory), (current, desired, own)))
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        Ok(self.grow(|host| (&mut host.table_elements_used, host.table_elements), current, desired))
+    fn table_growing(&mut self, current: usize, desired: usize, own: Option<usize>) -> Result<bool> {
+        Ok(self.grow(|host| (&mut host.table_elements_used, host.table_elements), (current, desired, own)))
     }
 }
