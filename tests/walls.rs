@@ -345,7 +345,7 @@ fn committed_policies_are_small() {
     let committed = [files("policies", "wasm"), files("policies", "gz")].concat();
     assert!(committed.iter().any(|path| path == "policies/template/c/policy.wasm"), "{committed:?}");
     for path in committed {
-        let size = fs::metadata(root().join(path)).unwrap().len();
+        let size = fs::metadata(root().join(&path)).unwrap().len();
         assert!(size <= 1_000_000, "{path} has {size} bytes");
     }
 }
