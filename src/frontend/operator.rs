@@ -310,10 +310,11 @@ mod tests {
 
     #[test]
     fn a_worker_that_says_as_much_as_it_may_hides_nothing_of_the_others() {
-        let loud = || (0..STATUS_PARTS_MAX).map(|_| part("loud", 60 << 10));
-        let (quiet, more) = (part("quiet", 100), part("more", 60 << 10));
-        let all = told(loud().chain([quiet.clone(), more.clone()]).collect());
-        assert_eq!(all[STATUS_PARTS_MAX..], [quiet.clone(), more]);
+        let loud = || (0..STATUS_PARTS_MAX).map(|_| part("loud", 63 << 10));
+        let quiet = part("quiet", 100);
+        let others: Vec<_> = (0..10).map(|_| part("more", 60 << 10)).chain([quiet.clone()]).collect();
+        let all = told(loud().chain(others.clone()).collect());
+        assert_eq!(all[STATUS_PARTS_MAX..], others);
         for part in &all[..STATUS_PARTS_MAX] {
             assert_eq!((part.policies.len(), part.counters.allowed), (0, 7), "its counters are still there");
         }

@@ -240,7 +240,7 @@ fn nonsense_in_the_syntax_does_not_hide_the_other_errors() {
 #[test]
 fn instances_for_which_a_process_has_no_address_space_are_refused() {
     let class =
-        |lines: &str| sound_and(|text| text.replace("threads = 2\n", &format!("threads = 2\n{lines}")));
+        |lines: &str| sound_and(|text| text.replace("threads = 2\n", &format!("threads = 2\n{lines}\n")));
     for (lines, why) in [
         (
             "instances = 1600\nstack = \"1MiB\"",
@@ -256,9 +256,7 @@ fn instances_for_which_a_process_has_no_address_space_are_refused() {
     ] {
         assert_eq!(Site::new().errors(&class(lines), &ordinary()), [format!("20:13: {why}")]);
     }
-    for lines in
-        ["instances = 1524\nstack = \"1MiB\"\n", "instances = 2540\n", "instances = 3810\nfuel = 1000\n"]
-    {
+    for lines in ["instances = 1524\nstack = \"1MiB\"", "instances = 2540", "instances = 3810\nfuel = 1000"] {
         Site::new().load(&class(lines), &ordinary()).expect(lines);
     }
 }
