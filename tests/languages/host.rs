@@ -20,6 +20,7 @@ fn uses_the_host(language: &str, file: &str, place: &str) {
     assert_eq!(subject.manifest.imports, ["clock", "data", "log", "metric", "random"], "{language}");
 
     let data = facts(json!({ "name": "alice", "other": "bob" }).as_object().unwrap()).unwrap();
+    let data = std::sync::Arc::new(data);
     let mut asked = None;
     let lines = logged(|| asked = Some(ask_with(&subject, "", 57, 1, Some(data.into()))));
     let asked = asked.unwrap();
