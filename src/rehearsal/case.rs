@@ -351,7 +351,7 @@ mod tests {
             |what: &str, instead: &str| read(&format!("[\n  {}\n]", ONE.replace(what, instead))).unwrap_err();
         assert_eq!(
             with("\"input\"", "\"imput\""),
-            "cases.json:2:25: unknown field `imput`, expected one of `name`, `clock`, `seed`, `deadline_us`, `data`, `input`, `expect`"
+            "cases.json:2:25: unknown field `imput`, expected one of `name`, `clock`, `seed`, `deadline_us`, `data`, `tables`, `input`, `expect`"
         );
         let error = with("\"headers\"", "\"haeders\"");
         assert!(error.starts_with("cases.json:2:46: unknown field `haeders`"), "{error}");
