@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use wasmtime::{Engine, Func, FuncType, Store, StoreLimits, StoreLimitsBuilder};
 
-use crate::engine::{Metering, TABLE_ELEMENTS, Target, compiling_engine};
+use crate::engine::{TABLE_ELEMENTS, preparing_engine};
 
 /// Longest that a policy may run.
 const TIME_MAX: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ pub(super) fn limits(memory: usize) -> StoreLimits {
 
 /// The engine that policies are run with while they are built.
 pub(super) fn run_engine() -> Result<Engine, String> {
-    compiling_engine(Target::host(), Metering::Off).map_err(|error| format!("{error:#}"))
+    preparing_engine().map_err(|error| format!("{error:#}"))
 }
 
 /// A store with limits on memory and on time.
@@ -75,6 +75,7 @@ mod tests {
     use wasmtime::{Instance, Module};
 
     use super::*;
+    use crate::engine::{Metering, Target, compiling_engine};
 
     /// Each memory may be as large as all are allowed to be, so there may not be many.
     #[test]
@@ -103,5 +104,29 @@ mod tests {
         engine.increment_epoch();
         let spin = instance.get_typed_func::<(), ()>(&mut run.store, "spin").unwrap();
         run.guarded(|store| spin.call(store, ())).expect_err("it does not end");
+    }
+
+    /// The bits of a NaN that the machine makes.
+    fn nan(engine: &Engine) -> u32 {
+        let module = r#"(module (func (export "nan") (param f32) (result i32)
+            (i32.reinterpret_f32 (f32.div (local.get 0) (local.get 0)))))"#;
+        let module = Module::new(engine, wat::parse_str(module).unwrap()).unwrap();
+        Run::new(engine)
+            .guarded(|store| {
+                let instance = Instance::new(&mut *store, &module, &[])?;
+                instance.get_typed_func::<f32, u32>(&mut *store, "nan")?.call(store, 0.0)
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_nan_is_the_same_on_every_machine_that_builds() {
+        const CANONICAL: u32 = 0x7fc0_0000;
+        assert_eq!(nan(&run_engine().unwrap()), CANONICAL);
+        if cfg!(target_arch = "x86_64") {
+            // Control: what this machine makes by itself has a sign.
+            let worker = compiling_engine(Target::host(), Metering::Off).unwrap();
+            assert_eq!(nan(&worker), CANONICAL | 1 << 31);
+        }
     }
 }

@@ -31,7 +31,7 @@ pub use metric::{METRIC_NAME_MAX, METRICS_MAX, Metrics, is_metric_name};
 pub(crate) use settings::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS, TABLES_PER_COMPONENT};
 pub use settings::{Metering, PoolLimits, WASMTIME_VERSION, settings_digest, settings_digest_of};
 #[cfg(feature = "compiler")]
-pub use settings::{compiling_engine, counting_engine};
+pub use settings::{compiling_engine, counting_engine, preparing_engine};
 pub use slice::{Slice, monotonic_ns, realtime_ns};
 pub use target::Target;
 pub use watch::{Function, HostCall, Listed, LogLevel, Notes, Watch};

@@ -194,6 +194,20 @@ pub(super) fn serving_engine(
 /// The engine that compiles for a target, whatever machine this is.
 #[cfg(feature = "compiler")]
 pub fn compiling_engine(target: Target, metering: Metering) -> wasmtime::Result<Engine> {
+    Engine::new(&compiling_config(target, metering)?)
+}
+
+/// The engine that runs what is run where a policy is built, and kept as it is then. Machines differ in the bits of a NaN that
+/// they make; here it has one form, so that a policy has the same bytes wherever it is built.
+#[cfg(feature = "compiler")]
+pub fn preparing_engine() -> wasmtime::Result<Engine> {
+    let mut config = compiling_config(Target::host(), Metering::Off)?;
+    config.cranelift_nan_canonicalization(true);
+    Engine::new(&config)
+}
+
+#[cfg(feature = "compiler")]
+fn compiling_config(target: Target, metering: Metering) -> wasmtime::Result<Config> {
     let mut config = shared_config(metering)?;
     target.set(&mut config)?;
     config.strategy(wasmtime::Strategy::Cranelift);
@@ -201,7 +215,7 @@ pub fn compiling_engine(target: Target, metering: Metering) -> wasmtime::Result<
     config.cranelift_regalloc_algorithm(wasmtime::RegallocAlgorithm::Backtracking);
     config.cranelift_nan_canonicalization(false);
     config.cranelift_debug_verifier(false);
-    Engine::new(&config)
+    Ok(config)
 }
 
 /// An engine that counts instructions and can say in which functions they ran: for people who look for what is slow, never for

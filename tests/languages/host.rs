@@ -22,7 +22,7 @@ fn uses_the_host(language: &str, file: &str, place: &str) {
     let data = facts(json!({ "name": "alice", "other": "bob" }).as_object().unwrap()).unwrap();
     let data = std::sync::Arc::new(data);
     let mut asked = None;
-    let lines = logged(|| asked = Some(ask_with(&subject, "", 57, 1, Some(data.into()))));
+    let lines = logged(|| asked = Some(ask_with(&subject, "", 57, 1, Some(data))));
     let asked = asked.unwrap();
     let outcome = format!("{:?}", asked.decision.outcome);
     assert!(outcome.contains("alice"), "{language}: {outcome}");
