@@ -26,8 +26,8 @@ pub mod bindings {
 pub use bindings::Guest as Policy;
 pub use bindings::export;
 pub use bindings::portcullis::policy::types::{
-    Address, Attribute, CacheHint, CacheScope, Decision, Failure, Header, HttpRequest, Metadatum, Obligations,
-    Opaque, Peer, Request, Verdict,
+    Address, Attribute, CacheHint, CacheScope, Decision, Failure, Header, HttpRequest, Metadatum,
+    Obligations, Opaque, Peer, Request, Verdict,
 };
 pub use bindings::portcullis::policy::{clock, data, log, metric, random};
 
@@ -101,7 +101,10 @@ impl Failure {
 impl HttpRequest {
     /// Every value of the attribute `name`.
     pub fn attribute<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.attributes.iter().filter(move |attribute| attribute.name == name).map(|attribute| &*attribute.value)
+        self.attributes
+            .iter()
+            .filter(move |attribute| attribute.name == name)
+            .map(|attribute| &*attribute.value)
     }
 
     /// Every value of the header `name`, whatever the case it was sent in.

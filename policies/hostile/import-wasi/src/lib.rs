@@ -7,7 +7,9 @@ extern crate guest as _;
 
 use alloc::vec::Vec;
 
-use bindings::portcullis::policy::types::{CacheHint, CacheScope, Decision, Failure, Obligations, Request, Verdict};
+use bindings::portcullis::policy::types::{
+    CacheHint, CacheScope, Decision, Failure, Obligations, Request, Verdict,
+};
 use bindings::wasi::cli::environment;
 
 mod bindings {
