@@ -45,7 +45,7 @@ pub const FIRST_CLASS_UID: u32 = 61_001;
 /// How far the registry's UID is from the frontend's.
 const REGISTRY_AFTER: u32 = 15;
 /// Longest a step of the service may take before a test gives up: only met when something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
