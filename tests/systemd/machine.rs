@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -276,18 +276,21 @@ pub(crate) fn ask_as(uid: u32, groups: &str, deadline: &str) -> (Option<i32>, St
     (output.status.code(), text(&output))
 }
 
-/// Every path below these, for comparing before and after.
+/// Every path below these, for comparing before and after; of what is mounted there (the checkout may be) only the place.
 pub(crate) fn listed(roots: &[&str]) -> Vec<PathBuf> {
-    fn walk(path: &Path, found: &mut Vec<PathBuf>) {
+    fn walk(path: &Path, device: u64, found: &mut Vec<PathBuf>) {
         found.push(path.to_owned());
-        if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+        if fs::symlink_metadata(path).is_ok_and(|one| one.is_dir() && one.dev() == device) {
             for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-                walk(&entry.path(), found);
+                walk(&entry.path(), device, found);
             }
         }
     }
     let mut found = Vec::new();
-    roots.iter().for_each(|root| walk(Path::new(root), &mut found));
+    for root in roots {
+        let device = fs::symlink_metadata(root).map_or(0, |root| root.dev());
+        walk(Path::new(root), device, &mut found);
+    }
     found.sort();
     found
 }
