@@ -28,7 +28,7 @@ use portcullis::artifact::{self, Architecture, Digest, Limits, SigningKey, State
 use portcullis::bundle::write::{self, NewAttachment};
 use portcullis::bundle::{self, Annotations, Draft, Platform};
 use portcullis::client::blocking::{Client, Connection};
-use portcullis::client::{ClientError, Deadline, Question};
+use portcullis::client::{ClientError, Deadline, Question, Settings};
 use portcullis::compile::{self, Built, Terms};
 use portcullis::decision::{Decision, PolicyName, Tenant};
 use portcullis::engine::{Metering, WASMTIME_VERSION, World, settings_digest};
@@ -412,7 +412,9 @@ impl Service {
         deadline: Deadline,
     ) -> Decision {
         let question = Question::opaque("", bytes);
-        self.client()
+        // The answer is asked for, however busy the machine is: not that the client gives up.
+        let settings = Settings { grace: PATIENCE, ..Settings::default() };
+        Client::with_settings(self.socket(), settings)
             .decide(&tenant(tenant_name), &policy(policy_name), deadline, question.input())
             .unwrap_or_else(|error| panic!("decide: {error}\n{}", self.log()))
     }
