@@ -413,7 +413,7 @@ fn a_tenant_that_fills_its_share_of_the_queue_leaves_room_to_the_others() {
 fn a_flood_of_frames_does_not_end_the_worker() {
     let mut site =
         Site::new().class("one", "threads = 1").tenant("acme", "one", &[("gate", "hostile/selective")], "");
-    site.service = "answer_within = \"2s\"\n".into();
+    site.service = "answer_within = \"10s\"\n".into();
     let service = site.start();
     let worker = |service: &Service| {
         service.status().processes.processes.into_iter().find(|one| one.role == "worker").unwrap().pid
@@ -435,7 +435,8 @@ fn a_flood_of_frames_does_not_end_the_worker() {
                     stream.write_all(&flood).unwrap();
                 }
                 stream.shutdown(Shutdown::Both).unwrap();
-                reading.join().unwrap().unwrap();
+                // What it was sent and has not read makes the worker's end a reset for us: any end will do.
+                let _ = reading.join().unwrap();
             });
         }
         for _ in 0..20 {

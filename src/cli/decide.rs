@@ -12,11 +12,15 @@ use super::output;
 use super::question::{QuestionArgs, QuestionError};
 use super::terminal::printable;
 use super::units::microseconds;
-use crate::client::{ClientError, Deadline, blocking};
+use crate::client::{ClientError, Deadline, Settings, blocking};
 use crate::decision::{Decision, HeaderValue, Obligations, Outcome, PolicyName, Tenant};
 
 /// Where the service listens for questions unless the flag or the environment says otherwise.
 pub(super) const DEFAULT_SOCKET: &str = "/run/portcullis/decide.sock";
+
+/// How long after the deadline the service's own words are waited for: whoever types this wants to read why it was
+/// refused, and a busy machine may say so late.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Ask one question and print the answer.
 ///
@@ -81,7 +85,8 @@ pub(super) fn run(args: &DecideArgs) -> Result<ExitCode, DecideError> {
     if !question.is_addressed() {
         return Err(DecideError::NoHost { socket });
     }
-    let mut client = blocking::Client::new(&socket);
+    let mut client =
+        blocking::Client::with_settings(&socket, Settings { grace: GRACE, ..Settings::default() });
     let start = Instant::now();
     let deadline =
         args.deadline.map_or(Deadline::Default, |us| Deadline::in_(Duration::from_micros(us.into())));
