@@ -302,6 +302,39 @@ pub enum Quota {
     Connections,
     /// Requests of one tenant that wait.
     Queue,
+    /// Requests of one tenant, a second.
+    Requests,
+    /// Processor time of one tenant's guests.
+    Cpu,
+    /// Requests of one tenant under way at once.
+    Concurrent,
+    /// Memory of one tenant's instances together.
+    Memory,
+    /// Bytes of one tenant's requests.
+    BytesIn,
+    /// Bytes of the answers to one tenant.
+    BytesOut,
+    /// Calls of a host function by one tenant's guests, a second or in one decision.
+    HostCalls,
+    /// How long a request of one tenant waits for its turn.
+    Wait,
+}
+
+impl Quota {
+    /// Every one, each at its place.
+    pub const ALL: [Self; 11] = [
+        Self::Pipeline,
+        Self::Connections,
+        Self::Queue,
+        Self::Requests,
+        Self::Cpu,
+        Self::Concurrent,
+        Self::Memory,
+        Self::BytesIn,
+        Self::BytesOut,
+        Self::HostCalls,
+        Self::Wait,
+    ];
 }
 
 /// What a guest did that ended it.
@@ -394,7 +427,11 @@ macro_rules! words {
     };
 }
 words!(Stage { Receipt => "receipt", Queue => "queue", Instantiate => "instantiate", Run => "run", Reply => "reply" });
-words!(Quota { Pipeline => "pipeline", Connections => "connections", Queue => "queue" });
+words!(Quota {
+    Pipeline => "pipeline", Connections => "connections", Queue => "queue", Requests => "requests", Cpu => "cpu",
+    Concurrent => "concurrent", Memory => "memory", BytesIn => "bytes_in", BytesOut => "bytes_out",
+    HostCalls => "host_calls", Wait => "wait",
+});
 words!(TrapKind {
     Unreachable => "unreachable", OutOfBounds => "out of bounds", Stack => "stack", Memory => "memory",
     Arithmetic => "arithmetic", IndirectCall => "indirect call", Abi => "abi", Other => "other",

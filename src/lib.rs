@@ -28,6 +28,7 @@
 //! [`wire::client`]. One policy, from its author to there: [`compile`], [`bundle`], [`signature`], then [`registry`] by the
 //! rules in [`trust`], [`builder`], and over [`wire::supply`] to a worker.
 
+pub mod accounts;
 pub mod artifact;
 #[cfg(feature = "compiler")]
 pub mod builder;

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 /// One process each, or one program that only makes files for them. None knows another; they meet in `wire`.
 const ROLES: [&str; 7] = ["supervisor", "spawner", "registry", "builder", "frontend", "worker", "fetcher"];
 /// What roles and people's programs are made from. None of these knows who uses it.
-const SHARED: [&str; 13] = [
+const SHARED: [&str; 14] = [
+    "accounts",
     "artifact",
     "bundle",
     "compile",
@@ -32,7 +33,8 @@ const SHARED: [&str; 13] = [
     "wire",
 ];
 /// The only files with an `unsafe` outside tests: what the kernel or wasmtime offers in no other way.
-const UNSAFE: [&str; 15] = [
+const UNSAFE: [&str; 16] = [
+    "src/accounts/map.rs",
     "src/artifact/mapped.rs",
     "src/cli/attest/family.rs",
     "src/engine/load.rs",
