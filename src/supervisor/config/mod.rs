@@ -4,9 +4,11 @@
 //! like, [`read`] what they mean together, and [`places`] looks at the files and directories they name. Children never
 //! see the file: each gets the part it needs as an assignment.
 
+mod builder;
 mod ceilings;
 mod distinct;
 mod places;
+mod plans;
 mod read;
 mod values;
 
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 pub use crate::document::DocumentErrors as ConfigErrors;
 
+use crate::accounts::Quotas;
 use crate::artifact::Ceiling;
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::wire::control::{
@@ -186,6 +189,9 @@ pub struct TenantConfig {
     pub default_deadline: Duration,
     /// Within its class's.
     pub ceiling: Ceiling,
+    /// Whose quotas it has; `None` if there is no plan for it.
+    pub plan: Option<String>,
+    pub quotas: Quotas,
 }
 
 /// Reads and checks the file and everything it names, or says everything that is wrong.

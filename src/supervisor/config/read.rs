@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::places::{self, Owners};
+use super::plans::Plans;
 use super::values::{grantable_id, mode, path as path_value, role_id, socket_path, trust_path};
 use super::{
-    Builder, Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Registry, SecretFile, Service,
+    Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Registry, SecretFile, Service,
     Surroundings, TenantConfig, TrustFile,
 };
-use super::{ceilings, distinct};
+use super::{builder, ceilings, distinct, plans};
 use crate::decision::{PolicyName, TrustClass};
-use crate::document::values::{boolean, duration, name, number, size};
+use crate::document::values::{boolean, duration, name, number, size, text};
 use crate::document::{self, Complaints, Found, Section};
-use crate::wire::control::{BuildLimits, ClassLimits, Isolation, SecretText};
+use crate::wire::control::{ClassLimits, Isolation, SecretText};
 
 const MICROSECOND: Duration = Duration::from_micros(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -29,6 +30,9 @@ const GENERATIONS: u64 = 6;
 const CLASSES_MAX: usize = 64;
 /// What an assignment is made for (see [`crate::wire::control::ASSIGNMENT_MAX`]).
 const TENANTS_MAX: usize = 10_000;
+
+/// No tenant's name.
+const OTHER: &str = "other";
 
 pub(super) fn config(path: &Path, text: &str, around: &Surroundings) -> Result<Config, ConfigErrors> {
     match look(path, text, around)? {
@@ -76,7 +80,7 @@ impl<'d> Reader<'_, 'd> {
             }
             None => Some(self.own_identity(0)),
         };
-        let builder = self.builder(document.section("builder"));
+        let builder = builder::read(self.complaints, document.section("builder"));
         let service = required_section(document, "service").map(|section| self.service(section, registry));
         let frontend = match document.section("frontend") {
             Some(section) => self.frontend(section),
@@ -102,7 +106,7 @@ impl<'d> Reader<'_, 'd> {
             self.complain(at.at, format!("more than {CLASSES_MAX} classes"));
         }
         for (title, section) in sections {
-            class_names.push(title.value);
+            class_names.push(title);
             if let Some((identity, class)) = self.class(title, section, &mut caches) {
                 identities.push((format!("[class.{}]", title.value), identity));
                 classes.extend(class);
@@ -112,13 +116,14 @@ impl<'d> Reader<'_, 'd> {
             distinct::identities(self.complaints, &identities);
         }
 
+        let plans = plans::read(self.complaints, document);
         let sections = document.sections("tenant");
         if let Some((at, _)) = sections.get(TENANTS_MAX) {
             self.complain(at.at, format!("more than {TENANTS_MAX} tenants"));
         }
         let tenants = sections
             .into_iter()
-            .map(|(title, section)| self.tenant(title, section, &class_names, &identities))
+            .map(|(title, section)| self.tenant(title, section, &class_names, &identities, &plans))
             .collect::<Vec<_>>();
         let service = service?;
         let state = service.as_ref().map(|service| service.state.as_path());
@@ -126,6 +131,7 @@ impl<'d> Reader<'_, 'd> {
         classes.sort_by(|a, b| a.name.cmp(&b.name));
         let mut tenants = tenants.into_iter().collect::<Option<Vec<_>>>()?;
         tenants.sort_by(|a: &TenantConfig, b| a.name.cmp(&b.name));
+        plans::reserved(self.complaints, &classes, &tenants, &class_names);
         let registry = Registry { identity: registry?.value, secret };
         Some(Config {
             service: service?,
@@ -193,27 +199,6 @@ impl<'d> Reader<'_, 'd> {
             drain: drain?.value,
             answer_within: answer?.value,
         })
-    }
-
-    fn builder(&self, section: Option<Section<'d>>) -> Option<Builder> {
-        let Some(mut section) = section else { return Some(Builder::default()) };
-        let default = Builder::default();
-        let cpu = section.defaulted("cpu", default.cpu(), duration(SECOND..=60 * MINUTE));
-        let memory = section.defaulted("memory", default.limits.memory, size(64 << 20..=1 << 40));
-        let wall = section.defaulted("wall", default.wall, duration(SECOND..=60 * MINUTE));
-        let output = section.defaulted("output", default.limits.output, size(1 << 20..=1 << 30));
-        section.finish();
-        if let Some(Found { value, at }) = &cpu
-            && value.subsec_nanos() != 0
-        {
-            self.complain(*at, "cpu: the kernel counts whole seconds of processor time".to_owned());
-        }
-        let limits = BuildLimits {
-            cpu: u32::try_from(cpu?.value.as_secs()).unwrap_or(u32::MAX),
-            memory: memory?.value,
-            output: output?.value,
-        };
-        Some(Builder { limits, wall: wall?.value })
     }
 
     fn frontend(&self, mut section: Section<'d>) -> Option<(Found<Identity>, Frontend)> {
@@ -330,15 +315,20 @@ impl<'d> Reader<'_, 'd> {
         &self,
         title: Found<&'d str>,
         mut section: Section<'d>,
-        classes: &[&str],
+        classes: &[Found<&str>],
         identities: &[(String, Found<Identity>)],
+        plans: &Plans,
     ) -> Option<TenantConfig> {
         let tenant_name = self.look(title.at, title.value.parse().map_err(|why| format!("{why}")));
+        if title.value == OTHER {
+            self.complain(title.at, format!("{OTHER}: telemetry calls so whoever is beyond its limit of tenants"));
+        }
         let class = section.required("class", name::<TrustClass>);
         let policies = section.list("policies", name);
         let data = section.list("data", name::<PolicyName>).unwrap_or_default();
         let (uids, gids) = (section.list("uids", grantable_id), section.list("gids", grantable_id));
-        let weight = section.defaulted("weight", 1, number(1..=1000));
+        let plan = plans.of(self.complaints, section.optional("plan", text));
+        let weight = section.defaulted("weight", plan.weight, number(1..=1000));
         let longest = duration(100 * MICROSECOND..=MINUTE);
         let max = section.defaulted("max_deadline", 100 * MILLISECOND, &longest);
         let default = section.optional("default_deadline", &longest);
@@ -353,7 +343,7 @@ impl<'d> Reader<'_, 'd> {
 
         distinct::names(self.complaints, policies.as_deref().unwrap_or_default(), &data);
         if let Some(class) = &class
-            && !classes.contains(&class.value.as_str())
+            && !classes.iter().any(|title| title.value == class.value.as_str())
         {
             self.complain(class.at, format!("class: there is no [class.{}]", class.value));
         }
@@ -383,6 +373,8 @@ impl<'d> Reader<'_, 'd> {
             max_deadline,
             default_deadline: default.map_or((20 * MILLISECOND).min(max_deadline), |found| found.value),
             ceiling: ceiling?,
+            plan: plan.name.clone(),
+            quotas: plan.quotas.clone(),
         })
     }
 
