@@ -96,6 +96,21 @@ pub struct Column {
     pub tenants: [TenantGauges; TENANTS_MAX],
 }
 
+impl Column {
+    /// Makes it a new process's, with nothing yet for the tenants of these slots.
+    pub fn begin(&self, generation: u64, slots: impl Iterator<Item = u32>) {
+        self.generation.set(0);
+        for gauge in [&self.queued, &self.instances, &self.instances_max, &self.connections] {
+            gauge.set(0);
+        }
+        for gauges in slots.filter_map(|slot| self.tenants.get(slot as usize)) {
+            gauges.concurrent.set(0);
+            gauges.memory.set(0);
+        }
+        self.generation.set(generation);
+    }
+}
+
 /// Where a column's generation is in the memory, bytes: the supervisor overwrites it with zeros when the process has died.
 #[must_use]
 pub const fn end_of_column(generation: u64) -> usize {

@@ -86,6 +86,7 @@ impl World {
             state: text("state"),
             trust: TrustText { path: "trust.toml".into(), text: trust(&[("release", &release)]) },
             tenants: vec![RegistryTenant {
+                slot: 0,
                 tenant: key("x").0,
                 class: class.clone(),
                 policies: policies.iter().map(|name| key(name).1).collect(),

@@ -349,7 +349,8 @@ mod tests {
             let declared = Declared::of(role).expect("file");
             declared.descriptors.inherited.iter().map(|one| one.number).collect::<Vec<_>>()
         };
-        assert_eq!(numbers(Role::Worker), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);
+        let worker = [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND, fd::ACCOUNTS];
+        assert_eq!(numbers(Role::Worker), worker);
         assert_eq!(numbers(Role::Registry), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
         assert_eq!(numbers(Role::Builder), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST]);
         assert_eq!(numbers(Role::Frontend), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);

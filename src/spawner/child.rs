@@ -77,13 +77,17 @@ impl Nursery {
             [numbered @ .., group] if order.grouped => (Some(group), numbered),
             numbered => (None, numbered),
         };
+        let (accounts, numbered) = match numbered {
+            [numbered @ .., accounts] if order.accounted => (Some(accounts), numbered),
+            numbered => (None, numbered),
+        };
         let [control, assignment, more @ ..] = numbered else {
             return Err(StartError::Descriptors(descriptors.len()));
         };
         if more.len() > 2 {
             return Err(StartError::Descriptors(descriptors.len()));
         }
-        let wanted = Wanted { control, assignment, more };
+        let wanted = Wanted { control, assignment, more, accounts };
         let body = || -> isize {
             // Out of the way of the numbers that are about to be given to others.
             let spare = launch::duplicate(control.as_fd());
@@ -135,6 +139,7 @@ struct Wanted<'a> {
     assignment: &'a OwnedFd,
     /// None to two.
     more: &'a [OwnedFd],
+    accounts: Option<&'a OwnedFd>,
 }
 
 impl Wanted<'_> {
@@ -148,6 +153,7 @@ impl Wanted<'_> {
             (self.assignment.as_fd(), fd::ASSIGNMENT),
         ];
         numbered.extend(self.more.iter().map(AsFd::as_fd).zip([fd::FIRST, fd::SECOND]));
+        numbered.extend(self.accounts.map(|accounts| (accounts.as_fd(), fd::ACCOUNTS)));
         numbered
     }
 }

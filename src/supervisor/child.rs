@@ -491,6 +491,8 @@ mod tests {
             max_deadline: Duration::from_secs(1),
             default_deadline: Duration::from_secs(1),
             ceiling: crate::artifact::Ceiling::MOST,
+            plan: None,
+            quotas: crate::accounts::Quotas::default(),
         });
         edition.config = config.into();
         registry.expect_survey(edition);

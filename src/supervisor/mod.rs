@@ -9,6 +9,7 @@
 //! generation is wanted in [`generations`].
 
 mod arguments;
+mod books;
 mod child;
 pub mod config;
 mod control_groups;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use arguments::Arguments;
+use books::{Books, BooksFull};
 use config::{Config, ConfigErrors, Surroundings};
 use control_groups::{ControlGroupError, ControlGroups};
 use fleet::Fleet;
@@ -61,6 +63,10 @@ enum Failure {
     Privileges(#[from] SurrenderError),
     #[error(transparent)]
     ControlGroups(#[from] ControlGroupError),
+    #[error("make the memory of the accounts: {0}")]
+    Books(#[source] std::io::Error),
+    #[error(transparent)]
+    BooksFull(#[from] BooksFull),
     #[error(transparent)]
     Spawner(#[from] SpawnError),
     #[error(transparent)]
@@ -143,12 +149,15 @@ fn run(config: &Path) -> Result<(), Failure> {
     let ready = Notifier::from_environment(Instant::now()).map_err(Failure::Notify).and_then(|notifier| {
         // Before there is another process, and before any file can no longer be opened for writing.
         let groups = ControlGroups::prepare(&config)?;
+        let mut books =
+            Books::open(config.classes.iter().map(|class| &class.name)).map_err(Failure::Books)?;
+        books.enter(&config)?;
         let enclosed = enclose()?;
-        Ok((notifier, groups, divide_and_lock_in(enclosed, &surroundings, &path, &config, &sockets)?))
+        Ok((notifier, groups, books, divide_and_lock_in(enclosed, &surroundings, &path, &config, &sockets)?))
     });
-    let (notifier, groups, (spawner, signals, sealed)) = ready.inspect_err(|_| sockets.remove())?;
+    let (notifier, groups, books, (spawner, signals, sealed)) = ready.inspect_err(|_| sockets.remove())?;
     let first = Edition { config: config.into(), epoch: 1 };
-    let fleet = Fleet::new(spawner, groups, sockets, surroundings.isolation, first);
+    let fleet = Fleet::new(spawner, groups, books, sockets, surroundings.isolation, first);
     let supervision = Supervision { config_path: path, surroundings, fleet, signals, notifier };
     Ok(supervision.serve(sealed)?)
 }

@@ -99,6 +99,8 @@ pub(super) struct Launch<'a> {
     /// See [`fd::FIRST`] and [`fd::SECOND`].
     pub(super) first: Option<BorrowedFd<'a>>,
     pub(super) second: Option<BorrowedFd<'a>>,
+    /// See [`super::books`].
+    pub(super) accounts: Option<BorrowedFd<'a>>,
     /// See [`super::control_groups`].
     pub(super) group: Option<BorrowedFd<'a>>,
 }
@@ -165,11 +167,13 @@ impl Spawner {
         let ConfiguredLimits { open_files, processes, build } = launch.limits;
         let serial = self.serial.get().saturating_add(1);
         self.serial.set(serial);
-        let grouped = launch.group.is_some();
-        let order = Order { serial, part: launch.part.clone(), open_files, processes, build, grouped };
+        let (accounted, grouped) = (launch.accounts.is_some(), launch.group.is_some());
+        let order =
+            Order { serial, part: launch.part.clone(), open_files, processes, build, accounted, grouped };
         let mut descriptors = vec![theirs.as_fd(), launch.assignment];
         descriptors.extend(launch.first);
         descriptors.extend(launch.second);
+        descriptors.extend(launch.accounts);
         descriptors.extend(launch.group);
         self.channel.send_with(&order, &descriptors)?;
         match self.hear(ANSWER_WITHIN)? {

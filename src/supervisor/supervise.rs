@@ -141,6 +141,8 @@ impl Supervision {
                 let fixed = self.fleet.config().fixed_parts_changed(&config);
                 if !fixed.is_empty() {
                     format!("restart the service to change {}", fixed.join(", "))
+                } else if let Err(why) = self.fleet.enter(&config) {
+                    why.to_string()
                 } else if let Err(why) = self.fleet.set_limits(&config) {
                     why.to_string()
                 } else {

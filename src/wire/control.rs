@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::accounts::Quotas;
 use crate::artifact::Ceiling;
 use crate::decision::{PolicyName, Tenant, TrustClass};
 
@@ -21,6 +22,8 @@ pub mod fd {
     pub const FIRST: i32 = 5;
     /// Frontend: the socket operators connect to. Worker: SOCK_SEQPACKET from the registry (see [`super::super::supply`]).
     pub const SECOND: i32 = 6;
+    /// Worker: its class's [`crate::accounts`], to be written.
+    pub const ACCOUNTS: i32 = 7;
 }
 
 /// What the supervisor tells a child.
@@ -191,6 +194,8 @@ pub struct TrustText {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryTenant {
     pub tenant: Tenant,
+    /// Its place in the registry's accounts.
+    pub slot: u32,
     pub class: TrustClass,
     pub policies: Vec<PolicyName>,
     /// What they may have at most: the class's, and its own.
@@ -237,7 +242,12 @@ pub struct BuildLimits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantAssignment {
     pub tenant: Tenant,
+    /// Its place in the class's accounts.
+    pub slot: u32,
     pub policies: Vec<PolicyName>,
+    /// Their places there, in the same order.
+    pub modules: Vec<u32>,
+    pub quotas: Quotas,
     /// Share of the processor when others want it too, 1 to 1000.
     pub weight: u32,
     /// Longest deadline, microseconds.

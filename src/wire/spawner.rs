@@ -9,7 +9,7 @@ use crate::wire::control::{BuildLimits, Isolation};
 /// Largest message, bytes: names and numbers.
 pub const SPAWNER_MAX: usize = 4096;
 /// Descriptors that come with one order.
-pub const ORDER_DESCRIPTORS_MAX: usize = 5;
+pub const ORDER_DESCRIPTORS_MAX: usize = 6;
 
 /// What a child is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ pub struct Member {
 }
 
 /// Start one child. With it come its descriptors, in this order: control channel, assignment, up to two more (see
-/// [`super::control::fd`]), and where there is one, that of its control group.
+/// [`super::control::fd`]), and where there are such, those of its accounts and of its control group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// Counted up with each order; the answer has the same, so that a late one is known for what it is.
@@ -89,6 +89,8 @@ pub struct Order {
     pub processes: Option<u64>,
     /// Of a builder.
     pub build: Option<BuildLimits>,
+    /// Before that of the control group comes the memory of its accounts.
+    pub accounted: bool,
     /// The last descriptor is `cgroup.procs` of the control group that the child enters before anything else.
     pub grouped: bool,
 }

@@ -432,7 +432,10 @@ mod tests {
                 host_key: self.key.public_key().to_pem().unwrap(),
                 tenants: vec![TenantAssignment {
                     tenant: tenant(),
+                    slot: 0,
                     policies: vec![name("gate"), name("other")],
+                    modules: vec![0],
+                    quotas: crate::accounts::Quotas::default(),
                     weight: 1,
                     max_deadline_us: 1000,
                     default_deadline_us: 1000,

@@ -29,6 +29,7 @@ use std::io::{self, Read};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::accounts::{Access, ClassAccount, Map, MapError};
 use crate::engine::{Engines, PoolLimits, monotonic_ns};
 use crate::sandbox::{self, Given, Places, Role, SealError};
 use crate::wire::channel::{Channel, SendError, take_inherited};
@@ -51,6 +52,8 @@ enum WorkerError {
     Inherited(#[source] io::Error),
     #[error("read assignment: {0}")]
     Assignment(#[from] DecodeError),
+    #[error(transparent)]
+    Accounts(#[from] MapError),
     #[error(transparent)]
     Seal(#[from] SealError),
     #[error("make engine: {0}")]
@@ -101,7 +104,13 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     let handover = take_inherited(fd::FIRST).map_err(WorkerError::Inherited)?;
     let supply = take_inherited(fd::SECOND).map_err(WorkerError::Inherited)?;
     let supply = load::Supply::new(supply, SUPPLY_MAX);
+    let accounts = take_inherited(fd::ACCOUNTS).map_err(WorkerError::Inherited)?;
+    let accounts = Map::<ClassAccount>::new(accounts, Access::Write)?;
     let given = Given::check(Role::Worker, assignment.uid, assignment.gid, assignment.isolation)?;
+
+    if let Some(column) = accounts.column(assignment.generation) {
+        column.begin(assignment.generation, assignment.tenants.iter().map(|tenant| tenant.slot));
+    }
 
     let limits = &assignment.limits;
     let pool = PoolLimits {

@@ -343,6 +343,7 @@ mod tests {
         world.assignment.secret = Some(SecretText(secret.to_text().to_string()));
         let (globex, theft) = (Tenant::new("globex").unwrap(), PolicyName::new("theft").unwrap());
         world.assignment.tenants.push(RegistryTenant {
+            slot: 1,
             tenant: globex.clone(),
             data: vec![theft.clone()],
             policies: vec![],

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub use crate::document::DocumentErrors as ConfigErrors;
 
+use super::books::Books;
 use crate::accounts::Quotas;
 use crate::artifact::Ceiling;
 use crate::decision::{PolicyName, Tenant, TrustClass};
@@ -243,10 +244,10 @@ impl Config {
     }
 
     /// What the registry needs of it.
-    #[must_use]
-    pub fn registry_assignment(&self, isolation: Isolation) -> RegistryAssignment {
+    pub(super) fn registry_assignment(&self, books: &Books, isolation: Isolation) -> RegistryAssignment {
         let tenants = self.tenants.iter().map(|tenant| RegistryTenant {
             tenant: tenant.name.clone(),
+            slot: books.tenant(&tenant.name).unwrap_or(u32::MAX),
             class: tenant.class.clone(),
             policies: tenant.policies.clone(),
             ceiling: self.ceiling(tenant),
@@ -288,9 +289,9 @@ impl Config {
     }
 
     /// What the next worker of `class` needs of it, and of the registry's key.
-    #[must_use]
-    pub fn worker_assignment(
+    pub(super) fn worker_assignment(
         &self,
+        books: &Books,
         class: &Class,
         generation: u64,
         isolation: Isolation,
@@ -299,7 +300,10 @@ impl Config {
         let tenants = self.tenants.iter().filter(|tenant| tenant.class == class.name);
         let tenants = tenants.map(|tenant| TenantAssignment {
             tenant: tenant.name.clone(),
+            slot: books.tenant(&tenant.name).unwrap_or(u32::MAX),
             policies: tenant.policies.clone(),
+            modules: modules(books, tenant),
+            quotas: tenant.quotas.clone(),
             weight: tenant.weight,
             max_deadline_us: microseconds(tenant.max_deadline),
             default_deadline_us: microseconds(tenant.default_deadline),
@@ -374,6 +378,12 @@ impl Config {
         }
         changed
     }
+}
+
+/// Where its policies are in the accounts, in order. What is not in the books is not counted.
+fn modules(books: &Books, tenant: &TenantConfig) -> Vec<u32> {
+    let of = |policy| books.module(&tenant.name, policy).unwrap_or(u32::MAX);
+    tenant.policies.iter().map(of).collect()
 }
 
 /// The ranges in [`read`] keep durations far below these types' ends.

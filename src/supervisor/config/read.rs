@@ -321,7 +321,10 @@ impl<'d> Reader<'_, 'd> {
     ) -> Option<TenantConfig> {
         let tenant_name = self.look(title.at, title.value.parse().map_err(|why| format!("{why}")));
         if title.value == OTHER {
-            self.complain(title.at, format!("{OTHER}: telemetry calls so whoever is beyond its limit of tenants"));
+            self.complain(
+                title.at,
+                format!("{OTHER}: telemetry calls so whoever is beyond its limit of tenants"),
+            );
         }
         let class = section.required("class", name::<TrustClass>);
         let policies = section.list("policies", name);

@@ -2,6 +2,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::accounts::{HostFunction, Rate};
+use crate::supervisor::books::Books;
 
 const TRUST: &str = "# who may sign\n";
 
@@ -116,6 +118,13 @@ fn only_error(change: impl FnOnce(String) -> String, expected: &str) {
     assert_eq!(errors, [expected]);
 }
 
+/// With everybody of this configuration in them.
+fn books(config: &Config) -> Books {
+    let mut books = Books::open(config.classes.iter().map(|class| &class.name)).expect("memory");
+    books.enter(config).expect("room");
+    books
+}
+
 #[test]
 fn a_sound_file_becomes_assignments() {
     let site = Site::new();
@@ -133,7 +142,8 @@ fn a_sound_file_becomes_assignments() {
         (&[1000][..], &[1001][..])
     );
 
-    let worker = config.worker_assignment(&config.classes[0], 7, Isolation::SharedUid, "key");
+    let worker =
+        config.worker_assignment(&books(&config), &config.classes[0], 7, Isolation::SharedUid, "key");
     assert_eq!((worker.class.as_str(), worker.generation), ("a", 7));
     assert_eq!(worker.host_key, "key");
     assert_eq!(worker.limits.memory, 4 << 20);
@@ -141,7 +151,7 @@ fn a_sound_file_becomes_assignments() {
     assert_eq!(worker.tenants[0].policies.len(), 2);
     assert_eq!((worker.tenants[0].max_deadline_us, worker.tenants[0].default_deadline_us), (50_000, 20_000));
 
-    let registry = config.registry_assignment(Isolation::SharedUid);
+    let registry = config.registry_assignment(&books(&config), Isolation::SharedUid);
     assert_eq!(registry.uid, own);
     assert_eq!(registry.trust.text, TRUST, "as it is written: nobody here understands it");
     assert_eq!(registry.state, site.path("state").display().to_string());
@@ -272,7 +282,8 @@ fn a_tenant_in_two_classes_is_a_duplicate() {
 fn unknown_sections_are_named() {
     only_error(
         |text| text + "[gateway]\nport = 1\n",
-        "33:2: file: unknown key \"gateway\"; known are: builder, class, frontend, registry, service, tenant",
+        "33:2: file: unknown key \"gateway\"; known are: builder, class, frontend, plan, registry, service, \
+         tenant",
     );
 }
 
@@ -485,10 +496,90 @@ fn data_has_names_that_no_policy_has() {
         ["27:19: data: \"jwt-gate\" is the name of a policy of this tenant", "27:31: data: listed twice"];
     assert_eq!(errors, expected);
     let config = site.load(&with("[\"prices\"]"), &ordinary()).expect("sound");
-    let assignment = config.registry_assignment(Isolation::SharedUid);
+    let assignment = config.registry_assignment(&books(&config), Isolation::SharedUid);
     let names = |names: &[PolicyName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(names(&assignment.tenants[0].data), ["prices"]);
     assert_eq!(names(&assignment.tenants[1].data), [""; 0]);
+}
+
+#[test]
+fn tenants_have_the_quotas_of_their_plans() {
+    let site = Site::new();
+    let plans = "
+[plan.default]
+requests = 100
+weight = 3
+[plan.large]
+requests = 5
+requests_burst = 20
+cpu = \"250ms\"
+bytes_in = \"2MiB\"
+bytes_out = \"1KiB\"
+concurrent = 16
+memory = \"64MiB\"
+host_calls_per_decision = 7
+reserved = 2
+max_wait = \"20ms\"
+[plan.large.host_calls]
+\"data.get\" = 1000
+";
+    let acme = |text: String| text.replace("[tenant.acme]\n", "[tenant.acme]\nplan = \"large\"\n");
+    let config = site.load(&(sound_and(acme) + plans), &ordinary()).expect("sound");
+    let (acme, other) = (&config.tenants[0], &config.tenants[1]);
+    let rate = |per_second, burst| Some(Rate { per_second, burst });
+    let expected = Quotas {
+        requests: rate(5, 20),
+        cpu: rate(250_000_000, 250_000_000),
+        bytes_in: rate(2 << 20, 2 << 20),
+        // The largest frame has to fit.
+        bytes_out: rate(1 << 10, 1 << 20),
+        concurrent: Some(16),
+        memory: Some(64 << 20),
+        host_calls: vec![(HostFunction::DataGet, Rate { per_second: 1000, burst: 1000 })],
+        host_calls_per_decision: Some(7),
+        reserved: 2,
+        max_wait_us: Some(20_000),
+    };
+    assert_eq!((acme.plan.as_deref(), &acme.quotas), (Some("large"), &expected));
+    assert_eq!((other.plan.as_deref(), other.quotas.requests), (Some("default"), rate(100, 100)));
+    assert_eq!((acme.weight, other.weight), (1, 3), "what a tenant does not say its plan does");
+    let none = site.load(&Site::sound(), &ordinary()).expect("sound");
+    assert_eq!((&none.tenants[0].plan, &none.tenants[0].quotas), (&None, &Quotas::default()));
+}
+
+#[test]
+fn what_is_wrong_with_plans_is_said_at_once() {
+    let site = Site::new();
+    let plans = "
+[plan.greedy]
+reserved = 33
+cpu_burst = \"1s\"
+bytes_in_burst = \"1KiB\"
+speed = 1
+[plan.greedy.host_calls]
+\"files.open\" = 1
+[plan.Free]
+";
+    let tenant = |text: String| {
+        let text = text.replace("[tenant.acme]\n", "[tenant.acme]\nplan = \"greedy\"\n");
+        text.replace("[tenant.blue]\n", "[tenant.blue]\nplan = \"silver\"\n")
+    };
+    let errors = site.errors(&(sound_and(tenant) + plans), &ordinary()).join("\n");
+    for expected in [
+        "plan: there is no [plan.silver]",
+        "cpu_burst: of what? There is no cpu",
+        "bytes_in_burst: \"1KiB\" is out of range",
+        "[plan.greedy]: unknown key \"speed\"",
+        "[plan.greedy.host_calls]: unknown key \"files.open\"; known are: clock.now,",
+        "name of a plan: 1 to 64 of a-z",
+    ] {
+        assert!(errors.contains(expected), "{expected}:\n{errors}");
+    }
+    let tenant = |text: String| text.replace("[tenant.acme]\n", "[tenant.acme]\nplan = \"greedy\"\n");
+    let errors = site.errors(&(sound_and(tenant) + "[plan.greedy]\nreserved = 33\n"), &ordinary()).join("\n");
+    assert!(errors.contains("the plans of its tenants reserve 33 of 64"), "{errors}");
+    let text = sound_and(|text| text.replace("[tenant.acme]", "[tenant.other]"));
+    assert!(site.errors(&text, &ordinary()).join("\n").contains("other: telemetry calls so"));
 }
 
 #[test]
@@ -502,11 +593,11 @@ fn a_secret_is_the_registrys_alone_and_shown_nowhere() {
     site.chmod("secret", 0o600);
     let config = site.load(&text, &ordinary()).expect("sound");
     assert!(!format!("{config:?}").contains("of nobody"));
-    let assignment = config.registry_assignment(Isolation::SharedUid);
+    let assignment = config.registry_assignment(&books(&config), Isolation::SharedUid);
     assert_eq!(assignment.secret.as_ref().expect("given").0, "portcullis-secret-v1 of nobody");
     assert!(!format!("{assignment:?}").contains("of nobody"));
     let none = site.load(&Site::sound(), &ordinary()).expect("sound");
-    assert_eq!(none.registry_assignment(Isolation::SharedUid).secret, None);
+    assert_eq!(none.registry_assignment(&books(&none), Isolation::SharedUid).secret, None);
 }
 
 #[test]

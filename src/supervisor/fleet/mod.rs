@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
+use super::books::{Books, BooksFull};
 use super::child::{Child, Misbehaviour, Permitted, Stage, all_well};
 use super::config::Config;
 use super::control_groups::{ControlGroupError, ControlGroups};
@@ -57,6 +58,7 @@ pub(super) struct Fleet {
     /// Its end was seen.
     spawner_gone: bool,
     groups: ControlGroups,
+    books: Books,
     sockets: Sockets,
     isolation: Isolation,
     current: Edition,
@@ -83,6 +85,7 @@ impl Fleet {
     pub(super) fn new(
         spawner: Spawner,
         groups: ControlGroups,
+        books: Books,
         sockets: Sockets,
         isolation: Isolation,
         first: Edition,
@@ -93,6 +96,7 @@ impl Fleet {
             spawner_lost: None,
             spawner_gone: false,
             groups,
+            books,
             sockets,
             isolation,
             survey: Survey::new(),
@@ -321,6 +325,11 @@ impl Fleet {
         self.groups.set(config).inspect_err(|_| {
             let _ = self.groups.set(&self.current.config);
         })
+    }
+
+    /// Gives a place in the accounts to everybody that `config` names.
+    pub(super) fn enter(&mut self, config: &Config) -> Result<(), BooksFull> {
+        self.books.enter(config)
     }
 
     /// Limits of classes as they are in force.

@@ -45,6 +45,11 @@ impl Fleet {
             // Its last words may say why.
             self.listen_to(index, now);
             let child = self.children.remove(index);
+            if let Part::Worker(class) = &child.part
+                && let Err(why) = self.books.end(class, child.generation)
+            {
+                say!("{child}: close its accounts: {why}");
+            }
             let how = self.with_reason(&child, how);
             match child.stage {
                 Stage::Condemned => {}

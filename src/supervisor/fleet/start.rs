@@ -93,8 +93,12 @@ impl Fleet {
             Part::Frontend | Part::Registry | Part::Builder(_) => None,
             Part::Worker(class) => self.groups.entrance(class),
         };
+        let accounts = match part {
+            Part::Frontend | Part::Registry | Part::Builder(_) => None,
+            Part::Worker(class) => self.books.class(class),
+        };
         let assignment = wanted.assignment.as_fd();
-        let launch = Launch { part: part.clone(), limits, assignment, first, second, group };
+        let launch = Launch { part: part.clone(), limits, assignment, first, second, accounts, group };
         let known: Vec<_> = self.children.iter().map(|child| child.pid).collect();
         let launched = self.spawner.launch(&launch, &known)?;
         let until = now + START_WITHIN;
@@ -136,7 +140,7 @@ impl Fleet {
                 Ok(plain(config.frontend.identity, assignment, open, 64))
             }
             Part::Registry => {
-                let assignment = config.registry_assignment(self.isolation);
+                let assignment = config.registry_assignment(&self.books, self.isolation);
                 // A policy on its way to a worker, and what it is made from; each generation that may live has a channel.
                 let named = assignment.tenants.iter().map(|tenant| tenant.policies.len() + tenant.data.len());
                 let open = policies(named.sum());
@@ -146,7 +150,8 @@ impl Fleet {
             Part::Worker(name) => {
                 let class = class(name)?;
                 let key = self.supplier().map(|(_, key)| key).ok_or(SpawnError::NoRegistry)?;
-                let assignment = config.worker_assignment(class, generation, self.isolation, key);
+                let assignment =
+                    config.worker_assignment(&self.books, class, generation, self.isolation, key);
                 // A policy is held as its image and, while it is loaded, as its files.
                 let open = policies(assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum());
                 let open = open.saturating_add(class.limits.connections);

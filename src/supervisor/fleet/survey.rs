@@ -136,7 +136,8 @@ impl Fleet {
         if child.asked.is_some() || child.epoch() >= pending.epoch {
             return;
         }
-        let memfd = match spawn::assignment(&pending.config.registry_assignment(self.isolation)) {
+        let memfd = match spawn::assignment(&pending.config.registry_assignment(&self.books, self.isolation))
+        {
             Ok(memfd) => memfd,
             // No fault of the registry's.
             Err(why) => return self.survey.settle(pending.epoch, Err(why.to_string())),

@@ -46,7 +46,10 @@ fn set() -> PolicySet {
         let policy = engine::load(engines(), artifact, Granted::default()).unwrap();
         let assignment = TenantAssignment {
             tenant: tenant(name),
+            slot: 0,
             policies: vec![gate()],
+            modules: vec![0],
+            quotas: crate::accounts::Quotas::default(),
             weight: 1,
             max_deadline_us: 60_000_000,
             default_deadline_us: 60_000_000,

@@ -1,0 +1,123 @@
+//! Who is which number in the accounts, for as long as the service lives.
+//!
+//! The memory is made before the supervisor is sealed, one piece for each class. A tenant has the same slot in all of them, and a slot is never given to another: who is removed takes its counters along, and nobody
+//! begins with what another has used.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::config::Config;
+use crate::accounts::{self, ClassAccount, MODULES_MAX, TENANTS_MAX, end_of_column};
+use crate::decision::{PolicyName, Tenant, TrustClass};
+
+/// There are no more slots.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there have been {max} {what} since the service started, and no number is given twice; restart the service"
+)]
+pub(super) struct BooksFull {
+    what: &'static str,
+    max: usize,
+}
+
+/// The accounts' memory, and whose slot is which.
+#[derive(Debug)]
+pub(super) struct Books {
+    classes: BTreeMap<TrustClass, File>,
+    tenants: HashMap<Tenant, u32>,
+    modules: HashMap<Tenant, HashMap<PolicyName, u32>>,
+    modules_given: usize,
+}
+
+impl Books {
+    /// Empty books for these classes. Their set never changes while a service lives.
+    pub(super) fn open<'a>(classes: impl Iterator<Item = &'a TrustClass>) -> io::Result<Self> {
+        let make = |class: &TrustClass| Ok((class.clone(), accounts::create::<ClassAccount>()?.into()));
+        Ok(Self {
+            classes: classes.map(make).collect::<io::Result<_>>()?,
+            tenants: HashMap::new(),
+            modules: HashMap::new(),
+            modules_given: 0,
+        })
+    }
+
+    /// Gives a slot to every tenant and policy that has none.
+    pub(super) fn enter(&mut self, config: &Config) -> Result<(), BooksFull> {
+        for tenant in &config.tenants {
+            if !self.tenants.contains_key(&tenant.name) {
+                let slot = next(self.tenants.len(), TENANTS_MAX, "tenants")?;
+                self.tenants.insert(tenant.name.clone(), slot);
+            }
+            let modules = self.modules.entry(tenant.name.clone()).or_default();
+            for policy in &tenant.policies {
+                if !modules.contains_key(policy) {
+                    let slot = next(self.modules_given, MODULES_MAX, "policies")?;
+                    modules.insert(policy.clone(), slot);
+                    self.modules_given += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` for whom [`Books::enter`] was not called.
+    pub(super) fn tenant(&self, tenant: &Tenant) -> Option<u32> {
+        self.tenants.get(tenant).copied()
+    }
+
+    /// Of one policy of a tenant, likewise.
+    pub(super) fn module(&self, tenant: &Tenant, policy: &PolicyName) -> Option<u32> {
+        self.modules.get(tenant)?.get(policy).copied()
+    }
+
+    /// A class's memory.
+    pub(super) fn class(&self, class: &TrustClass) -> Option<BorrowedFd<'_>> {
+        self.classes.get(class).map(AsFd::as_fd)
+    }
+
+    /// A worker has ended: what it had counts for nothing from now on.
+    pub(super) fn end(&self, class: &TrustClass, generation: u64) -> io::Result<()> {
+        let Some(mut memory) = self.classes.get(class) else { return Ok(()) };
+        memory.seek(SeekFrom::Start(end_of_column(generation) as u64))?;
+        memory.write_all(&[0; 8])
+    }
+}
+
+fn next(given: usize, max: usize, what: &'static str) -> Result<u32, BooksFull> {
+    let slot = u32::try_from(given).ok().filter(|_| given < max);
+    slot.ok_or(BooksFull { what, max })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounts::{Access, Map};
+
+    fn books(class: &TrustClass) -> Books {
+        Books::open(std::iter::once(class)).expect("memory")
+    }
+
+    #[test]
+    fn a_worker_that_ended_counts_for_nothing() {
+        let class = TrustClass::new("a").expect("name");
+        let books = books(&class);
+        let account =
+            Map::<ClassAccount>::new(books.class(&class).expect("class"), Access::Write).expect("map");
+        for generation in [3, 4] {
+            account.column(generation).expect("column").begin(generation, [7].into_iter());
+        }
+        assert_eq!(account.other_columns(4).count(), 1);
+        books.end(&class, 3).expect("end");
+        assert_eq!(account.other_columns(4).count(), 0);
+        assert_eq!(account.column(4).expect("column").generation.get(), 4);
+    }
+
+    #[test]
+    fn slots_run_out_with_a_sentence() {
+        assert_eq!(next(2, 3, "tenants"), Ok(2));
+        let why = next(3, 3, "tenants").expect_err("full").to_string();
+        assert!(why.contains("3 tenants") && why.contains("restart"), "{why}");
+    }
+}
