@@ -66,6 +66,9 @@ pub fn create<T: Layout>() -> io::Result<OwnedFd> {
 const SEALS: SealFlag = SealFlag::F_SEAL_GROW.union(SealFlag::F_SEAL_SHRINK).union(SealFlag::F_SEAL_SEAL);
 
 /// A `T` that other processes have too. Unmapped when dropped.
+///
+/// JUSTIFICATION: numbers that several processes count in at the same time, without a system call, need memory that they
+/// share; nix maps it and has no type for what is in it.
 #[derive(Debug)]
 pub struct Map<T: Layout> {
     start: NonNull<c_void>,

@@ -109,7 +109,9 @@ fn every_declared_check_is_made() {
         let runs_policies = process.class.as_ref().is_some_and(|class| class.as_str() == "one");
         for (made, check) in [(&memory, "memfd:portcullis-policy (deleted): sealed"), (&open, "is sealed")] {
             // The registry keeps a copy for the next worker, and maps none.
-            let has = runs_policies || (role == Role::Registry && check == "is sealed");
+            // The supervisor keeps the accounts.
+            let keeps = [Role::Registry, Role::Supervisor].contains(&role) && check == "is sealed";
+            let has = runs_policies || keeps;
             assert_eq!(made.iter().any(|made| made.contains(check)), has, "{role}: {made:?}");
         }
     }

@@ -112,6 +112,7 @@ fn worker(class: &str) -> Infallible {
     let mut bytes = Vec::new();
     File::from(inherited(fd::ASSIGNMENT)).read_to_end(&mut bytes).unwrap();
     let assignment: WorkerAssignment = frame::decode(&bytes).unwrap();
+    drop(inherited(fd::ACCOUNTS));
     let handover = Channel::<FromWorker, ToWorker>::new(inherited(fd::FIRST), HANDOVER_MAX);
     let given = Given::check(Role::Worker, assignment.uid, assignment.gid, assignment.isolation).unwrap();
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();

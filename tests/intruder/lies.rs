@@ -173,8 +173,15 @@ pub(crate) fn the_spawner_starts_nobody_it_was_not_told_of() {
         let part = Part::Worker(TrustClass::new(class).expect("class"));
         let stderr = std::io::stderr();
         let descriptors = vec![stderr.as_fd(); descriptors];
-        let order =
-            Order { serial: 7, part, open_files: 64, processes: Some(64), build: None, grouped: false };
+        let order = Order {
+            serial: 7,
+            part,
+            open_files: 64,
+            processes: Some(64),
+            build: None,
+            accounted: false,
+            grouped: false,
+        };
         channel.send_with(&order, &descriptors).expect("order");
         let until = Instant::now() + PATIENCE;
         loop {
