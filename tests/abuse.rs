@@ -57,7 +57,7 @@ fn hello(name: &str) -> Vec<u8> {
 fn decide(id: u64, bytes: &[u8]) -> Vec<u8> {
     let input = frame::encode(&Input::Opaque { content_type: "", bytes }, CLIENT_FRAME_MAX).unwrap();
     let deadline = Deadline::Default;
-    encoded(&ClientFrame::Decide { id, tenant: "acme", policy: "gate", deadline, input: &input })
+    encoded(&ClientFrame::Decide { id, tenant: "acme", policy: "gate", deadline, trace: None, input: &input })
 }
 
 fn next(stream: &mut UnixStream) -> Option<ServerFrame> {
@@ -154,13 +154,21 @@ fn a_broken_frame_after_hello_ends_with_its_reason() {
     let twice = [decide(7, b"spin"), decide(7, b"spin")].concat();
     let batch = |inputs: Vec<&[u8]>| {
         let deadline = Deadline::Default;
-        encoded(&ClientFrame::DecideBatch { id: 1, tenant: "acme", policy: "gate", deadline, inputs })
+        encoded(&ClientFrame::DecideBatch {
+            id: 1,
+            tenant: "acme",
+            policy: "gate",
+            deadline,
+            trace: None,
+            inputs,
+        })
     };
     let no_input = encoded(&ClientFrame::Decide {
         id: 1,
         tenant: "acme",
         policy: "gate",
         deadline: Deadline::Default,
+        trace: None,
         input: &[9, 9, 9],
     });
     for (what, bytes, violation) in [
@@ -422,7 +430,14 @@ fn a_flood_of_frames_does_not_end_the_worker() {
     let nothing: &[u8] = &[];
     let batch = |id| {
         let (deadline, inputs) = (Deadline::Default, vec![nothing; BATCH_MAX]);
-        encoded(&ClientFrame::DecideBatch { id, tenant: "nobody", policy: "gate", deadline, inputs })
+        encoded(&ClientFrame::DecideBatch {
+            id,
+            tenant: "nobody",
+            policy: "gate",
+            deadline,
+            trace: None,
+            inputs,
+        })
     };
     let flood: Vec<u8> = (0..1_000).flat_map(batch).collect();
     std::thread::scope(|scope| {

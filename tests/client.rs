@@ -18,7 +18,7 @@ use fake_service::{FakeService, Peer, denied, text, welcome_to};
 use portcullis::client::{
     Breach, Client, ClientError, Deadline, Ending, Input, Settings, blocking, is_allowed,
 };
-use portcullis::decision::{Decision, Outcome, PolicyName, Refusal, Tenant};
+use portcullis::decision::{Decision, Outcome, PolicyName, Refusal, Tenant, TraceContext};
 use portcullis::wire::client::{ClientFrame, Farewell, ServerFrame, Violation};
 use portcullis::wire::frame::{self, DecodeError};
 
@@ -49,6 +49,18 @@ async fn ask(client: &Client, of: &str, text: &str) -> Result<Decision, ClientEr
     client.decide(&tenant(of), &policy(), SOON, &asking(text)).await
 }
 
+fn trace() -> TraceContext {
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap()
+}
+
+/// Answers one question, and gives the trace it came with.
+fn echo_and_trace(peer: &mut Peer) -> Option<TraceContext> {
+    let bytes = peer.frame().expect("no question came");
+    let ClientFrame::Decide { id, trace, .. } = frame::decode(&bytes).unwrap() else { panic!("no question") };
+    peer.echo(id, "");
+    trace
+}
+
 fn assert_cancel(peer: &mut Peer, expected: u64) {
     let bytes = peer.frame().expect("no Cancel came");
     assert_eq!(frame::decode::<ClientFrame<'_>>(&bytes), Ok(ClientFrame::Cancel { id: expected }));
@@ -75,6 +87,21 @@ mod asynchronous {
             ask(&client, "acme", "three")
         );
         assert_eq!([reason(one), reason(two), reason(three)], ["one", "two", "three"]);
+        service.finish();
+    }
+
+    #[tokio::test]
+    async fn a_question_takes_its_trace_along_and_no_other_question_does() {
+        let service = FakeService::start(|listener| {
+            let (mut peer, _) = Peer::welcome(listener, "retail");
+            for expected in [None, Some(trace()), None] {
+                assert_eq!(echo_and_trace(&mut peer), expected);
+            }
+        });
+        let client = Client::new(service.socket());
+        reason(ask(&client, "acme", "").await);
+        reason(ask(&client.traced(trace()), "acme", "").await);
+        reason(ask(&client, "acme", "").await);
         service.finish();
     }
 
@@ -395,13 +422,13 @@ mod asynchronous {
         let service = FakeService::start(|listener| {
             let mut peer = Peer::accept(listener);
             peer.hello();
-            // Version 3, class "retail", generation 1.
-            peer.raw(b"\0\0\0\x0a\x00\x03\x06retail\x01");
+            // Version 2, class "retail", generation 1.
+            peer.raw(b"\0\0\0\x0a\x00\x02\x06retail\x01");
             assert_eq!(peer.frame(), None);
         });
         let client = Client::new(service.socket());
         let error = ask(&client, "acme", "").await.unwrap_err();
-        assert!(matches!(error, ClientError::Protocol(Breach::Version(3))), "{error}");
+        assert!(matches!(error, ClientError::Protocol(Breach::Version(2))), "{error}");
         service.finish();
     }
 
@@ -579,6 +606,30 @@ mod on_threads {
             }
             service.finish();
         }
+    }
+
+    #[test]
+    fn a_question_takes_its_trace_along() {
+        let service = FakeService::start(|listener| {
+            let (mut peer, _) = Peer::welcome(listener, "retail");
+            for expected in [None, Some(trace()), None] {
+                assert_eq!(echo_and_trace(&mut peer), expected);
+            }
+            let (mut peer, _) = Peer::welcome(listener, "retail");
+            assert_eq!(echo_and_trace(&mut peer), Some(trace()));
+        });
+        let mut client = blocking::Client::new(service.socket());
+        for trace in [None, Some(trace()), None] {
+            client.set_trace(trace);
+            reason(client.decide(&tenant("acme"), &policy(), SOON, &asking("")));
+        }
+        let within = Duration::from_secs(20);
+        let mut connection = blocking::Connection::open(service.socket(), &tenant("acme"), within).unwrap();
+        connection.set_trace(Some(trace()));
+        connection.send(&tenant("acme"), &policy(), SOON, &asking("")).unwrap();
+        connection.flush().unwrap();
+        reason(connection.receive().map(|(_, decision)| decision));
+        service.finish();
     }
 
     #[test]

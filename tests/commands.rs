@@ -17,13 +17,15 @@ use std::process::{Command, Output, Stdio};
 
 use bytes::BytesMut;
 use fake_service::{FakeService, Peer, denied};
-use portcullis::decision::{Decision, HeaderValue, Input, Obligations, Outcome, Quota, Refusal};
+use portcullis::decision::{Decision, DecisionId, HeaderValue, Input, Obligations, Outcome, Quota, Refusal};
 use portcullis::wire::client::{ClientFrame, Deadline, ServerFrame};
 use portcullis::wire::control::{Isolation, ProcessTable};
 use portcullis::wire::frame;
 use portcullis::wire::operator::{
     FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
 };
+
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 fn portcullis(socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
@@ -85,12 +87,14 @@ fn flags_become_the_question() {
         let (mut peer, asked_for) = Peer::welcome(listener, "retail");
         assert_eq!(asked_for, "acme");
         let bytes = peer.frame().unwrap();
-        let ClientFrame::Decide { id, tenant, policy, deadline, input } = frame::decode(&bytes).unwrap()
+        let ClientFrame::Decide { id, tenant, policy, deadline, trace, input } =
+            frame::decode(&bytes).unwrap()
         else {
             panic!("no question")
         };
         assert_eq!((tenant, policy), ("acme", "gate"));
         assert!(matches!(deadline, Deadline::Absolute { .. }));
+        assert_eq!(trace.unwrap().to_string(), TRACEPARENT);
         let Input::Http(http) = frame::decode(input).unwrap() else { panic!("not http") };
         assert_eq!(
             (http.method, http.scheme, http.host, http.path, http.query, http.body),
@@ -104,19 +108,23 @@ fn flags_become_the_question() {
             headers_set: vec![HeaderValue { name: "a".to_owned(), value: b"b".as_slice().into() }],
             ..Obligations::default()
         };
-        peer.send(&ServerFrame::Decision { id, decision: Decision { obligations, ..denied("why") } });
+        let decision = Some(DecisionId::from_random([0xd1; 16]));
+        let decision = Decision { obligations, id: decision, ..denied("why") };
+        peer.send(&ServerFrame::Decision { id, decision });
     });
     let output = fed(
         decide(service.socket())
             .args(["--url", "https://api.example/v1?a=b", "--method", "POST", "--deadline", "20s"])
             .args(["-H", "x: 1", "-H", "y:2:3", "--body", "-", "--json"])
-            .args(["--source", "[::1]:5000", "--source-principal", "shop"]),
+            .args(["--source", "[::1]:5000", "--source-principal", "shop"])
+            .args(["--traceparent", TRACEPARENT]),
         b"from stdin",
     );
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer["outcome"], "deny");
     assert_eq!(answer["reason"], "why");
+    assert_eq!(answer["id"], "d1".repeat(16));
     assert_eq!(answer["obligations"]["status"], 403);
     assert_eq!(answer["obligations"]["headers_set"], serde_json::json!([["a", "b"]]));
     service.finish();

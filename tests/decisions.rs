@@ -376,14 +376,20 @@ fn what_was_random_can_be_asked_again_with_the_seed_in_the_log() {
     std::fs::write(site.path("gate.wasm"), component).unwrap();
     std::fs::write(site.path("question"), "").unwrap();
     let service = site.start();
-    for _ in 0..2 {
-        assert_eq!(service.ask("acme", "gate", b"").outcome, Outcome::Allow);
-    }
+    let [first_id, other_id] = [(); 2].map(|()| {
+        let decision = service.ask("acme", "gate", b"");
+        assert_eq!(decision.outcome, Outcome::Allow);
+        decision.id.unwrap()
+    });
+    assert_ne!(first_id, other_id);
     let log = service.log();
     let lines: Vec<&str> =
         log.lines().filter(|line| line.starts_with("INFO worker:") && line.contains("guest=")).collect();
     let [first, one, again, other] = lines.as_slice() else { panic!("{log}") };
     assert!(first.contains("before") && again.contains("before"), "{log}");
+    for (line, id) in [(first, first_id), (one, first_id), (again, other_id), (other, other_id)] {
+        assert!(line.contains(&format!(" decision={id} ")), "{id} is not in {line}");
+    }
     assert!(!first.contains("seed=") && !again.contains("seed="), "nothing was drawn yet: {log}");
     let number = |line: &str| line.split_once("guest=\"\\\"").unwrap().1[..16].to_owned();
     let seed = |line: &str| line.split_once(" seed=").unwrap().1.to_owned();
@@ -431,7 +437,7 @@ fn code_that_a_bundle_brings_is_not_run_outside_of_the_service() {
     assert!(!subject.shipped);
     let input = Input::Opaque { content_type: "", bytes: b"deny:as the source says" };
     let input = portcullis::wire::frame::encode(&input, 1 << 20).unwrap();
-    let call = portcullis::engine::Call { input: input.into(), clock_ns: 0, seed: [0; 32] };
+    let call = portcullis::engine::Call { input: input.into(), clock_ns: 0, seed: [0; 32], id: None };
     let outcome = subject.ask(call, None, None).decision.outcome;
     assert_eq!(outcome, Outcome::Deny { reason: "as the source says".into() });
 }
@@ -464,7 +470,7 @@ fn a_policy_that_is_tried_has_the_limits_that_it_is_served_with() {
     ] {
         let input = Input::Opaque { content_type: "", bytes: word.as_bytes() };
         let input = portcullis::wire::frame::encode(&input, 1 << 20).unwrap();
-        let call = portcullis::engine::Call { input: input.into(), clock_ns: 0, seed: [0; 32] };
+        let call = portcullis::engine::Call { input: input.into(), clock_ns: 0, seed: [0; 32], id: None };
         let tried = subject.ask(call, None, None).decision;
         let served = service.ask("acme", "gate", word.as_bytes());
         assert_eq!((&tried.outcome, &tried.obligations), (&served.outcome, &served.obligations), "{word}");

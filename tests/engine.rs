@@ -62,7 +62,7 @@ fn evaluated(policy: &Arc<Policy>, bytes: &[u8], clock_ns: u64, seed: [u8; 32]) 
     let input = frame::encode(&Input::Opaque { content_type: "", bytes }, 1 << 20).unwrap();
     let slice = Arc::new(Slice::default());
     slice.set_end(monotonic_ns() + 10_000_000_000);
-    let call = Call { input: Bytes::from(input), clock_ns, seed };
+    let call = Call { input: Bytes::from(input), clock_ns, seed, id: None };
     let mut evaluation = pin!(evaluate(Arc::clone(policy), call, slice));
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(evaluated) => evaluated,

@@ -15,11 +15,13 @@ use std::fmt::Debug;
 use bytes::BytesMut;
 use portcullis::artifact::Digest;
 use portcullis::decision::{
-    Address, Attribute, CacheHint, CacheScope, Decision, Header, HeaderValue, HttpRequest, Input, Metadatum,
-    Obligations, Outcome, Peer, PolicyName, Quota, Refusal, Stage, Tenant, Timing, TrapKind, TrustClass,
+    Address, Attribute, CacheHint, CacheScope, Decision, DecisionId, Header, HeaderValue, HttpRequest, Input,
+    Metadatum, Obligations, Outcome, Peer, PolicyName, Quota, Refusal, Stage, Tenant, Timing, TraceContext,
+    TrapKind, TrustClass,
 };
 use portcullis::wire::client::{
-    CLIENT_FRAME_MAX, ClientFrame, Deadline, Farewell, HELLO_MAX, SERVER_FRAME_MAX, ServerFrame, Violation,
+    CLIENT_FRAME_MAX, ClientFrame, Deadline, Farewell, HELLO_MAX, PROTOCOL_VERSION, SERVER_FRAME_MAX,
+    ServerFrame, Violation,
 };
 use portcullis::wire::control::{
     BuilderAssignment, CONTROL_MAX, FromChild, FrontendAssignment, Isolation, Process, ProcessState,
@@ -200,7 +202,10 @@ fn stage() -> impl Strategy<Value = Stage> {
 }
 
 fn quota() -> impl Strategy<Value = Quota> {
-    prop::sample::select(vec![Quota::Pipeline, Quota::Connections, Quota::Queue])
+    use Quota::*;
+    let quotas =
+        [Pipeline, Connections, Queue, Requests, Cpu, Concurrent, Memory, BytesIn, BytesOut, HostCalls, Wait];
+    prop::sample::select(quotas.to_vec())
 }
 
 fn trap() -> impl Strategy<Value = TrapKind> {
@@ -265,20 +270,27 @@ fn obligations() -> impl Strategy<Value = Obligations> {
         })
 }
 
+fn trace() -> impl Strategy<Value = Option<TraceContext>> {
+    // Ids that happen to be zero are none.
+    any::<([u8; 16], [u8; 8], u8)>()
+        .prop_map(|(trace, parent, flags)| TraceContext::new(trace, parent, flags).ok())
+}
+
 fn decision() -> impl Strategy<Value = Decision> {
     let scope = prop::sample::select(vec![CacheScope::Request, CacheScope::Client, CacheScope::Path]);
-    (outcome(), obligations(), any::<u32>(), scope, option::of(any::<[u8; 32]>()), any::<[u64; 4]>())
-        .prop_map(
-            |(outcome, obligations, ttl_ms, scope, digest, [queue_ns, instantiate_ns, run_ns, host_ns])| {
-                Decision {
-                    outcome,
-                    obligations,
-                    cache: CacheHint { ttl_ms, scope },
-                    digest: digest.map(Digest::from_bytes),
-                    timing: Timing { queue_ns, instantiate_ns, run_ns, host_ns },
-                }
-            },
-        )
+    let (digest, id) = (option::of(any::<[u8; 32]>()), option::of(any::<[u8; 16]>()));
+    (outcome(), obligations(), any::<u32>(), scope, (digest, id), any::<[u64; 4]>()).prop_map(
+        |(outcome, obligations, ttl_ms, scope, (digest, id), [queue_ns, instantiate_ns, run_ns, host_ns])| {
+            Decision {
+                outcome,
+                obligations,
+                cache: CacheHint { ttl_ms, scope },
+                digest: digest.map(Digest::from_bytes),
+                timing: Timing { queue_ns, instantiate_ns, run_ns, host_ns },
+                id: id.map(DecisionId::from_random),
+            }
+        },
+    )
 }
 
 fn server_frame() -> impl Strategy<Value = ServerFrame> {
@@ -516,7 +528,7 @@ proptest! {
 
     #[test]
     fn decisions_and_questions_go_round(
-        (id, deadline) in (any::<u64>(), deadline()),
+        (id, deadline, trace) in (any::<u64>(), deadline(), trace()),
         (tenant, policy) in (text(), text()),
         inputs in vec(some_bytes(), 0..5),
         spoil in spoiling(),
@@ -525,9 +537,9 @@ proptest! {
         let first = inputs.first().map(Vec::as_slice).unwrap_or_default();
         let inputs = inputs.iter().map(Vec::as_slice).collect();
         for frame in [
-            ClientFrame::Hello { version: 2, tenant },
-            ClientFrame::Decide { id, tenant, policy, deadline, input: first },
-            ClientFrame::DecideBatch { id, tenant, policy, deadline, inputs },
+            ClientFrame::Hello { version: PROTOCOL_VERSION, tenant },
+            ClientFrame::Decide { id, tenant, policy, deadline, trace, input: first },
+            ClientFrame::DecideBatch { id, tenant, policy, deadline, trace, inputs },
             ClientFrame::Cancel { id },
             ClientFrame::Ping { nonce: id },
         ] {
@@ -687,7 +699,7 @@ fn a_claimed_length_alone_gets_little_memory() {
     let bombs: &[(&str, Decode, &[u8])] = &[
         ("Hello.tenant", |bytes| of::<ClientFrame<'_>>(bytes), &[0, 1]),
         ("Decide.tenant", |bytes| of::<ClientFrame<'_>>(bytes), &[1, 1]),
-        ("DecideBatch.inputs", |bytes| of::<ClientFrame<'_>>(bytes), &[2, 1, 0, 0, 0]),
+        ("DecideBatch.inputs", |bytes| of::<ClientFrame<'_>>(bytes), &[2, 1, 0, 0, 0, 0]),
         ("Opaque.bytes", |bytes| of::<Input<'_>>(bytes), &[1, 0]),
         ("Http.headers", |bytes| of::<Input<'_>>(bytes), &[0, 0, 0, 0, 0, 0]),
         ("Decisions", |bytes| of::<ServerFrame>(bytes), &[2, 1]),
@@ -731,7 +743,7 @@ fn a_full_frame_of_the_smallest_elements_stays_bounded() {
         [before, &claim, &vec![0; count * each + behind]].concat()
     };
     // Empty inputs: one byte each, 16 in memory, and the list they were taken from at the same time.
-    let batch = filled(&[2, 1, 0, 0, 0], 1, 0, CLIENT_FRAME_MAX);
+    let batch = filled(&[2, 1, 0, 0, 0, 0], 1, 0, CLIENT_FRAME_MAX);
     let (taken, most) = most_allocated(|| frame::decode::<ClientFrame<'_>>(&batch).is_ok());
     assert!(taken);
     assert!(most <= 32 * CLIENT_FRAME_MAX, "{most} bytes for a batch");
@@ -739,7 +751,7 @@ fn a_full_frame_of_the_smallest_elements_stays_bounded() {
     let (taken, most) = most_allocated(|| frame::decode::<Input<'_>>(&headers).is_ok());
     assert!(taken);
     assert!(most <= 32 * CLIENT_FRAME_MAX, "{most} bytes for an input");
-    let metadata = filled(&[1, 1, 0, 0, 0, 0, 0, 0], 2, 7, SERVER_FRAME_MAX);
+    let metadata = filled(&[1, 1, 0, 0, 0, 0, 0, 0], 2, 8, SERVER_FRAME_MAX);
     let (taken, most) = most_allocated(|| frame::decode::<ServerFrame>(&metadata).is_ok());
     assert!(taken);
     assert!(most <= 48 * SERVER_FRAME_MAX, "{most} bytes for a decision");

@@ -21,8 +21,8 @@ use bytes::BytesMut;
 use fake_service::{FakeService, Peer};
 use portcullis::artifact::Digest;
 use portcullis::decision::{
-    Address, Attribute, CacheHint, CacheScope, Decision, Header, HeaderValue, HttpRequest, Input, Metadatum,
-    Obligations, Outcome, Peer as End, Quota, Refusal, Stage, Timing, TrapKind, TrustClass,
+    Address, Attribute, CacheHint, CacheScope, Decision, DecisionId, Header, HeaderValue, HttpRequest, Input,
+    Metadatum, Obligations, Outcome, Peer as End, Quota, Refusal, Stage, Timing, TrapKind, TrustClass,
 };
 use portcullis::wire::client::{
     BATCH_MAX, CLIENT_FRAME_MAX, ClientFrame, Deadline, Farewell, HELLO_MAX, SERVER_FRAME_MAX, ServerFrame,
@@ -85,6 +85,9 @@ fn inputs() -> Vec<(String, Input<'static>)> {
 /// An opaque input, encoded: kept here by hand, since a frame borrows it.
 const OPAQUE: &[u8] = b"\x01\x0atext/plain\x02hi";
 
+/// The example of the W3C's text.
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
 /// Every message a client may send.
 fn client_frames() -> Vec<(String, ClientFrame<'static>)> {
     let decide = |deadline| ClientFrame::Decide {
@@ -92,11 +95,12 @@ fn client_frames() -> Vec<(String, ClientFrame<'static>)> {
         tenant: "acme",
         policy: "ip-allowlist",
         deadline,
+        trace: None,
         input: OPAQUE,
     };
     let named = |(name, frame): (&str, ClientFrame<'static>)| (name.to_owned(), frame);
     [
-        ("hello", ClientFrame::Hello { version: 2, tenant: "acme" }),
+        ("hello", ClientFrame::Hello { version: 3, tenant: "acme" }),
         ("decide-default-deadline", decide(Deadline::Default)),
         ("decide-budget", decide(Deadline::Budget { us: 20_000 })),
         ("decide-absolute", decide(Deadline::Absolute { ns: 86_400_000_000_000 })),
@@ -107,7 +111,30 @@ fn client_frames() -> Vec<(String, ClientFrame<'static>)> {
                 tenant: "acme",
                 policy: "ip-allowlist",
                 deadline: Deadline::Budget { us: u32::MAX },
+                trace: None,
                 inputs: vec![OPAQUE, OPAQUE],
+            },
+        ),
+        (
+            "decide-traced",
+            ClientFrame::Decide {
+                id: 1,
+                tenant: "acme",
+                policy: "ip-allowlist",
+                deadline: Deadline::Budget { us: 20_000 },
+                trace: Some(TRACEPARENT.parse().unwrap()),
+                input: OPAQUE,
+            },
+        ),
+        (
+            "decide-batch-traced",
+            ClientFrame::DecideBatch {
+                id: 1,
+                tenant: "acme",
+                policy: "ip-allowlist",
+                deadline: Deadline::Default,
+                trace: Some(TRACEPARENT.parse().unwrap()),
+                inputs: vec![OPAQUE],
             },
         ),
         ("cancel", ClientFrame::Cancel { id: 1 }),
@@ -137,7 +164,19 @@ fn number(refusal: &Refusal) -> usize {
 }
 
 const STAGES: [Stage; 5] = [Stage::Receipt, Stage::Queue, Stage::Instantiate, Stage::Run, Stage::Reply];
-const QUOTAS: [Quota; 3] = [Quota::Pipeline, Quota::Connections, Quota::Queue];
+const QUOTAS: [Quota; 11] = [
+    Quota::Pipeline,
+    Quota::Connections,
+    Quota::Queue,
+    Quota::Requests,
+    Quota::Cpu,
+    Quota::Concurrent,
+    Quota::Memory,
+    Quota::BytesIn,
+    Quota::BytesOut,
+    Quota::HostCalls,
+    Quota::Wait,
+];
 const TRAPS: [TrapKind; 10] = [
     TrapKind::Unreachable,
     TrapKind::OutOfBounds,
@@ -183,7 +222,7 @@ fn refusals() -> Vec<Refusal> {
 
 fn farewells() -> Vec<Farewell> {
     let mut farewells = vec![
-        Farewell::Version { theirs: 1, ours: 2 },
+        Farewell::Version { theirs: 1, ours: 3 },
         Farewell::UnknownTenant,
         Farewell::NotPermitted,
         Farewell::Unavailable,
@@ -197,7 +236,8 @@ fn farewells() -> Vec<Farewell> {
 fn allow() -> Decision {
     let timing = Timing { queue_ns: 800, instantiate_ns: 4_400, run_ns: 21_000, host_ns: 150 };
     let digest = Some(Digest::from_bytes([0xab; 32]));
-    Decision { outcome: Outcome::Allow, digest, timing, ..Decision::refused(Refusal::Unavailable) }
+    let id = Some(DecisionId::from_random([0xd1; 16]));
+    Decision { outcome: Outcome::Allow, digest, timing, id, ..Decision::refused(Refusal::Unavailable) }
 }
 
 fn deny() -> Decision {
@@ -223,7 +263,7 @@ fn server_frames() -> Vec<(String, ServerFrame)> {
     let mut frames = vec![
         (
             "welcome".to_owned(),
-            ServerFrame::Welcome { version: 2, class: TrustClass::new("retail").unwrap(), generation: 3 },
+            ServerFrame::Welcome { version: 3, class: TrustClass::new("retail").unwrap(), generation: 3 },
         ),
         ("decision-allow".to_owned(), ServerFrame::Decision { id: 1, decision: allow() }),
         ("decision-deny".to_owned(), ServerFrame::Decision { id: 1, decision: deny() }),
@@ -290,6 +330,18 @@ fn refused() -> Vec<(&'static str, &'static str, &'static str, &'static str)> {
         ("option-tag", "server", "000000080101000200000000", "an option that is neither 0 nor 1"),
         ("unknown-outcome", "server", "00000003010103", "there is no outcome 3"),
         ("not-a-name", "server", "0000000700010341424301", "a class of capital letters"),
+        (
+            "no-trace-id",
+            "client",
+            "00000022010101610161000100000000000000000000000000000000b7ad6b71692033310100",
+            "a trace id of zeros",
+        ),
+        (
+            "no-decision-id",
+            "server",
+            "0000002201010207000000000000000000000000000100000000000000000000000000000000",
+            "a decision id of zeros",
+        ),
         ("unknown-input", "input", "02", "there is no input 2"),
         ("trailing-input", "input", "01000000", "a byte after the end of the input"),
     ]
@@ -322,7 +374,7 @@ fn document() -> Value {
         .into_iter()
         .map(|(name, of, hex, why)| json!({"name": name, "of": of, "hex": hex.replace(' ', ""), "why": why}))
         .collect();
-    json!({"protocol_version": 2, "vectors": vectors, "refused": refused})
+    json!({"protocol_version": 3, "vectors": vectors, "refused": refused})
 }
 
 fn file() -> PathBuf {
@@ -356,7 +408,7 @@ fn the_file_of_vectors_is_what_this_build_speaks() {
         all.collect::<Vec<_>>().join(",\n")
     };
     let text = format!(
-        "{{\n  \"protocol_version\": 2,\n  \"vectors\": [\n{}\n  ],\n  \"refused\": [\n{}\n  ]\n}}\n",
+        "{{\n  \"protocol_version\": 3,\n  \"vectors\": [\n{}\n  ],\n  \"refused\": [\n{}\n  ]\n}}\n",
         lines("vectors"),
         lines("refused")
     );
@@ -449,8 +501,8 @@ fn every_variant_has_a_vector() {
         assert!(frame::decode::<ServerFrame>(bytes).is_err(), "{name} has a variant without a vector");
     };
     past(&[4, 5, 8], "Violation");
-    past(&[4, 4, 3], "Quota");
-    let refused = |refusal: &[u8]| [&[1, 1, 2][..], refusal, &[0; 13]].concat();
+    past(&[4, 4, 11], "Quota");
+    let refused = |refusal: &[u8]| [&[1, 1, 2][..], refusal, &[0; 14]].concat();
     assert!(frame::decode::<ServerFrame>(&refused(&[0, 4])).is_ok(), "the control");
     past(&refused(&[0, 5]), "Stage");
     past(&refused(&[2, 10]), "TrapKind");
@@ -540,12 +592,14 @@ fn a_client_written_from_the_document_is_answered() {
         let (mut peer, asked_for) = Peer::welcome(listener, "retail");
         assert_eq!(asked_for, "acme");
         let bytes = peer.frame().unwrap();
-        let ClientFrame::Decide { id, tenant, policy, deadline, input } = frame::decode(&bytes).unwrap()
+        let ClientFrame::Decide { id, tenant, policy, deadline, trace, input } =
+            frame::decode(&bytes).unwrap()
         else {
             panic!("not a question")
         };
         assert_eq!((tenant, policy), ("acme", "ip-allowlist"));
         assert_eq!(deadline, Deadline::Budget { us: 20_000 });
+        assert_eq!(trace, Some(TRACEPARENT.parse().unwrap()));
         assert_eq!(frame::decode(input), Ok(http()));
         peer.send(&ServerFrame::Decision { id, decision: deny() });
     });

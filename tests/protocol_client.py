@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 
-VERSION = 2
+VERSION = 3
 CLIENT_FRAME_MAX = 1 << 20
 SERVER_FRAME_MAX = 4 << 20
 NAME_MAX = 64
@@ -111,6 +111,26 @@ DIGEST = (
 )
 
 
+def _read_decision_id(reader):
+    data = reader.take(16)
+    if not any(data):
+        raise Refused("a decision id of zeros")
+    return data.hex()
+
+
+DECISION_ID = (_read_decision_id, bytes.fromhex)
+
+
+def traceparent():
+    def read(reader):
+        trace, parent, flags = reader.take(16), reader.take(8), reader.take(1)
+        if not any(trace) or not any(parent):
+            raise Refused("an id of zeros")
+        return f"00-{trace.hex()}-{parent.hex()}-{flags.hex()}"
+
+    return read, lambda value: bytes.fromhex("".join(value.split("-")[1:]))
+
+
 def option(of):
     def read(reader):
         tag = reader.take(1)[0]
@@ -173,17 +193,32 @@ HTTP = record(
 )
 INPUT = choice(Http=HTTP, Opaque=record(content_type=STRING, bytes=BYTES))
 
+TRACE = option(traceparent())
 DEADLINE = choice(Default=None, Budget=record(us=U32), Absolute=record(ns=U64))
 CLIENT = choice(
     Hello=record(version=U16, tenant=STRING),
-    Decide=record(id=U64, tenant=STRING, policy=STRING, deadline=DEADLINE, input=BYTES),
-    DecideBatch=record(id=U64, tenant=STRING, policy=STRING, deadline=DEADLINE, inputs=list_of(BYTES)),
+    Decide=record(id=U64, tenant=STRING, policy=STRING, deadline=DEADLINE, trace=TRACE, input=BYTES),
+    DecideBatch=record(
+        id=U64, tenant=STRING, policy=STRING, deadline=DEADLINE, trace=TRACE, inputs=list_of(BYTES)
+    ),
     Cancel=record(id=U64),
     Ping=record(nonce=U64),
 )
 
 STAGE = choice(Receipt=None, Queue=None, Instantiate=None, Run=None, Reply=None)
-QUOTA = choice(Pipeline=None, Connections=None, Queue=None)
+QUOTA = choice(
+    Pipeline=None,
+    Connections=None,
+    Queue=None,
+    Requests=None,
+    Cpu=None,
+    Concurrent=None,
+    Memory=None,
+    BytesIn=None,
+    BytesOut=None,
+    HostCalls=None,
+    Wait=None,
+)
 TRAP = choice(
     Unreachable=None,
     OutOfBounds=None,
@@ -223,7 +258,12 @@ OBLIGATIONS = record(
 CACHE = record(ttl_ms=U32, scope=choice(Request=None, Client=None, Path=None))
 TIMING = record(queue_ns=U64, instantiate_ns=U64, run_ns=U64, host_ns=U64)
 DECISION = record(
-    outcome=OUTCOME, obligations=OBLIGATIONS, cache=CACHE, digest=option(DIGEST), timing=TIMING
+    outcome=OUTCOME,
+    obligations=OBLIGATIONS,
+    cache=CACHE,
+    digest=option(DIGEST),
+    timing=TIMING,
+    id=option(DECISION_ID),
 )
 VIOLATION = choice(
     Empty=None,
@@ -353,6 +393,7 @@ def ask(path, tenant, policy):
         "tenant": tenant,
         "policy": policy,
         "deadline": {"Budget": {"us": 20000}},
+        "trace": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "input": INPUT[1](question),
     }
     stream.sendall(frame(CLIENT[1]({"Decide": decide})))

@@ -29,7 +29,7 @@ pub(super) fn request(tenant: &str, id: u64) -> Vec<u8> {
 
 /// The same for another policy, with the encoded [`Input`] that it is asked.
 pub(super) fn question(tenant: &str, id: u64, policy: &str, input: &[u8]) -> Vec<u8> {
-    let frame = ClientFrame::Decide { id, tenant, policy, deadline: Deadline::Default, input };
+    let frame = ClientFrame::Decide { id, tenant, policy, deadline: Deadline::Default, trace: None, input };
     let mut buffer = bytes::BytesMut::new();
     frame::encode_frame(&frame, &mut buffer, CLIENT_FRAME_MAX).unwrap();
     buffer.to_vec()

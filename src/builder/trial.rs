@@ -49,7 +49,7 @@ pub(super) fn decides(
     let artifact = vouch(manifest, built.source, code)?;
     let policy = Arc::new(engine::load(engines, artifact, granted)?);
     let input = frame::encode(&Input::Opaque { content_type: "", bytes: b"" }, QUESTION_MAX)?;
-    let call = Call { input: Bytes::from(input), clock_ns: realtime_ns(), seed: [0; 32] };
+    let call = Call { input: Bytes::from(input), clock_ns: realtime_ns(), seed: [0; 32], id: None };
     let slice = Arc::new(Slice::default());
     // To the end of the process, as everything that a guest leaves: giving it back takes system calls.
     mem::forget(Arc::clone(&policy));

@@ -13,7 +13,7 @@ use super::question::{QuestionArgs, QuestionError};
 use super::terminal::printable;
 use super::units::microseconds;
 use crate::client::{ClientError, Deadline, Settings, blocking};
-use crate::decision::{Decision, HeaderValue, Obligations, Outcome, PolicyName, Tenant};
+use crate::decision::{Decision, HeaderValue, Obligations, Outcome, PolicyName, Tenant, TraceContext};
 
 /// Where the service listens for questions unless the flag or the environment says otherwise.
 pub(super) const DEFAULT_SOCKET: &str = "/run/portcullis/decide.sock";
@@ -41,6 +41,9 @@ pub(super) struct DecideArgs {
     /// How long it may take, like 500us, 20ms or 1s; the policy's own limit without it
     #[arg(long, value_name = "TIME", value_parser = microseconds)]
     deadline: Option<u32>,
+    /// The trace it belongs to, as a W3C traceparent
+    #[arg(long, value_name = "TRACEPARENT")]
+    traceparent: Option<TraceContext>,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
@@ -87,6 +90,7 @@ pub(super) fn run(args: &DecideArgs) -> Result<ExitCode, DecideError> {
     }
     let mut client =
         blocking::Client::with_settings(&socket, Settings { grace: GRACE, ..Settings::default() });
+    client.set_trace(args.traceparent);
     let start = Instant::now();
     let deadline =
         args.deadline.map_or(Deadline::Default, |us| Deadline::in_(Duration::from_micros(us.into())));
@@ -146,6 +150,7 @@ pub(super) fn described(decision: &Decision) -> String {
         lines.push(format!("  cache for {} ms, scope {}", decision.cache.ttl_ms, decision.cache.scope));
     }
     lines.extend(decision.digest.map(|digest| format!("  policy {digest}")));
+    lines.extend(decision.id.map(|id| format!("  decision {id}")));
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
@@ -184,6 +189,7 @@ pub(super) fn answer_json(decision: &Decision) -> Value {
         },
         "cache": { "ttl_ms": decision.cache.ttl_ms, "scope": decision.cache.scope.to_string() },
         "digest": decision.digest,
+        "id": decision.id,
         "timing": decision.timing,
     })
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::{Buf, BytesMut};
 
 use super::{Breach, ClientError};
-use crate::decision::{Decision, Input, PolicyName, Tenant};
+use crate::decision::{Decision, Input, PolicyName, Tenant, TraceContext};
 use crate::wire::client::{BATCH_MAX, CLIENT_FRAME_MAX, ClientFrame, Deadline, ServerFrame};
 use crate::wire::frame::{self, PREFIX};
 
@@ -17,6 +17,7 @@ pub(super) struct Subject<'a> {
     pub(super) tenant: &'a Tenant,
     pub(super) policy: &'a PolicyName,
     pub(super) deadline: Deadline,
+    pub(super) trace: Option<TraceContext>,
 }
 
 /// What comes back.
@@ -82,6 +83,7 @@ impl<W> Exchange<W> {
             tenant: subject.tenant.as_str(),
             policy: subject.policy.as_str(),
             deadline: subject.deadline,
+            trace: subject.trace,
             input: self.inputs.get(range).unwrap_or_default(),
         };
         let start = enqueue(&frame, &mut self.outgoing, self.written)?;
@@ -112,6 +114,7 @@ impl<W> Exchange<W> {
             tenant: subject.tenant.as_str(),
             policy: subject.policy.as_str(),
             deadline: subject.deadline,
+            trace: subject.trace,
             inputs: ranges.into_iter().map(|range| self.inputs.get(range).unwrap_or_default()).collect(),
         };
         let start = enqueue(&frame, &mut self.outgoing, self.written)?;

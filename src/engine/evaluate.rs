@@ -13,7 +13,7 @@ use super::outcome;
 use super::slice::{Slice, monotonic_ns};
 use super::watch::{FUEL, Watch};
 use crate::decision::{
-    Address, Attribute, Decision, Header, HttpRequest, Input, Outcome, Peer, Refusal, Timing,
+    Address, Attribute, Decision, DecisionId, Header, HttpRequest, Input, Outcome, Peer, Refusal, Timing,
 };
 use crate::wire::frame;
 
@@ -46,6 +46,8 @@ pub struct Call {
     pub clock_ns: u64,
     /// Seed of the guest's random numbers.
     pub seed: [u8; 32],
+    /// What the decision will be called, if it has a name.
+    pub id: Option<DecisionId>,
 }
 
 /// How an evaluation ended.
@@ -97,11 +99,11 @@ pub async fn evaluate_watched(
     slice: Arc<Slice>,
     watch: Option<Arc<Watch>>,
 ) -> Evaluated {
-    let digest = Some(policy.digest());
+    let (digest, id) = (Some(policy.digest()), call.id);
     let ended = |result: Result<_, Refusal>, timing, (malformed, instantiated), used, residue| {
         let (outcome, obligations, cache) = result
             .unwrap_or_else(|refusal| (Outcome::Refused(refusal), Default::default(), Default::default()));
-        let decision = Decision { outcome, obligations, cache, digest, timing };
+        let decision = Decision { outcome, obligations, cache, digest, timing, id };
         Evaluated { decision, malformed, instantiated, used, residue }
     };
     let input: Input<'_> = match frame::decode(&call.input) {
@@ -199,6 +201,7 @@ fn fresh_store(
         slice,
         clock_ns: call.clock_ns,
         seed: call.seed,
+        id: call.id,
         generator: None,
         log_lines: 0,
         metrics: Arc::clone(&policy.metrics),

@@ -17,6 +17,7 @@ use super::metric::{self, Metrics};
 use super::slice::{Slice, monotonic_ns};
 use super::watch::{HostCall, Listed, LogLevel as Level, Watch};
 use super::world::World;
+use crate::decision::DecisionId;
 use v1_0::portcullis::policy::data::Entry;
 
 /// Log lines of one decision, and bytes of each, that are kept.
@@ -86,6 +87,8 @@ pub(super) struct Host {
     /// Of receipt, nanoseconds since 1970.
     pub(super) clock_ns: u64,
     pub(super) seed: [u8; 32],
+    /// Of the decision, in log lines.
+    pub(super) id: Option<DecisionId>,
     pub(super) generator: Option<ChaCha20Rng>,
     pub(super) log_lines: u8,
     pub(super) metrics: Arc<Metrics>,
@@ -178,10 +181,11 @@ impl Host {
             // Whoever drew random numbers can be asked the same again: `portcullis policy run --seed`.
             let drawn = host.generator.as_ref().map(|_| hex::encode(host.seed));
             let seed = drawn.as_deref();
+            let decision = host.id.map(tracing::field::display);
             match level {
-                Level::Debug => tracing::debug!(%tenant, %policy, %digest, guest = ?message, seed),
-                Level::Info => tracing::info!(%tenant, %policy, %digest, guest = ?message, seed),
-                Level::Warn => tracing::warn!(%tenant, %policy, %digest, guest = ?message, seed),
+                Level::Debug => tracing::debug!(%tenant, %policy, %digest, decision, guest = ?message, seed),
+                Level::Info => tracing::info!(%tenant, %policy, %digest, decision, guest = ?message, seed),
+                Level::Warn => tracing::warn!(%tenant, %policy, %digest, decision, guest = ?message, seed),
             }
         })
     }

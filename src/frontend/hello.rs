@@ -189,6 +189,7 @@ mod tests {
             tenant: "acme",
             policy: "p",
             deadline: Deadline::Default,
+            trace: None,
             input: b"",
         };
         assert_eq!(understand(&encoded(&decide)), protocol(Violation::NotHello));

@@ -206,7 +206,14 @@ fn hello(tenant: &str) -> Vec<u8> {
 }
 
 fn decide(id: u64) -> Vec<u8> {
-    framed(&ClientFrame::Decide { id, tenant: "acme", policy: "p", deadline: Deadline::Default, input: b"x" })
+    framed(&ClientFrame::Decide {
+        id,
+        tenant: "acme",
+        policy: "p",
+        deadline: Deadline::Default,
+        trace: None,
+        input: b"x",
+    })
 }
 
 fn read_one(client: &mut Client) -> Vec<u8> {

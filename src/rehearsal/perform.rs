@@ -67,7 +67,7 @@ pub fn prepared(case: &Case) -> Result<(Call, Option<Arc<Data>>), PrepareError> 
         (None, []) => None,
         (own, layers) => Some(Arc::new(own.unwrap_or_default().upon(layers))),
     };
-    Ok((Call { input: encode(&case.input)?, clock_ns, seed }, data))
+    Ok((Call { input: encode(&case.input)?, clock_ns, seed, id: None }, data))
 }
 
 /// Why a case cannot be asked.

@@ -76,7 +76,7 @@ impl Subject {
     pub(super) fn begin(&self) -> Result<(), String> {
         let question = Input::Opaque { content_type: "", bytes: b"" };
         let input = frame::encode(&question, QUESTION_MAX).map_err(|error| error.to_string())?;
-        let call = Call { input: input.into(), clock_ns: realtime_ns(), seed: [0; 32] };
+        let call = Call { input: input.into(), clock_ns: realtime_ns(), seed: [0; 32], id: None };
         let limit_us = self.limits().deadline_us.min(BEGIN_US);
         let deadline = monotonic_ns().saturating_add(u64::from(limit_us).saturating_mul(1000));
         let slice = Arc::new(Slice::default());

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::decision::{Decision, InOnePiece, Quota, TrustClass, in_one_piece};
+use crate::decision::{Decision, InOnePiece, Quota, TraceContext, TrustClass, in_one_piece};
 
 /// What this build speaks. A Hello with another version is answered with [`Farewell::Version`].
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// Largest Hello frame, bytes after the length prefix.
 pub const HELLO_MAX: usize = 256;
 /// Largest frame from a client, bytes after the length prefix.
@@ -29,6 +29,8 @@ pub enum ClientFrame<'a> {
         tenant: &'a str,
         policy: &'a str,
         deadline: Deadline,
+        /// Of the caller, if it has one.
+        trace: Option<TraceContext>,
         /// A postcard-encoded [`crate::decision::Input`].
         #[serde(serialize_with = "in_one_piece")]
         input: &'a [u8],
@@ -39,6 +41,7 @@ pub enum ClientFrame<'a> {
         tenant: &'a str,
         policy: &'a str,
         deadline: Deadline,
+        trace: Option<TraceContext>,
         #[serde(borrow, serialize_with = "each_in_one_piece")]
         inputs: Vec<&'a [u8]>,
     },

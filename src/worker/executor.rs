@@ -315,8 +315,8 @@ impl Executor {
                     (after > task.deadline_ns).then_some(Refusal::Deadline(Stage::Reply))
                 };
                 if let Some(refusal) = too_late {
-                    let Decision { digest, timing, .. } = decision;
-                    decision = Decision { digest, timing, ..Decision::refused(refusal) };
+                    let Decision { digest, timing, id, .. } = decision;
+                    decision = Decision { digest, timing, id, ..Decision::refused(refusal) };
                 }
                 let connection = task.connection;
                 self.finish(pick.task, Ok(decision));
@@ -340,8 +340,8 @@ impl Executor {
             *asked = asked.saturating_sub(1);
         }
         let (ticket, index, connection, flow) = (task.ticket, task.index, task.connection, task.flow);
-        let digest = Some(task.policy.digest());
-        let decision = result.unwrap_or_else(|refusal| Decision { digest, ..Decision::refused(refusal) });
+        let (digest, id) = (Some(task.policy.digest()), Some(task.id));
+        let decision = result.unwrap_or_else(|refusal| Decision { digest, id, ..Decision::refused(refusal) });
         self.shared.counters.count(&decision.outcome);
         let reply = self.shared.tickets.answer(ticket, index, decision);
         if let Some(reply) = reply {

@@ -58,13 +58,17 @@ impl Outbound {
             state.broken = true;
         } else if frame::encode_frame(message, &mut state.buffer, SERVER_FRAME_MAX).is_err() {
             // Only decisions can be that large: their obligations are the guest's.
-            let too_large = || Decision::refused(Refusal::InvalidOutput("larger than a frame may be".into()));
+            let too_large = |decision: &Decision| {
+                let refusal = Refusal::InvalidOutput("larger than a frame may be".into());
+                Decision { id: decision.id, ..Decision::refused(refusal) }
+            };
             let instead = match message {
-                ServerFrame::Decision { id, .. } => ServerFrame::Decision { id: *id, decision: too_large() },
-                ServerFrame::Decisions { id, decisions } => ServerFrame::Decisions {
-                    id: *id,
-                    decisions: decisions.iter().map(|_| too_large()).collect(),
-                },
+                ServerFrame::Decision { id, decision } => {
+                    ServerFrame::Decision { id: *id, decision: too_large(decision) }
+                }
+                ServerFrame::Decisions { id, decisions } => {
+                    ServerFrame::Decisions { id: *id, decisions: decisions.iter().map(too_large).collect() }
+                }
                 _ => return,
             };
             state.broken = frame::encode_frame(&instead, &mut state.buffer, SERVER_FRAME_MAX).is_err();

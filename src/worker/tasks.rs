@@ -8,7 +8,7 @@ use slab::Slab;
 
 use super::policies::Served;
 use super::tickets::TicketKey;
-use crate::decision::Stage;
+use crate::decision::{DecisionId, Stage};
 use crate::engine::{Call, Evaluated, Slice, evaluate};
 
 pub(super) type Tasks = Slab<Task>;
@@ -18,6 +18,8 @@ pub(super) struct Task {
     pub(super) ticket: TicketKey,
     /// Which question of the ticket's batch.
     pub(super) index: usize,
+    /// What its decision is called.
+    pub(super) id: DecisionId,
     /// Where it came from.
     pub(super) connection: ConnectionKey,
     pub(super) flow: usize,

@@ -7,7 +7,7 @@ use slab::Slab;
 
 use super::outbound::Outbound;
 use crate::artifact::Digest;
-use crate::decision::{Decision, Refusal, Stage};
+use crate::decision::{Decision, DecisionId, Refusal, Stage};
 use crate::wire::client::ServerFrame;
 
 /// The requests of one executor that are not answered yet.
@@ -28,6 +28,8 @@ struct Ticket {
     serial: u64,
     connection: Arc<Outbound>,
     id: u64,
+    /// Of its first question; the others follow.
+    first: DecisionId,
     deadline_ns: u64,
     /// Of the policy that is asked.
     digest: Digest,
@@ -57,11 +59,11 @@ pub(super) struct Reply {
 }
 
 impl Tickets {
-    /// For one request; `batch` is its number of questions if it is a batch.
+    /// For one request, by its id and that of its first decision; `batch` is its number of questions if it is a batch.
     pub(super) fn open(
         &self,
         connection: &Arc<Outbound>,
-        id: u64,
+        (id, first): (u64, DecisionId),
         deadline_ns: u64,
         digest: Digest,
         batch: Option<usize>,
@@ -74,7 +76,7 @@ impl Tickets {
         open.issued += 1;
         let serial = open.issued;
         let connection = Arc::clone(connection);
-        let ticket = Ticket { serial, connection, id, deadline_ns, digest, started: false, answers };
+        let ticket = Ticket { serial, connection, id, first, deadline_ns, digest, started: false, answers };
         TicketKey { slot: open.slots.insert(ticket), serial }
     }
 
@@ -136,12 +138,16 @@ impl Ticket {
     fn late(self) -> Reply {
         let stage = if self.started { Stage::Run } else { Stage::Queue };
         let digest = Some(self.digest);
-        let refused = || Decision { digest, ..Decision::refused(Refusal::Deadline(stage)) };
+        let refused = |index| {
+            let id = Some(self.first.nth(index));
+            Decision { digest, id, ..Decision::refused(Refusal::Deadline(stage)) }
+        };
         let id = self.id;
         let frame = match self.answers {
-            Answers::One => ServerFrame::Decision { id, decision: refused() },
+            Answers::One => ServerFrame::Decision { id, decision: refused(0) },
             Answers::Batch { decisions, .. } => {
-                let decisions = decisions.into_iter().map(|one| one.unwrap_or_else(refused)).collect();
+                let decisions = decisions.into_iter().enumerate();
+                let decisions = decisions.map(|(index, one)| one.unwrap_or_else(|| refused(index))).collect();
                 ServerFrame::Decisions { id, decisions }
             }
         };
@@ -161,6 +167,10 @@ mod tests {
         Arc::new(Outbound::new(OwnedFd::from(ours)))
     }
 
+    fn first() -> DecisionId {
+        DecisionId::from_random([7; 16])
+    }
+
     fn policy() -> Digest {
         Digest::of(b"policy")
     }
@@ -172,7 +182,7 @@ mod tests {
     #[test]
     fn a_ticket_is_answered_once() {
         let tickets = Tickets::default();
-        let key = tickets.open(&connection(), 7, 100, policy(), None);
+        let key = tickets.open(&connection(), (7, first()), 100, policy(), None);
         assert!(tickets.answer(key, 0, decision()).is_some());
         assert!(tickets.answer(key, 0, decision()).is_none());
     }
@@ -180,9 +190,9 @@ mod tests {
     #[test]
     fn an_old_key_does_not_answer_the_slots_next_ticket() {
         let tickets = Tickets::default();
-        let old = tickets.open(&connection(), 1, 100, policy(), None);
+        let old = tickets.open(&connection(), (1, first()), 100, policy(), None);
         assert_eq!(tickets.expire(101).len(), 1);
-        let new = tickets.open(&connection(), 2, 200, policy(), None);
+        let new = tickets.open(&connection(), (2, first()), 200, policy(), None);
         assert!(tickets.answer(old, 0, decision()).is_none());
         assert!(tickets.answer(new, 0, decision()).is_some());
     }
@@ -190,19 +200,23 @@ mod tests {
     #[test]
     fn a_batch_is_complete_when_all_are_in_or_time_is_up() {
         let tickets = Tickets::default();
-        let key = tickets.open(&connection(), 1, 100, policy(), Some(2));
+        let key = tickets.open(&connection(), (1, first()), 100, policy(), Some(2));
         assert!(tickets.answer(key, 1, decision()).is_none());
         assert!(tickets.answer(key, 1, decision()).is_none(), "the same answer again does not complete it");
         let reply = tickets.answer(key, 0, decision()).unwrap();
         assert!(matches!(reply.frame, ServerFrame::Decisions { id: 1, decisions } if decisions.len() == 2));
 
-        let key = tickets.open(&connection(), 2, 100, policy(), Some(3));
+        let key = tickets.open(&connection(), (2, first()), 100, policy(), Some(3));
         tickets.started(key);
         assert!(tickets.answer(key, 2, decision()).is_none());
         assert!(tickets.expire(100).is_empty(), "at the deadline it is not late yet");
         let Reply { frame, .. } = tickets.lock().slots.remove(key.slot).late();
         let ServerFrame::Decisions { decisions, .. } = frame else { panic!("{frame:?}") };
-        let late = Decision { digest: Some(policy()), ..Decision::refused(Refusal::Deadline(Stage::Run)) };
-        assert_eq!(decisions[..], [late.clone(), late, decision()]);
+        let late = |index| Decision {
+            digest: Some(policy()),
+            id: Some(first().nth(index)),
+            ..Decision::refused(Refusal::Deadline(Stage::Run))
+        };
+        assert_eq!(decisions[..], [late(0), late(1), decision()]);
     }
 }

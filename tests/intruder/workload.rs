@@ -142,7 +142,14 @@ fn large_question() -> Vec<u8> {
     let input = Input::Opaque { content_type: "", bytes: &[b'x'; 900_000] };
     let input = frame::encode(&input, CLIENT_FRAME_MAX).expect("input");
     let deadline = Deadline::Default;
-    encoded(&ClientFrame::Decide { id: 1, tenant: "acme", policy: "gate", deadline, input: &input })
+    encoded(&ClientFrame::Decide {
+        id: 1,
+        tenant: "acme",
+        policy: "gate",
+        deadline,
+        trace: None,
+        input: &input,
+    })
 }
 
 /// Those who are not served.

@@ -31,5 +31,5 @@ pub(crate) fn ask_with(
 ) -> Asked {
     let input = Input::Opaque { content_type: "", bytes: text.as_bytes() };
     let input = Bytes::from(frame::encode(&input, QUESTION_MAX).unwrap());
-    policy.ask(Call { input, clock_ns, seed: [seed; 32] }, data, None)
+    policy.ask(Call { input, clock_ns, seed: [seed; 32], id: None }, data, None)
 }

@@ -61,7 +61,7 @@ pub(crate) fn ask(policy: &Arc<Policy>, input: &Input<'_>) -> Decision {
     let input = frame::encode(input, 1 << 20).unwrap();
     let slice = Arc::new(Slice::default());
     slice.set_end(monotonic_ns() + 60_000_000_000);
-    let call = Call { input: Bytes::from(input), clock_ns: NOW, seed: [7; 32] };
+    let call = Call { input: Bytes::from(input), clock_ns: NOW, seed: [7; 32], id: None };
     let mut evaluation = pin!(evaluate(Arc::clone(policy), call, slice));
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(evaluated) => evaluated.decision,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::artifact::Digest;
-use crate::decision::Timing;
+use crate::decision::{DecisionId, Timing};
 use crate::wire::control::Isolation;
 
 /// One thing that happened.
@@ -128,6 +128,8 @@ pub(super) struct Answered {
     pub(super) question: &'static str,
     /// Of the policy that decided.
     pub(super) digest: Option<Digest>,
+    /// What the service calls this decision.
+    pub(super) id: Option<DecisionId>,
     pub(super) status: Option<u16>,
     /// The policy's, or the service's; for what is allowed, what the proxy is told to set.
     pub(super) reason: String,

@@ -221,6 +221,7 @@ impl Ask {
             policy: self.policy,
             question: self.what,
             digest: decision.and_then(|decision| decision.digest),
+            id: decision.and_then(|decision| decision.id),
             status: decision.and_then(|decision| decision.obligations.status),
             reason: reason(answer),
             micros,

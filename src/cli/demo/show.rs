@@ -371,6 +371,7 @@ mod tests {
                 policy: "jwt-gate",
                 question: "GET /",
                 digest: Some(Digest::of(b"x")),
+                id: None,
                 status: None,
                 reason: "\u{1b}[2J".to_owned(),
                 micros: 7,

@@ -14,7 +14,7 @@ use super::backoff::Backoff;
 use super::deadline::local_limit;
 use super::exchange::{Answer, Exchange, Subject};
 use super::{Breach, ClientError, Deadline, Settings};
-use crate::decision::{Decision, Input, PolicyName, Tenant, TrustClass};
+use crate::decision::{Decision, Input, PolicyName, Tenant, TraceContext, TrustClass};
 
 /// Most tenants whose failed attempts are remembered; past it those that may be tried again are forgotten.
 const REMEMBERED_FAILURES: usize = 1024;
@@ -23,6 +23,7 @@ const REMEMBERED_FAILURES: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Client {
     shared: Arc<Shared>,
+    trace: Option<TraceContext>,
 }
 
 #[derive(Debug)]
@@ -51,7 +52,13 @@ impl Client {
     #[must_use]
     pub fn with_settings(socket: impl Into<PathBuf>, settings: Settings) -> Self {
         let routes = Mutex::new(Routes::default());
-        Self { shared: Arc::new(Shared { socket: socket.into(), settings, routes }) }
+        Self { shared: Arc::new(Shared { socket: socket.into(), settings, routes }), trace: None }
+    }
+
+    /// The same client, whose questions belong to this trace; it shares all connections.
+    #[must_use]
+    pub fn traced(&self, trace: TraceContext) -> Self {
+        Self { shared: Arc::clone(&self.shared), trace: Some(trace) }
     }
 
     /// Asks one question. Any error means that the gate stays down.
@@ -64,7 +71,7 @@ impl Client {
         deadline: Deadline,
         input: &Input<'_>,
     ) -> Result<Decision, ClientError> {
-        let subject = Subject { tenant, policy, deadline };
+        let subject = Subject { tenant, policy, deadline, trace: self.trace };
         let until = local_limit(deadline, &self.shared.settings);
         match self
             .ask(tenant, until, |exchange: &mut Exchange<Waiter>, waiter| {
@@ -86,7 +93,7 @@ impl Client {
         deadline: Deadline,
         inputs: &[Input<'_>],
     ) -> Result<Vec<Decision>, ClientError> {
-        let subject = Subject { tenant, policy, deadline };
+        let subject = Subject { tenant, policy, deadline, trace: self.trace };
         let until = local_limit(deadline, &self.shared.settings);
         match self
             .ask(tenant, until, |exchange: &mut Exchange<Waiter>, waiter| {

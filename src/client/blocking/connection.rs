@@ -17,7 +17,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::client::exchange::{Answer, Exchange, Subject};
 use crate::client::{ClientError, Deadline, Ending, greeting};
-use crate::decision::{Decision, Input, PolicyName, Tenant, TrustClass};
+use crate::decision::{Decision, Input, PolicyName, Tenant, TraceContext, TrustClass};
 use crate::wire::client::SERVER_FRAME_MAX;
 use crate::wire::frame;
 
@@ -42,6 +42,7 @@ pub struct Connection {
     /// The rest of a batch that [`Self::receive`] hands out one by one.
     batch: (u64, std::vec::IntoIter<Decision>),
     over: Option<ClientError>,
+    trace: Option<TraceContext>,
 }
 
 impl Connection {
@@ -87,6 +88,7 @@ impl Connection {
             early: VecDeque::new(),
             batch: (0, Vec::new().into_iter()),
             over: None,
+            trace: None,
         })
     }
 
@@ -110,7 +112,7 @@ impl Connection {
         deadline: Deadline,
         input: &Input<'_>,
     ) -> Result<u64, ClientError> {
-        let id = self.ask(Subject { tenant, policy, deadline }, input)?;
+        let id = self.ask(Subject { tenant, policy, deadline, trace: self.trace }, input)?;
         self.write_soon()?;
         Ok(id)
     }
@@ -123,9 +125,14 @@ impl Connection {
         deadline: Deadline,
         inputs: &[Input<'_>],
     ) -> Result<u64, ClientError> {
-        let id = self.ask_batch(Subject { tenant, policy, deadline }, inputs)?;
+        let id = self.ask_batch(Subject { tenant, policy, deadline, trace: self.trace }, inputs)?;
         self.write_soon()?;
         Ok(id)
+    }
+
+    /// What is put in from now on belongs to this trace, or to none.
+    pub fn set_trace(&mut self, trace: Option<TraceContext>) {
+        self.trace = trace;
     }
 
     /// Asks the service to give a question up. It is answered all the same, once.

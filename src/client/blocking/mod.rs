@@ -28,7 +28,7 @@ use super::backoff::Backoff;
 use super::deadline::local_limit;
 use super::exchange::{Answer, Subject};
 use super::{Breach, ClientError, Deadline, Settings};
-use crate::decision::{Decision, Input, PolicyName, Tenant, TrustClass};
+use crate::decision::{Decision, Input, PolicyName, Tenant, TraceContext, TrustClass};
 
 /// Most tenants whose failed attempts are remembered; past it those that may be tried again are forgotten.
 const REMEMBERED_FAILURES: usize = 1024;
@@ -41,6 +41,7 @@ pub struct Client {
     class_of: HashMap<Tenant, TrustClass>,
     connections: HashMap<TrustClass, Connection>,
     attempts: HashMap<Tenant, Backoff>,
+    trace: Option<TraceContext>,
 }
 
 impl Client {
@@ -58,7 +59,13 @@ impl Client {
             class_of: HashMap::new(),
             connections: HashMap::new(),
             attempts: HashMap::new(),
+            trace: None,
         }
+    }
+
+    /// What is asked from now on belongs to this trace, or to none.
+    pub fn set_trace(&mut self, trace: Option<TraceContext>) {
+        self.trace = trace;
     }
 
     /// Asks one question. Any error means that the gate stays down.
@@ -69,7 +76,7 @@ impl Client {
         deadline: Deadline,
         input: &Input<'_>,
     ) -> Result<Decision, ClientError> {
-        let subject = Subject { tenant, policy, deadline };
+        let subject = Subject { tenant, policy, deadline, trace: self.trace };
         match self.ask(tenant, self.until(deadline), |connection| connection.ask(subject, input))? {
             Answer::Decision(decision) => Ok(decision),
             Answer::Decisions(_) | Answer::Pong => Err(ClientError::Protocol(Breach::Mismatch)),
@@ -85,7 +92,7 @@ impl Client {
         deadline: Deadline,
         inputs: &[Input<'_>],
     ) -> Result<Vec<Decision>, ClientError> {
-        let subject = Subject { tenant, policy, deadline };
+        let subject = Subject { tenant, policy, deadline, trace: self.trace };
         match self.ask(tenant, self.until(deadline), |connection| connection.ask_batch(subject, inputs))? {
             Answer::Decisions(decisions) => Ok(decisions),
             Answer::Decision(_) | Answer::Pong => Err(ClientError::Protocol(Breach::Mismatch)),

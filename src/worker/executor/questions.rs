@@ -7,7 +7,7 @@ use rand_chacha::rand_core::Rng;
 
 use super::Executor;
 use super::intake::Receipt;
-use crate::decision::{Decision, Refusal};
+use crate::decision::{Decision, DecisionId, Outcome, Refusal};
 use crate::engine::Call;
 use crate::wire::client::{BATCH_MAX, ClientFrame, Deadline, ServerFrame, Violation};
 use crate::wire::frame;
@@ -29,12 +29,12 @@ impl Executor {
     pub(super) fn on_frame(&mut self, slot: usize, frame: &[u8], receipt: Receipt) -> Result<(), Violation> {
         match frame::decode(frame).map_err(|_| Violation::Malformed)? {
             ClientFrame::Hello { .. } => Err(Violation::HelloTwice),
-            ClientFrame::Decide { id, tenant, policy, deadline, input } => {
+            ClientFrame::Decide { id, tenant, policy, deadline, trace: _, input } => {
                 let question =
                     Question { id, names: (tenant, policy), deadline, inputs: &[input], batch: false };
                 self.on_question(slot, &question, receipt)
             }
-            ClientFrame::DecideBatch { id, tenant, policy, deadline, inputs } => {
+            ClientFrame::DecideBatch { id, tenant, policy, deadline, trace: _, inputs } => {
                 if inputs.is_empty() || inputs.len() > BATCH_MAX {
                     return Err(Violation::BatchSize);
                 }
@@ -67,6 +67,8 @@ impl Executor {
         if connection.requests.iter().any(|request| request.id == id) {
             return Err(Violation::DuplicateId);
         }
+        let first = self.draw_id();
+        let Some(connection) = self.connections.get_mut(slot) else { return Ok(()) };
         let room = Room {
             connection: self.capacity.pipeline.saturating_sub(connection.in_progress()),
             executor: self.capacity.queue.saturating_sub(self.tasks.len()),
@@ -78,12 +80,14 @@ impl Executor {
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                let decision = Decision::refused(refusal);
-                inputs.iter().for_each(|_| self.shared.counters.count(&decision.outcome));
+                let refused =
+                    |index| Decision { id: Some(first.nth(index)), ..Decision::refused(refusal.clone()) };
+                let outcome = Outcome::Refused(refusal.clone());
+                inputs.iter().for_each(|_| self.shared.counters.count(&outcome));
                 let frame = if batch {
-                    ServerFrame::Decisions { id, decisions: vec![decision; inputs.len()] }
+                    ServerFrame::Decisions { id, decisions: (0..inputs.len()).map(refused).collect() }
                 } else {
-                    ServerFrame::Decision { id, decision }
+                    ServerFrame::Decision { id, decision: refused(0) }
                 };
                 connection.outbound.push(&frame);
                 self.dirty.push(slot);
@@ -92,16 +96,19 @@ impl Executor {
         };
         let size = batch.then_some(inputs.len());
         let (deadline_ns, digest) = (admitted.deadline_ns, admitted.policy.digest());
-        let ticket = self.shared.tickets.open(&connection.outbound, id, deadline_ns, digest, size);
+        let ticket = self.shared.tickets.open(&connection.outbound, (id, first), deadline_ns, digest, size);
         connection.requests.push(InProgress { id, ticket, left: inputs.len() });
         let connection = ConnectionKey { slot, serial: connection.serial };
         for (index, input) in inputs.iter().enumerate() {
             let mut seed = [0; 32];
             self.seeds.fill_bytes(&mut seed);
-            let call = Call { input: Bytes::copy_from_slice(input), clock_ns: receipt.realtime_ns, seed };
+            let decision = first.nth(index);
+            let input = Bytes::copy_from_slice(input);
+            let call = Call { input, clock_ns: receipt.realtime_ns, seed, id: Some(decision) };
             let task = self.tasks.insert(Task {
                 ticket,
                 index,
+                id: decision,
                 connection,
                 flow: admitted.flow,
                 received_ns: receipt.monotonic_ns,
@@ -115,6 +122,13 @@ impl Executor {
             }
         }
         Ok(())
+    }
+
+    /// A name for the first decision of a request.
+    fn draw_id(&mut self) -> DecisionId {
+        let mut bytes = [0; 16];
+        self.seeds.fill_bytes(&mut bytes);
+        DecisionId::from_random(bytes)
     }
 
     fn cancel(&mut self, slot: usize, id: u64) {

@@ -68,8 +68,14 @@ struct Client {
 impl Client {
     fn ask(&mut self, id: u64, tenant: &str) {
         let input = frame::encode(&Input::Opaque { content_type: "", bytes: b"" }, 100).unwrap();
-        let question =
-            ClientFrame::Decide { id, tenant, policy: "gate", deadline: Deadline::Default, input: &input };
+        let question = ClientFrame::Decide {
+            id,
+            tenant,
+            policy: "gate",
+            deadline: Deadline::Default,
+            trace: None,
+            input: &input,
+        };
         let mut bytes = BytesMut::new();
         frame::encode_frame(&question, &mut bytes, CLIENT_FRAME_MAX).unwrap();
         self.stream.write_all(&bytes).unwrap();
@@ -147,14 +153,17 @@ fn what_is_asked_of_a_withdrawn_policy_is_refused_wherever_it_is() {
     assert!(set.withdraw(&tenant("spins"), &gate(), digest));
     shared.mailbox.put(ToExecutor::Withdrawn);
     let mut answered = Vec::new();
+    let mut names = std::collections::BTreeSet::from([decision.id]);
     for _ in 1..=3 {
         let (id, decision) = client.next();
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::Revoked), "{id}");
         assert_eq!(decision.digest, Some(digest), "whose right it was is said");
         answered.push(id);
+        names.insert(decision.id);
     }
     answered.sort_unstable();
     assert_eq!(answered, [1, 2, 3]);
+    assert!(names.len() == 4 && !names.contains(&None), "each has a name of its own: {names:?}");
 
     client.ask(5, "spins");
     assert_eq!(client.next().1.outcome, Outcome::Refused(Refusal::Revoked), "not begun");

@@ -3,11 +3,17 @@
 //! These types cross process boundaries, so their serde shape is the protocol (`docs/protocol.md`): adding a variant
 //! goes at the end, and nothing is reordered.
 
+mod id;
+mod trace;
+
 use std::borrow::Borrow;
 use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
+
+pub use id::{DecisionId, InvalidDecisionId};
+pub use trace::{InvalidTraceContext, TraceContext};
 
 use crate::artifact::Digest;
 
@@ -207,6 +213,8 @@ pub struct Decision {
     /// SHA-256 of the `.cwasm` that decided; `None` when no policy was reached.
     pub digest: Option<Digest>,
     pub timing: Timing,
+    /// What it is called in logs and traces; every decision of a worker has one.
+    pub id: Option<DecisionId>,
 }
 
 impl Decision {
@@ -218,6 +226,7 @@ impl Decision {
             cache: CacheHint::default(),
             digest: None,
             timing: Timing::default(),
+            id: None,
         }
     }
 }
