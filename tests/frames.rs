@@ -202,10 +202,7 @@ fn stage() -> impl Strategy<Value = Stage> {
 }
 
 fn quota() -> impl Strategy<Value = Quota> {
-    use Quota::*;
-    let quotas =
-        [Pipeline, Connections, Queue, Requests, Cpu, Concurrent, Memory, BytesIn, BytesOut, HostCalls, Wait];
-    prop::sample::select(quotas.to_vec())
+    prop::sample::select(Quota::ALL.to_vec())
 }
 
 fn trap() -> impl Strategy<Value = TrapKind> {

@@ -164,19 +164,7 @@ fn number(refusal: &Refusal) -> usize {
 }
 
 const STAGES: [Stage; 5] = [Stage::Receipt, Stage::Queue, Stage::Instantiate, Stage::Run, Stage::Reply];
-const QUOTAS: [Quota; 11] = [
-    Quota::Pipeline,
-    Quota::Connections,
-    Quota::Queue,
-    Quota::Requests,
-    Quota::Cpu,
-    Quota::Concurrent,
-    Quota::Memory,
-    Quota::BytesIn,
-    Quota::BytesOut,
-    Quota::HostCalls,
-    Quota::Wait,
-];
+const QUOTAS: [Quota; 11] = Quota::ALL;
 const TRAPS: [TrapKind; 10] = [
     TrapKind::Unreachable,
     TrapKind::OutOfBounds,
