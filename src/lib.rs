@@ -41,6 +41,8 @@ pub mod compile;
 pub mod decision;
 pub mod document;
 pub mod engine;
+#[cfg(feature = "exporter")]
+pub mod exporter;
 #[cfg(feature = "fetcher")]
 pub mod fetcher;
 pub mod frontend;

@@ -1,55 +1,17 @@
 //! Who may ask for whom: the configuration's lists, and what follows from them for one peer.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 
 use tracing::warn;
 
 use super::peer::Peer;
 use crate::decision::{NAME_MAX, Tenant, TrustClass};
 use crate::wire::client::Farewell;
-use crate::wire::control::{ASSIGNMENT_MAX, FrontendAssignment, TenantGrant};
-use crate::wire::frame::{self, DecodeError};
+use crate::wire::control::TenantGrant;
 use crate::wire::handover::HANDOVER_MAX;
 
 /// Bytes of tenant names that one grant may have, each with its length; the rest of the message fits behind it.
 const GRANT_MAX: usize = HANDOVER_MAX - 4 * NAME_MAX;
-/// Bytes read of an assignment at a time.
-const READ_CHUNK: usize = 64 * 1024;
-
-/// An assignment that cannot be taken.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum AssignmentError {
-    #[error("read assignment: {0}")]
-    Read(#[source] io::Error),
-    #[error("read assignment: longer than {ASSIGNMENT_MAX} bytes")]
-    TooLong,
-    #[error("read assignment: {0}")]
-    Decode(#[from] DecodeError),
-}
-
-/// Reads the supervisor's memfd from its beginning, wherever its offset is (`pread64`, nothing else).
-pub(super) fn read_assignment(memfd: OwnedFd) -> Result<FrontendAssignment, AssignmentError> {
-    let file = File::from(memfd);
-    let mut bytes = Vec::new();
-    let mut chunk = vec![0; READ_CHUNK];
-    loop {
-        let offset = u64::try_from(bytes.len()).map_err(|_| AssignmentError::TooLong)?;
-        match file.read_at(&mut chunk, offset) {
-            Ok(0) => break,
-            Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(AssignmentError::Read(error)),
-        }
-        if bytes.len() > ASSIGNMENT_MAX {
-            return Err(AssignmentError::TooLong);
-        }
-    }
-    Ok(frame::decode(&bytes)?)
-}
 
 /// Everyone's grants.
 #[derive(Debug, Default)]
@@ -142,11 +104,8 @@ fn is_somebody(id: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-
     use super::*;
+    use crate::wire::frame;
 
     fn tenant(name: &str, class: &str, uids: &[u32], gids: &[u32]) -> TenantGrant {
         TenantGrant {
@@ -210,34 +169,5 @@ mod tests {
         let grant = Grants::new(many).for_tenant(&last, Peer { uid: 7, gid: 7 }, &[]).unwrap();
         assert_eq!(grant.tenants[0].as_str(), last);
         assert!(frame::encode(&grant.tenants, HANDOVER_MAX - 2 * NAME_MAX).is_ok());
-    }
-
-    #[test]
-    fn an_assignment_is_read_from_its_beginning_or_refused() {
-        let expected = FrontendAssignment {
-            uid: 1,
-            gid: 2,
-            isolation: crate::wire::control::Isolation::DistinctUids,
-            tenants: (0..5000).map(|i| tenant(&format!("t{i}"), "gold", &[7], &[8])).collect(),
-            operators: vec![],
-            hello_timeout_ms: 3,
-            max_connections: 4,
-            max_connections_per_uid: 5,
-            classes: vec![],
-        };
-        let file = || File::from(memfd_create("a", MFdFlags::empty()).unwrap());
-        let bytes = frame::encode(&expected, ASSIGNMENT_MAX).unwrap();
-        assert!(bytes.len() > READ_CHUNK, "more than one read");
-        let mut memfd = file();
-        memfd.write_all(&bytes).unwrap();
-        assert_eq!(read_assignment(memfd.into()).unwrap(), expected);
-
-        let mut memfd = file();
-        memfd.write_all(&bytes[..bytes.len() - 1]).unwrap();
-        assert!(matches!(read_assignment(memfd.into()), Err(AssignmentError::Decode(_))));
-
-        let memfd = file();
-        memfd.set_len(ASSIGNMENT_MAX as u64 + 1).unwrap();
-        assert!(matches!(read_assignment(memfd.into()), Err(AssignmentError::TooLong)));
     }
 }

@@ -4,10 +4,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::peer::Connection;
-use super::polled::Polled;
 use crate::decision::{Tenant, TrustClass};
 use crate::wire::channel::SendError;
 use crate::wire::handover::{FromWorker, ToWorker, UNREAD_CHUNK};
+use crate::wire::polled::Polled;
 
 /// A connection on its way to a worker. Until its descriptor is sent it is ours.
 #[derive(Debug)]

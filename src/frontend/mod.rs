@@ -16,7 +16,6 @@ mod handover;
 mod hello;
 mod operator;
 mod peer;
-mod polled;
 mod routes;
 mod switchboard;
 mod table;
@@ -39,17 +38,17 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use self::accept::Door;
-use self::grant::{AssignmentError, read_assignment};
 use self::hello::{Greeting, greet, say_farewell};
 use self::operator::{Ask, Desk, OPERATORS_MAX, attend};
 use self::peer::Peer;
-use self::polled::Polled;
 use self::routes::{News, What};
 use self::switchboard::{Limits, Switchboard};
 use crate::journal;
 use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
+use crate::wire::assignment::{self, AssignmentError};
 use crate::wire::channel::{Channel, ReceiveError, Received, SendError, take_inherited};
 use crate::wire::control::{CONTROL_MAX, FromChild, FrontendAssignment, Ready, ToChild, fd};
+use crate::wire::polled::Polled;
 
 /// News of workers that are on their way to the switchboard; a worker that says more waits.
 const NEWS_MAX: usize = 64;
@@ -115,7 +114,7 @@ fn start(control: &Control) -> Result<(Sealed, Runtime, Frontend), FrontendError
 
 fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Frontend), FrontendError> {
     sandbox::check_inherited(Role::Frontend)?;
-    let assignment = read_assignment(take(fd::ASSIGNMENT)?)?;
+    let assignment: FrontendAssignment = assignment::read(take(fd::ASSIGNMENT)?)?;
     let (clients, operators) = (take(fd::FIRST)?, take(fd::SECOND)?);
     let given = Given::check(Role::Frontend, assignment.uid, assignment.gid, assignment.isolation)?;
     // The event loop's descriptors are made while that is still possible.
@@ -259,7 +258,7 @@ impl Frontend {
                 self.board.route(class, generation, channel);
             }
             (ToChild::Processes(table), _) => self.desk.processes = table,
-            (ToChild::Reassign, Some(memfd)) => self.reassign(read_assignment(memfd)?),
+            (ToChild::Reassign, Some(memfd)) => self.reassign(assignment::read(memfd)?),
             (ToChild::Route { .. } | ToChild::Reassign, None) => {
                 warn!("the supervisor's message came without its descriptor");
             }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::handover::{Outgoing, Transfer, send_queued};
-use super::polled::Polled;
 use super::takeback::{End, RETURNS_MAX, Returned, receive_all};
 use crate::decision::TrustClass;
 use crate::wire::channel::{Channel, SendError};
 use crate::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
 use crate::wire::operator::WorkerStatus;
+use crate::wire::polled::Polled;
 
 /// New connections that may wait for one worker to take them.
 const FRESH_MAX: usize = 1024;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::peer::Connection;
-use super::polled::Polled;
 use super::routes::{LinkId, News, What};
 use super::table::Table;
 use crate::decision::TrustClass;
 use crate::wire::channel::ReceiveError;
 use crate::wire::handover::{Cookie, FromWorker, ToWorker, UNREAD_MAX};
+use crate::wire::polled::Polled;
 
 /// What returned connections of one class may take between two workers, in units of [`UNIT`] bytes: 8 MiB. The old
 /// worker is read no further until the new one has taken enough.

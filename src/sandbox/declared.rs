@@ -194,7 +194,7 @@ pub enum ConfiguredLimit {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeclaredDescriptors {
-    /// Those it is started with: these and no others.
+    /// Those it is started with: these, but for what is optional, and no others.
     pub inherited: Vec<InheritedDescriptor>,
     /// Kinds of those it makes or receives itself.
     pub later: Vec<LaterDescriptor>,
@@ -211,6 +211,9 @@ pub struct InheritedDescriptor {
     /// Read before the seal and closed.
     #[serde(default)]
     pub closed_when_sealed: bool,
+    /// There only where the configuration says so.
+    #[serde(default)]
+    pub optional: bool,
     pub comment: String,
 }
 
@@ -236,6 +239,7 @@ impl Declared {
             Role::Worker => include_str!("../../sandbox/worker.json"),
             Role::Registry => include_str!("../../sandbox/registry.json"),
             Role::Builder => include_str!("../../sandbox/builder.json"),
+            Role::Exporter => include_str!("../../sandbox/exporter.json"),
             Role::Fetcher => include_str!("../../sandbox/fetcher.json"),
         }
     }
@@ -314,6 +318,7 @@ mod tests {
         assert_eq!(mask(Role::Worker), 0);
         assert_eq!(mask(Role::Registry), 0);
         assert_eq!(mask(Role::Builder), 0);
+        assert_eq!(mask(Role::Exporter), 0);
         assert_eq!(mask(Role::Fetcher), 0);
         assert_eq!(mask(Role::Supervisor), 1 << 5, "CAP_KILL");
         assert_eq!(mask(Role::Spawner), 1 << 6 | 1 << 7 | 1 << 8, "CAP_SETGID, CAP_SETUID, CAP_SETPCAP");
@@ -329,7 +334,7 @@ mod tests {
             }
             let files = declared.landlock.iter().filter(|domain| !domain.allow.is_empty());
             assert!(files.clone().all(|domain| domain.handles.contains(&Handled::Files)), "{role}");
-            let strict = matches!(role, Role::Frontend | Role::Worker);
+            let strict = matches!(role, Role::Frontend | Role::Worker | Role::Exporter);
             assert!(!strict || files.count() == 0, "{role} is allowed a file");
         }
     }
@@ -354,6 +359,7 @@ mod tests {
         assert_eq!(numbers(Role::Registry), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
         assert_eq!(numbers(Role::Builder), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST]);
         assert_eq!(numbers(Role::Frontend), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);
+        assert_eq!(numbers(Role::Exporter), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);
         assert_eq!(numbers(Role::Fetcher), [fetch::fd::CHANNEL, fetch::fd::FOLDER, 2]);
         assert_eq!(numbers(Role::Spawner), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
         assert_eq!(numbers(Role::Supervisor), [0, 1, 2]);

@@ -20,10 +20,12 @@ use super::{Declared, Environment, Role, SealError};
 pub fn check_inherited(role: Role) -> Result<(), SealError> {
     let declared = Declared::of(role)?;
     let left = |mismatch| SealError::Left { role, mismatch };
-    let expected: BTreeSet<RawFd> = declared.descriptors.inherited.iter().map(|one| one.number).collect();
+    let inherited = declared.descriptors.inherited.iter();
+    let expected: BTreeSet<RawFd> = inherited.clone().map(|one| one.number).collect();
+    let required: BTreeSet<RawFd> = inherited.filter(|one| !one.optional).map(|one| one.number).collect();
     let found =
         open_descriptors().map_err(|source| SealError::Call { step: "list \"/proc/self/fd\"", source })?;
-    if found != expected {
+    if !found.is_subset(&expected) || !required.is_subset(&found) {
         return Err(left(Mismatch::new("descriptors", format!("{found:?}"), format!("{expected:?}"))));
     }
     let variables = std::env::vars_os().count();

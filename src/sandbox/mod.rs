@@ -66,19 +66,21 @@ pub enum Role {
     Worker,
     Registry,
     Builder,
+    Exporter,
     /// Not of the service: `portcullis policy push | pull` starts it.
     Fetcher,
 }
 
 impl Role {
     /// Every role there is.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Supervisor,
         Self::Spawner,
         Self::Registry,
         Self::Builder,
         Self::Frontend,
         Self::Worker,
+        Self::Exporter,
         Self::Fetcher,
     ];
 
@@ -92,6 +94,7 @@ impl Role {
             Self::Worker => "worker",
             Self::Registry => "registry",
             Self::Builder => "builder",
+            Self::Exporter => "exporter",
             Self::Fetcher => "fetcher",
         }
     }
@@ -114,7 +117,7 @@ impl Role {
         match self {
             Self::Supervisor | Self::Spawner | Self::Fetcher => self.filters(),
             // Born under the spawner's.
-            Self::Frontend | Self::Worker | Self::Registry | Self::Builder => {
+            Self::Frontend | Self::Worker | Self::Registry | Self::Builder | Self::Exporter => {
                 Self::Spawner.filters() + self.filters()
             }
         }

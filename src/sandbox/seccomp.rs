@@ -13,6 +13,7 @@ mod profiles {
     pub(super) const WORKER: &str = include_str!("../../sandbox/x86_64/worker.json");
     pub(super) const REGISTRY: &str = include_str!("../../sandbox/x86_64/registry.json");
     pub(super) const BUILDER: &str = include_str!("../../sandbox/x86_64/builder.json");
+    pub(super) const EXPORTER: &str = include_str!("../../sandbox/x86_64/exporter.json");
     pub(super) const FETCHER: &str = include_str!("../../sandbox/x86_64/fetcher.json");
 }
 
@@ -25,6 +26,7 @@ mod profiles {
     pub(super) const WORKER: &str = include_str!("../../sandbox/aarch64/worker.json");
     pub(super) const REGISTRY: &str = include_str!("../../sandbox/aarch64/registry.json");
     pub(super) const BUILDER: &str = include_str!("../../sandbox/aarch64/builder.json");
+    pub(super) const EXPORTER: &str = include_str!("../../sandbox/aarch64/exporter.json");
     pub(super) const FETCHER: &str = include_str!("../../sandbox/aarch64/fetcher.json");
 }
 
@@ -39,6 +41,7 @@ pub(super) const fn profile(role: Role) -> &'static str {
         Role::Worker => profiles::WORKER,
         Role::Registry => profiles::REGISTRY,
         Role::Builder => profiles::BUILDER,
+        Role::Exporter => profiles::EXPORTER,
         Role::Fetcher => profiles::FETCHER,
     }
 }
@@ -47,7 +50,12 @@ pub(super) const fn profile(role: Role) -> &'static str {
 pub(super) const fn filters(role: Role) -> u32 {
     match role {
         Role::Spawner | Role::Fetcher => 2,
-        Role::Supervisor | Role::Frontend | Role::Worker | Role::Registry | Role::Builder => 1,
+        Role::Supervisor
+        | Role::Frontend
+        | Role::Worker
+        | Role::Registry
+        | Role::Builder
+        | Role::Exporter => 1,
     }
 }
 
@@ -94,17 +102,18 @@ mod tests {
 
     /// Distinct system calls, the limits of the project: a worker and a frontend hold what a client or a policy wrote.
     /// The spawner's includes all that its children need, since a filter is inherited (`sandbox/README.md`).
-    const AT_MOST: [(Role, usize); 7] = [
+    const AT_MOST: [(Role, usize); 8] = [
         (Role::Worker, 24),
         (Role::Frontend, 19),
         (Role::Supervisor, 29),
         (Role::Spawner, 79),
         (Role::Registry, 26),
         (Role::Builder, 35),
+        (Role::Exporter, 25),
         (Role::Fetcher, 47),
     ];
 
-    const FILES: [(TargetArch, Role, &str); 14] = [
+    const FILES: [(TargetArch, Role, &str); 16] = [
         (TargetArch::x86_64, Role::Spawner, include_str!("../../sandbox/x86_64/spawner.json")),
         (TargetArch::aarch64, Role::Spawner, include_str!("../../sandbox/aarch64/spawner.json")),
         (TargetArch::x86_64, Role::Supervisor, include_str!("../../sandbox/x86_64/supervisor.json")),
@@ -112,12 +121,14 @@ mod tests {
         (TargetArch::x86_64, Role::Worker, include_str!("../../sandbox/x86_64/worker.json")),
         (TargetArch::x86_64, Role::Registry, include_str!("../../sandbox/x86_64/registry.json")),
         (TargetArch::x86_64, Role::Builder, include_str!("../../sandbox/x86_64/builder.json")),
+        (TargetArch::x86_64, Role::Exporter, include_str!("../../sandbox/x86_64/exporter.json")),
         (TargetArch::x86_64, Role::Fetcher, include_str!("../../sandbox/x86_64/fetcher.json")),
         (TargetArch::aarch64, Role::Supervisor, include_str!("../../sandbox/aarch64/supervisor.json")),
         (TargetArch::aarch64, Role::Frontend, include_str!("../../sandbox/aarch64/frontend.json")),
         (TargetArch::aarch64, Role::Worker, include_str!("../../sandbox/aarch64/worker.json")),
         (TargetArch::aarch64, Role::Registry, include_str!("../../sandbox/aarch64/registry.json")),
         (TargetArch::aarch64, Role::Builder, include_str!("../../sandbox/aarch64/builder.json")),
+        (TargetArch::aarch64, Role::Exporter, include_str!("../../sandbox/aarch64/exporter.json")),
         (TargetArch::aarch64, Role::Fetcher, include_str!("../../sandbox/aarch64/fetcher.json")),
     ];
 

@@ -20,8 +20,9 @@ pub(super) const FRONTEND: &str = "portcullis-frontend";
 pub(super) const WORKER: &str = "portcullis-worker";
 pub(super) const REGISTRY: &str = "portcullis-registry";
 pub(super) const BUILDER: &str = "portcullis-builder";
+pub(super) const EXPORTER: &str = "portcullis-exporter";
 /// All of them.
-pub(super) const PROGRAMS: [&str; 4] = [FRONTEND, WORKER, REGISTRY, BUILDER];
+pub(super) const PROGRAMS: [&str; 5] = [FRONTEND, WORKER, REGISTRY, BUILDER, EXPORTER];
 /// For what a child does between its birth and exec. Bytes.
 const STACK: usize = 256 << 10;
 
@@ -42,6 +43,7 @@ pub(super) struct Nursery {
     worker: OwnedFd,
     registry: OwnedFd,
     builder: OwnedFd,
+    exporter: OwnedFd,
     null: OwnedFd,
     stderr: io::Stderr,
     members: Vec<Member>,
@@ -61,6 +63,7 @@ impl Nursery {
             worker: launch::open_program(WORKER, isolation)?,
             registry: launch::open_program(REGISTRY, isolation)?,
             builder: launch::open_program(BUILDER, isolation)?,
+            exporter: launch::open_program(EXPORTER, isolation)?,
             null: launch::null()?,
             stderr: io::stderr(),
             members,
@@ -112,6 +115,7 @@ impl Nursery {
             Part::Worker(class) => (&self.worker, format!("{WORKER}: {class}")),
             Part::Registry => (&self.registry, REGISTRY.to_owned()),
             Part::Builder(class) => (&self.builder, format!("{BUILDER}: {class}")),
+            Part::Exporter => (&self.exporter, EXPORTER.to_owned()),
         };
         let program = match launch::place(&wanted.numbered(self), program.as_fd()) {
             Ok(program) => program,

@@ -18,6 +18,8 @@ use crate::wire::spawner::Part;
 const MESSAGES_PER_PING: u32 = 32;
 /// A registry is off the path of requests, and may hash for seconds before it answers.
 const REGISTRY_ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+/// The same of an exporter, which is busy with numbers of ten thousand tenants.
+const EXPORTER_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// Longest public key that a registry may name, bytes.
 const HOST_KEY_MAX: usize = 1024;
 /// Our own wake-ups that must have passed before silence is the child's fault and not the machine's.
@@ -158,7 +160,11 @@ impl Child {
     pub(super) fn begin_serving(&mut self, now: Instant) {
         self.stage = Stage::Serving { since: now };
         let within = self.edition.config.service.answer_within;
-        let within = if self.part == Part::Registry { within.max(REGISTRY_ANSWERS_WITHIN) } else { within };
+        let within = match self.part {
+            Part::Registry => within.max(REGISTRY_ANSWERS_WITHIN),
+            Part::Exporter => within.max(EXPORTER_ANSWERS_WITHIN),
+            Part::Frontend | Part::Worker(_) | Part::Builder(_) => within,
+        };
         self.answers = Answers::new(within, now);
     }
 
@@ -236,7 +242,7 @@ impl Child {
             || config.tenants.iter().map(|tenant| tenant.policies.len()).fold(0, usize::saturating_add);
         let more = match self.part {
             Part::Registry => policies().saturating_mul(2).saturating_add(config.classes.len()),
-            Part::Frontend | Part::Worker(_) | Part::Builder(_) => 0,
+            Part::Frontend | Part::Worker(_) | Part::Builder(_) | Part::Exporter => 0,
         };
         more.saturating_add(MESSAGES_PER_PING as usize)
     }
@@ -289,9 +295,9 @@ fn is_public_key(pem: &str) -> bool {
 
 /// What the service manager's watchdog hears of: the frontend serves, and whoever serves answers in time. Who does not
 /// is killed and replaced within about that time, so this can stay false only where we fail to do that. A class that
-/// dies over and over does not serve, and must not take the others with it: it does not count.
+/// dies over and over does not serve, and must not take the others with it: it does not count. Nor does the exporter.
 pub(super) fn all_well(children: &[Child], now: Instant) -> bool {
-    let mut serving = children.iter().filter(|child| child.is_serving());
+    let mut serving = children.iter().filter(|child| child.is_serving() && child.part != Part::Exporter);
     serving.clone().any(|child| child.part == Part::Frontend)
         && serving.all(|child| !child.answers.is_overdue(now))
 }

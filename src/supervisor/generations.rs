@@ -222,6 +222,7 @@ pub(super) mod tests {
                 max_connections_per_uid: 4,
             },
             registry: Registry { identity, secret: None },
+            telemetry: None,
             builder: Builder::default(),
             classes: classes.iter().map(class).collect(),
             tenants: vec![],

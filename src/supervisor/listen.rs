@@ -1,16 +1,18 @@
-//! The two sockets people connect to: taken from systemd, or bound here. The supervisor never accepts on them.
+//! The two sockets people connect to, and those of telemetry: taken from systemd, or bound here. The supervisor never
+//! accepts on them.
 
 use std::fs;
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
+use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 
-use super::config::Service;
+use super::config::{Config, Telemetry};
 use super::log::say;
 use crate::wire::channel::take_inherited;
 
@@ -19,6 +21,8 @@ const OPERATOR_SOCKET_MODE: u32 = 0o666;
 /// Names of the sockets in a `.socket` unit (FileDescriptorName=).
 const CLIENTS: &str = "decide";
 const OPERATORS: &str = "operator";
+/// Of both kinds that telemetry has: a unit gives one name to all of its sockets.
+const SCRAPERS: &str = "telemetry";
 /// The first descriptor that systemd passes (sd_listen_fds(3)).
 const LISTEN_FDS_START: i32 = 3;
 
@@ -31,15 +35,25 @@ pub(super) enum ListenError {
     InUse(PathBuf),
     #[error("bind socket {0:?}: something that is no socket stands there; move it away")]
     NotASocket(PathBuf),
+    #[error("listen on {address}: {source}")]
+    Tcp { address: SocketAddr, source: io::Error },
     #[error("take socket {name:?} from systemd: {why}")]
     Inherited { name: String, why: String },
 }
 
-/// Both sockets, listening and not blocking.
+/// All sockets, listening and not blocking.
 #[derive(Debug)]
 pub(super) struct Sockets {
     clients: Socket,
     operators: Socket,
+    scrapers: Option<Scrapers>,
+}
+
+/// Where telemetry is asked for.
+#[derive(Debug)]
+struct Scrapers {
+    unix: Socket,
+    tcp: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -59,22 +73,25 @@ struct Bound {
 
 impl Sockets {
     /// Takes what systemd passed, binds the rest.
-    pub(super) fn open(service: &Service) -> Result<Self, ListenError> {
+    pub(super) fn open(config: &Config) -> Result<Self, ListenError> {
+        let service = &config.service;
         let mut inherited = inherited()?;
-        let mut open = |name: &str, path: &Path, mode| match inherited.iter().position(|(n, _)| n == name) {
-            Some(index) => {
-                let (_, descriptor) = inherited.swap_remove(index);
-                check_inherited(name, path, &descriptor)?;
-                Ok(Socket { descriptor, bound: None })
-            }
-            None => bind(path, mode),
-        };
-        let clients = open(CLIENTS, &service.socket, service.socket_mode)?;
-        let operators = open(OPERATORS, &service.operator_socket, OPERATOR_SOCKET_MODE)?;
-        match inherited.into_iter().next() {
-            None => Ok(Self { clients, operators }),
+        let clients = open(&mut inherited, CLIENTS, &service.socket, service.socket_mode)?;
+        let operators =
+            open(&mut inherited, OPERATORS, &service.operator_socket, OPERATOR_SOCKET_MODE)?;
+        // No telemetry is no reason not to decide.
+        let scrapers = config.telemetry.as_ref().and_then(|telemetry| {
+            let without = |why: ListenError| say!("WARNING: {why}; there is no telemetry until a restart");
+            Scrapers::open(telemetry, &mut inherited).map_err(without).ok()
+        });
+        let (unasked, strange): (Vec<_>, Vec<_>) = inherited.into_iter().partition(|(name, _)| name == SCRAPERS);
+        if !unasked.is_empty() {
+            say!("WARNING: systemd has a socket for telemetry that [telemetry] does not name; nobody answers there");
+        }
+        match strange.into_iter().next() {
+            None => Ok(Self { clients, operators, scrapers }),
             Some((name, _)) => {
-                let why = format!("expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once");
+                let why = format!("expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once, or {SCRAPERS}");
                 Err(ListenError::Inherited { name, why })
             }
         }
@@ -88,15 +105,25 @@ impl Sockets {
         self.operators.descriptor.as_fd()
     }
 
+    /// Telemetry's Unix socket, and its TCP socket: whether there are such.
+    pub(super) fn scrapers(&self) -> Option<(BorrowedFd<'_>, Option<BorrowedFd<'_>>)> {
+        let scrapers = self.scrapers.as_ref()?;
+        Some((scrapers.unix.descriptor.as_fd(), scrapers.tcp.as_ref().map(AsFd::as_fd)))
+    }
+
+    fn bound(&self) -> impl Iterator<Item = &Bound> {
+        let scrapers = self.scrapers.as_ref().map(|scrapers| &scrapers.unix);
+        [&self.clients, &self.operators].into_iter().chain(scrapers).filter_map(|socket| socket.bound.as_ref())
+    }
+
     /// The directories in which [`Sockets::remove`] has something to do.
     pub(super) fn directories(&self) -> Vec<PathBuf> {
-        let bound = [&self.clients, &self.operators].into_iter().filter_map(|socket| socket.bound.as_ref());
-        bound.filter_map(|bound| bound.path.parent().map(Path::to_owned)).collect()
+        self.bound().filter_map(|bound| bound.path.parent().map(Path::to_owned)).collect()
     }
 
     /// Removes what was bound here, unless somebody else has put something in its place.
     pub(super) fn remove(&self) {
-        for bound in [&self.clients, &self.operators].into_iter().filter_map(|socket| socket.bound.as_ref()) {
+        for bound in self.bound() {
             let ours = fs::symlink_metadata(&bound.path)
                 .is_ok_and(|now| (now.dev(), now.ino()) == (bound.device, bound.inode));
             if ours && let Err(why) = fs::remove_file(&bound.path) {
@@ -104,6 +131,68 @@ impl Sockets {
             }
         }
     }
+}
+
+impl Scrapers {
+    fn open(telemetry: &Telemetry, inherited: &mut Vec<(String, OwnedFd)>) -> Result<Self, ListenError> {
+        let tcp = telemetry.listen.map(|address| {
+            let given = inherited.iter().position(|(name, one)| {
+                name == SCRAPERS && family(one).is_some_and(|family| family != AddressFamily::Unix)
+            });
+            match given {
+                Some(index) => {
+                    let (name, descriptor) = inherited.swap_remove(index);
+                    check_listens(&name, &descriptor)?;
+                    check_address(&name, address, descriptor)
+                }
+                None => listen(address),
+            }
+        });
+        let unix = open(inherited, SCRAPERS, &telemetry.socket, telemetry.socket_mode)?;
+        let without = |why: &ListenError| say!("WARNING: {why}; telemetry is on its Unix socket alone until a restart");
+        let tcp = tcp.and_then(|listening| listening.inspect_err(without).ok());
+        Ok(Self { unix, tcp })
+    }
+}
+
+/// Takes it from what systemd passed, or binds it.
+fn open(
+    inherited: &mut Vec<(String, OwnedFd)>,
+    name: &str,
+    path: &Path,
+    mode: u32,
+) -> Result<Socket, ListenError> {
+    match inherited.iter().position(|(n, _)| n == name) {
+        Some(index) => {
+            let (_, descriptor) = inherited.swap_remove(index);
+            check_inherited(name, path, &descriptor)?;
+            Ok(Socket { descriptor, bound: None })
+        }
+        None => bind(path, mode),
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    let listener = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    listener.map(OwnedFd::from).map_err(|source| ListenError::Tcp { address, source })
+}
+
+fn family(socket: &OwnedFd) -> Option<AddressFamily> {
+    getsockname::<SockaddrStorage>(std::os::fd::AsRawFd::as_raw_fd(socket)).ok()?.family()
+}
+
+fn check_address(name: &str, address: SocketAddr, socket: OwnedFd) -> Result<OwnedFd, ListenError> {
+    let listener = TcpListener::from(socket);
+    let refuse = |why: String| ListenError::Inherited { name: name.to_owned(), why };
+    match listener.local_addr() {
+        Ok(there) if there == address => {}
+        there => return Err(refuse(format!("it listens on {there:?}, the configuration says {address}"))),
+    }
+    listener.set_nonblocking(true).map_err(|why| refuse(format!("make it non-blocking: {why}")))?;
+    Ok(listener.into())
 }
 
 /// Binds under another name and renames: at no moment is there a socket with the wrong mode, or none where a stale one
@@ -180,13 +269,19 @@ fn passed() -> u32 {
     }
 }
 
-fn check_inherited(name: &str, path: &Path, descriptor: &OwnedFd) -> Result<(), ListenError> {
-    let refuse = |why: String| Err(ListenError::Inherited { name: name.to_owned(), why });
+fn check_listens(name: &str, descriptor: &OwnedFd) -> Result<(), ListenError> {
     if getsockopt(descriptor, sockopt::SockType) != Ok(SockType::Stream)
         || getsockopt(descriptor, sockopt::AcceptConn) != Ok(true)
     {
-        return refuse("expected a listening stream socket (ListenStream=)".to_owned());
+        let why = "expected a listening stream socket (ListenStream=)".to_owned();
+        return Err(ListenError::Inherited { name: name.to_owned(), why });
     }
+    Ok(())
+}
+
+fn check_inherited(name: &str, path: &Path, descriptor: &OwnedFd) -> Result<(), ListenError> {
+    let refuse = |why: String| Err(ListenError::Inherited { name: name.to_owned(), why });
+    check_listens(name, descriptor)?;
     let address = getsockname::<UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(descriptor)).ok();
     match address.as_ref().and_then(UnixAddr::path) {
         Some(there) if there == path => {}
@@ -216,7 +311,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o640);
         UnixStream::connect(&path).expect("somebody listens");
         let operators = bind(&directory.path().join("o"), OPERATOR_SOCKET_MODE).expect("bind");
-        let sockets = Sockets { clients: socket, operators };
+        let sockets = Sockets { clients: socket, operators, scrapers: None };
         assert_eq!(sockets.directories(), [directory.path(), directory.path()]);
         sockets.remove();
         assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 0, "nothing is left");
@@ -246,6 +341,7 @@ mod tests {
         let sockets = Sockets {
             clients: bind(&path, 0o600).expect("bind"),
             operators: bind(&directory.path().join("o"), 0o600).expect("bind"),
+            scrapers: None,
         };
         fs::remove_file(&path).expect("remove");
         // Kept busy, so that the successor does not get the same inode.

@@ -145,7 +145,7 @@ fn run(config: &Path) -> Result<(), Failure> {
     let config = config::load(&path, &surroundings)?;
     announce(surroundings.isolation, surroundings.uid);
     // First, while nothing else can have taken the numbers that systemd passes.
-    let sockets = Sockets::open(&config.service)?;
+    let sockets = Sockets::open(&config)?;
     let ready = Notifier::from_environment(Instant::now()).map_err(Failure::Notify).and_then(|notifier| {
         // Before there is another process, and before any file can no longer be opened for writing.
         let groups = ControlGroups::prepare(&config)?;

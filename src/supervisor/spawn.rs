@@ -52,6 +52,8 @@ pub(super) enum SpawnError {
     NoRegistry,
     #[error("the configuration has no class of that name any more")]
     NoClass,
+    #[error("the configuration has no telemetry, or there is no socket for it")]
+    NoTelemetry,
     #[error("fork: {0}")]
     Fork(#[source] io::Error),
     #[error("order from the spawner: {0}")]
@@ -238,7 +240,8 @@ fn spawner_assignment(config: &Config, surroundings: &Surroundings) -> SpawnerAs
     let workers = config.classes.iter().map(|class| (Part::Worker(class.name.clone()), class.identity));
     let registry = (Part::Registry, config.registry.identity);
     let builders = config.classes.iter().map(|class| (Part::Builder(class.name.clone()), class.identity));
-    let members = [frontend, registry].into_iter().chain(workers).chain(builders);
+    let exporter = config.telemetry.as_ref().map(|telemetry| (Part::Exporter, telemetry.identity));
+    let members = [frontend, registry].into_iter().chain(workers).chain(builders).chain(exporter);
     SpawnerAssignment {
         uid: surroundings.uid,
         gid: surroundings.gid,

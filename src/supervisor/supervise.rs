@@ -189,6 +189,9 @@ impl Supervision {
         match &error {
             None => {
                 say!("reloaded");
+                if let Some(why) = self.fleet.without_telemetry() {
+                    say!("WARNING: there is no telemetry: {why}");
+                }
                 self.notifier.status("serving");
             }
             Some(error) => {

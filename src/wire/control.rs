@@ -18,9 +18,10 @@ pub mod fd {
     /// Sealed memfd with the postcard of the role's assignment.
     pub const ASSIGNMENT: i32 = 4;
     /// Frontend: the socket clients connect to. Worker: SOCK_SEQPACKET to the frontend. Builder: SOCK_SEQPACKET to the
-    /// registry (see [`super::super::job`]). Registry: nothing.
+    /// registry (see [`super::super::job`]). Registry: nothing. Exporter: the Unix socket that scrapers connect to.
     pub const FIRST: i32 = 5;
     /// Frontend: the socket operators connect to. Worker: SOCK_SEQPACKET from the registry (see [`super::super::supply`]).
+    /// Exporter: the TCP socket that scrapers connect to, where there is one.
     pub const SECOND: i32 = 6;
     /// Worker: its class's [`crate::accounts`], to be written.
     pub const ACCOUNTS: i32 = 7;
@@ -38,11 +39,12 @@ pub enum ToChild {
     /// Frontend only, with the descriptor of a channel to the worker: from now on this generation serves the class.
     /// An older generation of the same class is to be drained, in order.
     Route { class: TrustClass, generation: u64 },
-    /// Frontend only: the process table and the configuration's state as `status` shows them.
+    /// Frontend and exporter: the process table and the configuration's state as `status` shows them.
     Processes(ProcessTable),
     /// After a reload. Frontend: who may ask for whom; descriptor: a sealed memfd with a [`FrontendAssignment`].
     /// Registry: survey again; descriptor: a sealed memfd with a [`RegistryAssignment`]. It answers with
-    /// [`FromChild::Surveyed`], and if that refuses, it stays with the assignment it had.
+    /// [`FromChild::Surveyed`], and if that refuses, it stays with the assignment it had. Exporter: whom there is to tell
+    /// of; descriptor: a sealed memfd with an [`ExporterAssignment`].
     Reassign,
     /// Registry only, with the descriptor of its end of a worker's supply channel ([`super::supply`]): what is active for
     /// this class goes there now, also while a survey is under way, and what is withdrawn later.
@@ -319,4 +321,28 @@ pub enum ProcessState {
     Starting,
     Serving,
     Draining,
+}
+
+/// What the exporter needs to know; a reload makes a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExporterAssignment {
+    pub uid: u32,
+    pub gid: u32,
+    pub isolation: Isolation,
+    /// A TCP socket comes besides the Unix one.
+    pub tcp: bool,
+    /// Tenants with series of their own, at most; what is beyond is summed up as `other`.
+    pub max_tenants: u32,
+    /// Sorted by name.
+    pub classes: Vec<TrustClass>,
+    /// Sorted by name.
+    pub tenants: Vec<ExporterTenant>,
+}
+
+/// A tenant as telemetry knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExporterTenant {
+    pub tenant: Tenant,
+    pub class: TrustClass,
+    pub policies: Vec<PolicyName>,
 }

@@ -4,6 +4,7 @@
 //! `docs/protocol.md`, and let the compiler show every `match` that has to learn it. Decoding is total: it returns an
 //! error for anything it does not know, never panics, and takes no trailing bytes.
 
+pub mod assignment;
 pub mod channel;
 pub mod client;
 pub mod control;
@@ -12,5 +13,6 @@ pub mod frame;
 pub mod handover;
 pub mod job;
 pub mod operator;
+pub mod polled;
 pub mod spawner;
 pub mod supply;

@@ -18,6 +18,7 @@ pub enum Part {
     Worker(TrustClass),
     Registry,
     Builder(TrustClass),
+    Exporter,
 }
 
 impl Part {
@@ -28,6 +29,7 @@ impl Part {
             Self::Worker(_) => Role::Worker,
             Self::Registry => Role::Registry,
             Self::Builder(_) => Role::Builder,
+            Self::Exporter => Role::Exporter,
         }
     }
 
@@ -35,7 +37,7 @@ impl Part {
     #[must_use]
     pub const fn class(&self) -> Option<&TrustClass> {
         match self {
-            Self::Frontend | Self::Registry => None,
+            Self::Frontend | Self::Registry | Self::Exporter => None,
             Self::Worker(class) | Self::Builder(class) => Some(class),
         }
     }
@@ -48,6 +50,7 @@ impl std::fmt::Display for Part {
             Self::Worker(class) => write!(f, "worker {class}"),
             Self::Registry => f.write_str("registry"),
             Self::Builder(class) => write!(f, "builder {class}"),
+            Self::Exporter => f.write_str("exporter"),
         }
     }
 }

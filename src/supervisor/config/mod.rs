@@ -10,12 +10,14 @@ mod distinct;
 mod places;
 mod plans;
 mod read;
+mod telemetry;
 mod values;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::telemetry::Telemetry;
 pub use crate::document::DocumentErrors as ConfigErrors;
 
 use super::books::Books;
@@ -52,6 +54,8 @@ pub struct Config {
     pub frontend: Frontend,
     pub registry: Registry,
     pub builder: Builder,
+    /// `None`: there is no exporter.
+    pub telemetry: Option<Telemetry>,
     /// At least one; sorted by name.
     pub classes: Vec<Class>,
     /// Sorted by name; each in one of `classes`.
@@ -359,6 +363,9 @@ impl Config {
         );
         compare(self.frontend.identity == next.frontend.identity, "frontend.uid or gid".to_owned());
         compare(self.registry.identity == next.registry.identity, "registry.uid or gid".to_owned());
+        for what in telemetry::fixed_parts_changed(self.telemetry.as_ref(), next.telemetry.as_ref()) {
+            compare(false, what);
+        }
         let names = |config: &Self| config.classes.iter().map(|class| class.name.clone()).collect::<Vec<_>>();
         compare(names(self) == names(next), "the set of classes".to_owned());
         for class in &self.classes {

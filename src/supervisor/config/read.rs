@@ -53,10 +53,10 @@ pub(super) fn look(
 }
 
 /// Complains about everything that is wrong, and gives back what is whole.
-struct Reader<'r, 'd> {
+pub(super) struct Reader<'r, 'd> {
     complaints: &'d Complaints,
     around: &'r Surroundings,
-    owners: Owners,
+    pub(super) owners: Owners,
 }
 
 impl<'d> Reader<'_, 'd> {
@@ -98,6 +98,10 @@ impl<'d> Reader<'_, 'd> {
         if let Some(identity) = &registry {
             identities.push(("[registry]".to_owned(), *identity));
         }
+        let telemetry = document.section("telemetry").map(|section| (section.at(), self.telemetry(section)));
+        if let Some((_, (Some(identity), _))) = &telemetry {
+            identities.push(("[telemetry]".to_owned(), *identity));
+        }
         let sections = document.sections("class");
         if sections.is_empty() {
             document.missing("[class.<name>]");
@@ -132,12 +136,20 @@ impl<'d> Reader<'_, 'd> {
         let mut tenants = tenants.into_iter().collect::<Option<Vec<_>>>()?;
         tenants.sort_by(|a: &TenantConfig, b| a.name.cmp(&b.name));
         plans::reserved(self.complaints, &classes, &tenants, &class_names);
+        if let (Some((at, (_, Some(telemetry)))), Some(service)) = (&telemetry, &service) {
+            self.telemetry_apart(*at, telemetry, service);
+        }
+        let telemetry = match telemetry {
+            None => None,
+            Some((_, (_, telemetry))) => Some(telemetry?),
+        };
         let registry = Registry { identity: registry?.value, secret };
         Some(Config {
             service: service?,
             frontend: frontend?.1,
             registry,
             builder: builder?,
+            telemetry,
             classes,
             tenants,
         })
@@ -382,7 +394,7 @@ impl<'d> Reader<'_, 'd> {
     }
 
     /// The role's own UID and GID; without privilege, ours, whatever the file says.
-    fn identity(&self, section: &mut Section<'d>) -> Option<Found<Identity>> {
+    pub(super) fn identity(&self, section: &mut Section<'d>) -> Option<Found<Identity>> {
         let (uid, gid) = if self.distinct() {
             (section.required("uid", role_id), section.required("gid", role_id))
         } else {
@@ -406,11 +418,11 @@ impl<'d> Reader<'_, 'd> {
         Found { value: Identity { uid: self.around.uid, gid: self.around.gid }, at }
     }
 
-    fn look<T>(&self, at: usize, looked: Result<T, String>) -> Option<T> {
+    pub(super) fn look<T>(&self, at: usize, looked: Result<T, String>) -> Option<T> {
         looked.map_err(|why| self.complain(at, why)).ok()
     }
 
-    fn complain(&self, at: usize, message: String) {
+    pub(super) fn complain(&self, at: usize, message: String) {
         self.complaints.add(at, message);
     }
 }

@@ -121,6 +121,7 @@ impl Fleet {
         if !self.changed {
             return;
         }
+        self.tell_exporter();
         let Some(index) = self.find(|child| child.part == Part::Frontend && child.takes_orders()) else {
             return;
         };

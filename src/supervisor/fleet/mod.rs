@@ -10,6 +10,7 @@
 
 mod builders;
 mod end;
+mod exporter;
 mod forward;
 mod reap;
 mod start;
@@ -28,6 +29,7 @@ use super::listen::Sockets;
 use super::log::say;
 use super::spawn::Spawner;
 use builders::Builders;
+use exporter::Exporter;
 use survey::{Gone, Survey};
 
 use crate::sandbox::witness::{self, Expected};
@@ -67,11 +69,13 @@ pub(super) struct Fleet {
     builders: Builders,
     frontend: Lineage,
     classes: Vec<Lineage>,
+    /// `None`: there is no telemetry.
+    exporter: Option<Exporter>,
     /// What did not start since [`Fleet::take_failures`].
     failures: Vec<String>,
     reloads: u64,
     last_reload_error: Option<String>,
-    /// The frontend does not know the present table yet.
+    /// The frontend and the exporter do not know the present table yet.
     changed: bool,
     /// Everything has served once.
     began: bool,
@@ -97,12 +101,13 @@ impl Fleet {
             spawner_gone: false,
             groups,
             books,
-            sockets,
             isolation,
             survey: Survey::new(),
             builders: Builders::default(),
             frontend: Lineage::new(Part::Frontend),
+            exporter: Exporter::wanted(&first.config, &sockets),
             classes: classes.map(|class| Lineage::new(Part::Worker(class.name.clone()))).collect(),
+            sockets,
             current: first,
             children: Vec::new(),
             failures: Vec::new(),
@@ -195,7 +200,7 @@ impl Fleet {
                         ready.loaded,
                         ready.refused
                     ),
-                    Part::Registry => say!("{child}: sealed"),
+                    Part::Registry | Part::Exporter => say!("{child}: sealed"),
                     // One for each policy.
                     Part::Builder(_) => {}
                 }
@@ -248,6 +253,7 @@ impl Fleet {
         self.start_builders(now);
         self.hand_out_builders(now);
         self.serve_frontend(now);
+        self.serve_exporter(now);
         self.reassign(now);
         self.route_workers(now);
         self.tell_table();
@@ -291,6 +297,7 @@ impl Fleet {
         match (&gone.part, gone.stage) {
             (Part::Registry, _) => self.registry_lost(gone, why, now),
             (Part::Builder(_), _) => self.builder_lost(gone, why),
+            (Part::Exporter, _) => self.exporter_lost(gone, why, now),
             (part @ Part::Worker(_), Stage::Starting { .. })
                 if gone.supplier.is_some_and(|generation| self.lost_its_registry(generation, now)) =>
             {
@@ -441,12 +448,18 @@ impl Fleet {
         if *part == Part::Registry {
             return &mut self.survey.lineage;
         }
+        if *part == Part::Exporter
+            && let Some(exporter) = &mut self.exporter
+        {
+            return &mut exporter.lineage;
+        }
         // Every part but a builder has a lineage, made with the fleet; the frontend's stands in where there is none.
         self.classes.iter_mut().find(|lineage| lineage.part == *part).unwrap_or(&mut self.frontend)
     }
 
     fn lineages(&self) -> impl Iterator<Item = &Lineage> {
-        [&self.survey.lineage, &self.frontend].into_iter().chain(&self.classes)
+        let exporter = self.exporter.as_ref().map(|exporter| &exporter.lineage);
+        [&self.survey.lineage, &self.frontend].into_iter().chain(&self.classes).chain(exporter)
     }
 
     fn find(&self, what: impl Fn(&Child) -> bool) -> Option<usize> {

@@ -28,11 +28,11 @@ impl Fleet {
             let mut living = self.living(&part);
             let current = match part {
                 Part::Registry => self.survey.edition(&self.current).clone(),
-                Part::Frontend | Part::Worker(_) | Part::Builder(_) => self.current.clone(),
+                Part::Frontend | Part::Worker(_) | Part::Builder(_) | Part::Exporter => self.current.clone(),
             };
             match part {
-                // They learn of a new edition while they serve, see `reassign` and `ask_registry`.
-                Part::Frontend | Part::Registry => {
+                // They learn of a new edition while they serve, see `reassign`, `ask_registry` and `serve_exporter`.
+                Part::Frontend | Part::Registry | Part::Exporter => {
                     living.serving = living.serving.map(|_| current.epoch);
                 }
                 // There would be no policies for it.
@@ -55,6 +55,10 @@ impl Fleet {
                     say!("{part} generation {generation}: did not start: {why}");
                     if part == Part::Registry {
                         self.registry_did_not_start(edition.epoch, &why, now);
+                        continue;
+                    }
+                    if part == Part::Exporter {
+                        self.exporter_did_not_start(&why, now);
                         continue;
                     }
                     self.lineage(&part).did_not_start(edition.epoch, &why, now);
@@ -83,6 +87,10 @@ impl Fleet {
         };
         let (first, second) = match part {
             Part::Frontend => (Some(self.sockets.clients()), Some(self.sockets.operators())),
+            Part::Exporter => {
+                let (unix, tcp) = self.sockets.scrapers().ok_or(SpawnError::NoTelemetry)?;
+                (Some(unix), tcp)
+            }
             Part::Registry | Part::Worker(_) | Part::Builder(_) => {
                 let [first, second] = [&wanted.first, &wanted.second].map(|pair| pair.as_ref());
                 (first.map(|pair| pair.theirs.as_fd()), second.map(|pair| pair.theirs.as_fd()))
@@ -90,7 +98,7 @@ impl Fleet {
         };
         let group = match part {
             // A builder is not in its class's: see `builders`.
-            Part::Frontend | Part::Registry | Part::Builder(_) => None,
+            Part::Frontend | Part::Registry | Part::Builder(_) | Part::Exporter => None,
             Part::Worker(class) => self.groups.entrance(class),
         };
         let accounts = match part {
@@ -146,6 +154,11 @@ impl Fleet {
                 let open = policies(named.sum());
                 let open = open.saturating_add(policies(config.classes.len()).saturating_mul(8));
                 Ok(plain(config.registry.identity, spawn::assignment(&assignment)?, open, 16))
+            }
+            Part::Exporter => {
+                let assignment = self.exporter_assignment(config)?;
+                let identity = Identity { uid: assignment.uid, gid: assignment.gid };
+                Ok(plain(identity, spawn::assignment(&assignment)?, 64, 16))
             }
             Part::Worker(name) => {
                 let class = class(name)?;

@@ -88,7 +88,8 @@ impl Fleet {
     pub(in crate::supervisor) fn adopt(&mut self) {
         let Some(edition) = self.survey.pending.take() else { return };
         self.current = edition;
-        for lineage in std::iter::once(&mut self.frontend).chain(&mut self.classes) {
+        let exporter = self.exporter.as_mut().map(|exporter| &mut exporter.lineage);
+        for lineage in std::iter::once(&mut self.frontend).chain(&mut self.classes).chain(exporter) {
             lineage.try_again();
         }
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
-use crate::wire::channel::{Channel, ReceiveError, Received, SendError};
+use super::channel::{Channel, ReceiveError, Received, SendError};
 
 /// How long to wait for room when nothing says that there is some: the limit of descriptors under way (ETOOMANYREFS)
 /// counts all channels of this process together, and another channel's becoming free is no event on this one.
@@ -17,14 +17,14 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// One end of a channel, in the runtime's care.
 #[derive(Debug)]
-pub(super) struct Polled<Tx, Rx>(AsyncFd<Channel<Tx, Rx>>);
+pub struct Polled<Tx, Rx>(AsyncFd<Channel<Tx, Rx>>);
 
 impl<Tx, Rx> Polled<Tx, Rx> {
     /// Must be called within the runtime.
     ///
     /// JUSTIFICATION: tokio cannot know that the descriptor stays the same one as long as it waits for it.
     #[expect(unsafe_code, reason = "the safe way to register a descriptor is deprecated as unsound")]
-    pub(super) fn new(channel: Channel<Tx, Rx>) -> io::Result<Self> {
+    pub fn new(channel: Channel<Tx, Rx>) -> io::Result<Self> {
         // SAFETY: a channel owns its descriptor, never exchanges it, and is only given away by value, which
         // nothing here does; so it is open and the same until the AsyncFd is dropped with it.
         Ok(Self(unsafe { AsyncFd::register(channel) }?))
@@ -33,12 +33,12 @@ impl<Tx, Rx> Polled<Tx, Rx> {
 
 impl<Tx: Serialize, Rx> Polled<Tx, Rx> {
     /// Sends, or says at once why not.
-    pub(super) fn try_send(&self, message: &Tx) -> Result<(), SendError> {
+    pub fn try_send(&self, message: &Tx) -> Result<(), SendError> {
         self.0.get_ref().send(message, None)
     }
 
     /// Sends as soon as there is room. If it is dropped before it is done, nothing has been sent.
-    pub(super) async fn send(
+    pub async fn send(
         &self,
         message: &Tx,
         descriptor: Option<BorrowedFd<'_>>,
@@ -57,12 +57,12 @@ impl<Tx: Serialize, Rx> Polled<Tx, Rx> {
 
 impl<Tx, Rx: DeserializeOwned> Polled<Tx, Rx> {
     /// What has arrived already.
-    pub(super) fn try_receive(&self, buffer: &mut Vec<u8>) -> Result<Received<Rx>, ReceiveError> {
+    pub fn try_receive(&self, buffer: &mut Vec<u8>) -> Result<Received<Rx>, ReceiveError> {
         self.0.get_ref().receive(buffer)
     }
 
     /// The next message, or `None` at the end. May be dropped and called again without losing one.
-    pub(super) async fn receive(
+    pub async fn receive(
         &self,
         buffer: &mut Vec<u8>,
     ) -> Result<Option<(Rx, Option<OwnedFd>)>, ReceiveError> {
