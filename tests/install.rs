@@ -32,6 +32,7 @@ const TABLE: &str = "\
 755 etc/systemd
 755 etc/systemd/system
 644 etc/systemd/system/portcullis-operator.socket
+644 etc/systemd/system/portcullis-telemetry.socket
 644 etc/systemd/system/portcullis.service
 644 etc/systemd/system/portcullis.socket
 755 etc/sysusers.d

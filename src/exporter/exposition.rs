@@ -80,7 +80,13 @@ impl Page {
 
     /// A family and, by what is called on it, its series. Its name ends with its unit; a counter's is given without
     /// `_total`, which its series have.
-    pub(super) fn family(&mut self, name: &'static str, kind: Kind, unit: Option<&str>, help: &str) -> Family<'_> {
+    pub(super) fn family(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        unit: Option<&str>,
+        help: &str,
+    ) -> Family<'_> {
         let suffix = if kind == Kind::Counter { "_total" } else { "" };
         let (of_family, word) = match (self.format, kind) {
             (Format::Text, Kind::Counter) => (suffix, "counter"),

@@ -12,8 +12,8 @@
 
 mod door;
 mod exposition;
-mod serve;
 mod series;
+mod serve;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,8 +27,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use self::door::{Door, Stream, next_at};
+use self::series::{Accounts, Series};
 use self::serve::{Ask, attend};
-use self::series::Series;
 use crate::journal;
 use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
 use crate::wire::assignment::{self, AssignmentError};
@@ -152,7 +152,7 @@ impl Exporter {
             unix: Door::unix(unix)?,
             tcp: tcp.map(Door::tcp).transpose()?,
             serving: false,
-            series: Series::new(assignment),
+            series: Series::new(Accounts::default(), assignment),
             connections: JoinSet::new(),
             asks: mpsc::channel(ASKS_MAX),
             waiting: Vec::new(),

@@ -120,7 +120,8 @@ mod tests {
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
             wanted(&headers)
         };
-        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        let prometheus =
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         assert_eq!(of(prometheus), Format::OpenMetrics);
         assert_eq!(of("text/plain, Application/OpenMetrics-Text"), Format::OpenMetrics);
         for plain in ["*/*", "text/plain;version=0.0.4", "text/html", "application/openmetrics-text2"] {

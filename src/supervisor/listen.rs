@@ -9,7 +9,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{AddressFamily, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, getsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, getsockopt, sockopt,
+};
 use nix::sys::stat::{Mode, umask};
 
 use super::config::{Config, Telemetry};
@@ -77,21 +79,24 @@ impl Sockets {
         let service = &config.service;
         let mut inherited = inherited()?;
         let clients = open(&mut inherited, CLIENTS, &service.socket, service.socket_mode)?;
-        let operators =
-            open(&mut inherited, OPERATORS, &service.operator_socket, OPERATOR_SOCKET_MODE)?;
+        let operators = open(&mut inherited, OPERATORS, &service.operator_socket, OPERATOR_SOCKET_MODE)?;
         // No telemetry is no reason not to decide.
         let scrapers = config.telemetry.as_ref().and_then(|telemetry| {
             let without = |why: ListenError| say!("WARNING: {why}; there is no telemetry until a restart");
             Scrapers::open(telemetry, &mut inherited).map_err(without).ok()
         });
-        let (unasked, strange): (Vec<_>, Vec<_>) = inherited.into_iter().partition(|(name, _)| name == SCRAPERS);
+        let (unasked, strange): (Vec<_>, Vec<_>) =
+            inherited.into_iter().partition(|(name, _)| name == SCRAPERS);
         if !unasked.is_empty() {
-            say!("WARNING: systemd has a socket for telemetry that [telemetry] does not name; nobody answers there");
+            say!(
+                "WARNING: systemd has a socket for telemetry that [telemetry] does not name; nobody answers there"
+            );
         }
         match strange.into_iter().next() {
             None => Ok(Self { clients, operators, scrapers }),
             Some((name, _)) => {
-                let why = format!("expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once, or {SCRAPERS}");
+                let why =
+                    format!("expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once, or {SCRAPERS}");
                 Err(ListenError::Inherited { name, why })
             }
         }
@@ -113,7 +118,10 @@ impl Sockets {
 
     fn bound(&self) -> impl Iterator<Item = &Bound> {
         let scrapers = self.scrapers.as_ref().map(|scrapers| &scrapers.unix);
-        [&self.clients, &self.operators].into_iter().chain(scrapers).filter_map(|socket| socket.bound.as_ref())
+        [&self.clients, &self.operators]
+            .into_iter()
+            .chain(scrapers)
+            .filter_map(|socket| socket.bound.as_ref())
     }
 
     /// The directories in which [`Sockets::remove`] has something to do.
@@ -149,7 +157,8 @@ impl Scrapers {
             }
         });
         let unix = open(inherited, SCRAPERS, &telemetry.socket, telemetry.socket_mode)?;
-        let without = |why: &ListenError| say!("WARNING: {why}; telemetry is on its Unix socket alone until a restart");
+        let without =
+            |why: &ListenError| say!("WARNING: {why}; telemetry is on its Unix socket alone until a restart");
         let tcp = tcp.and_then(|listening| listening.inspect_err(without).ok());
         Ok(Self { unix, tcp })
     }

@@ -344,5 +344,8 @@ pub struct ExporterAssignment {
 pub struct ExporterTenant {
     pub tenant: Tenant,
     pub class: TrustClass,
-    pub policies: Vec<PolicyName>,
+    /// Where its account is in its class's, and in the registry's.
+    pub slot: u32,
+    /// Its policies, and where theirs are.
+    pub modules: Vec<(PolicyName, u32)>,
 }

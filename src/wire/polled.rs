@@ -38,11 +38,7 @@ impl<Tx: Serialize, Rx> Polled<Tx, Rx> {
     }
 
     /// Sends as soon as there is room. If it is dropped before it is done, nothing has been sent.
-    pub async fn send(
-        &self,
-        message: &Tx,
-        descriptor: Option<BorrowedFd<'_>>,
-    ) -> Result<(), SendError> {
+    pub async fn send(&self, message: &Tx, descriptor: Option<BorrowedFd<'_>>) -> Result<(), SendError> {
         loop {
             match self.0.get_ref().send(message, descriptor) {
                 Err(SendError::Full) => {}
@@ -62,10 +58,7 @@ impl<Tx, Rx: DeserializeOwned> Polled<Tx, Rx> {
     }
 
     /// The next message, or `None` at the end. May be dropped and called again without losing one.
-    pub async fn receive(
-        &self,
-        buffer: &mut Vec<u8>,
-    ) -> Result<Option<(Rx, Option<OwnedFd>)>, ReceiveError> {
+    pub async fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<(Rx, Option<OwnedFd>)>, ReceiveError> {
         loop {
             let mut guard = self.0.readable().await.map_err(ReceiveError::Io)?;
             match self.try_receive(buffer)? {

@@ -36,6 +36,7 @@ pub(crate) fn programs() -> &'static Path {
                 (&own, "portcullis-worker"),
                 (&own, "portcullis-registry"),
                 (&own, "portcullis-builder"),
+                (&own, "portcullis-exporter"),
             ] {
                 let to = directory.path().join(to);
                 fs::copy(from, &to).expect("copy");

@@ -39,8 +39,14 @@ pub(crate) const TESTS: &[Test] = &[
 /// Where anything could be left. What the kernel and the running systemd keep is in /run and is looked at by name.
 const PLACES: [&str; 7] = ["/etc", "/usr", "/opt", "/root", "/srv", "/var", "/home"];
 const INSTALLED: &str = "/usr/lib/portcullis";
-const USERS: [&str; 5] =
-    ["portcullis", "portcullis-frontend", "portcullis-registry", "portcullis-fetcher", "portcullis-shared"];
+const USERS: [&str; 5] = [
+    "portcullis",
+    "portcullis-frontend",
+    "portcullis-registry",
+    "portcullis-exporter",
+    "portcullis-fetcher",
+    "portcullis-shared",
+];
 
 fn what_install_puts_in_place_runs_is_upgraded_and_goes_without_residue() {
     let before = Snapshot::take();

@@ -17,14 +17,18 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const UNITS: &str = "/etc/systemd/system";
+const UNIT_FILES: [&str; 4] =
+    ["portcullis.service", "portcullis.socket", "portcullis-operator.socket", "portcullis-telemetry.socket"];
 
 /// The exit code says nothing of it: unknown settings and unknown groups of system calls are only told of.
 fn systemd_has_nothing_to_say_about_the_units() {
     installed();
     let verify = |directory: &str| {
-        let of = |name: &str| format!("{directory}/{name}");
-        let units = [of("portcullis.service"), of("portcullis.socket"), of("portcullis-operator.socket")];
-        output("systemd-analyze", &["verify", &units[0], &units[1], &units[2]])
+        let of = |name| format!("{directory}/{name}");
+        let units = UNIT_FILES.map(of);
+        let mut arguments = vec!["verify"];
+        arguments.extend(units.iter().map(String::as_str));
+        output("systemd-analyze", &arguments)
     };
     let verified = verify(UNITS);
     assert_eq!((text(&verified).as_str(), verified.status.code()), ("", Some(0)));
@@ -34,7 +38,7 @@ fn systemd_has_nothing_to_say_about_the_units() {
         ("[Service]\nSystemCallFilter=@sandbox-of-tomorrow\n", "@sandbox-of-tomorrow"),
     ] {
         let copies = tempfile::tempdir().expect("tempdir");
-        for name in ["portcullis.service", "portcullis.socket", "portcullis-operator.socket"] {
+        for name in UNIT_FILES {
             let unit = fs::read_to_string(format!("{UNITS}/{name}")).expect("unit");
             let unit =
                 if name == "portcullis.service" { unit.replacen("[Service]\n", wrong, 1) } else { unit };

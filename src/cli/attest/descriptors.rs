@@ -43,7 +43,7 @@ pub(super) fn check(subject: &Subject, expected: &Expectations, findings: &mut F
     };
     let log = view::link(expected.supervisor, "fd/2").ok();
     kinds(&open, declared, log.as_deref(), &|place| expected.place(subject, place), findings);
-    sockets(subject, &open, &expected.unix_sockets, findings);
+    sockets(subject, &open, &expected.sockets, &listeners(subject.role, expected), findings);
     for (number, one) in open.iter().filter(|(_, one)| one.kind.starts_with("memfd:")) {
         let check = format!("{number} ({}) is sealed", one.kind);
         let link = view::place(subject.pid, &format!("fd/{number}"));
@@ -101,7 +101,7 @@ fn kind(pid: i32, number: i32, link: &str, programs: Option<&Path>) -> String {
         return "control group".to_owned();
     }
     let is_program = |name: &str| programs.is_some_and(|directory| Path::new(link) == directory.join(name));
-    let started = ["frontend", "worker", "registry", "builder"];
+    let started = ["frontend", "worker", "registry", "builder", "exporter"];
     if started.into_iter().any(|role| is_program(&format!("portcullis-{role}"))) {
         return "program".to_owned();
     }
@@ -144,6 +144,7 @@ fn kinds(
     for one in declared.descriptors.inherited.iter().filter(|one| !one.closed_when_sealed) {
         inherited.insert(one.number, &one.is);
         let verdict = match (open.get(&one.number), one.is.as_str()) {
+            (None, _) if one.optional => Verdict::ok("not open"),
             (None, is) => Verdict::different("not open", is),
             (Some(_), "any") => Verdict::ok("any"),
             (Some(found), "log") => match log {
@@ -182,17 +183,41 @@ fn braced(kind: &str) -> Option<&str> {
     kind.strip_prefix('{')?.strip_suffix('}')
 }
 
-/// Every socket is a Unix one, and nobody listens but those who hold the service's two sockets. The first the kernel says
-/// of each; the second only lists say, one for each network namespace.
+/// Who listens at what.
+struct Listeners {
+    /// `None`: only the configuration could say.
+    count: Option<usize>,
+    /// TCP is nothing out of the ordinary, on an address that only this machine reaches.
+    tcp: bool,
+}
+
+fn listeners(role: Role, expected: &Expectations) -> Listeners {
+    let config = expected.configuration.as_ref().ok().map(|configuration| &configuration.config);
+    let telemetry = config.map(|config| {
+        let listen = config.telemetry.as_ref().map(|telemetry| telemetry.listen.is_some());
+        listen.map_or((0, false), |tcp| (1 + usize::from(tcp), tcp))
+    });
+    let (count, tcp) = telemetry.map_or((None, true), |(count, tcp)| (Some(count), tcp));
+    match role {
+        Role::Supervisor => Listeners { count: count.map(|count| 2 + count), tcp },
+        Role::Exporter => Listeners { count, tcp },
+        Role::Frontend => Listeners { count: Some(2), tcp: false },
+        _ => Listeners { count: Some(0), tcp: false },
+    }
+}
+
+/// Every socket is a Unix one, but for telemetry's, and nobody listens but those who hold the service's sockets. The first
+/// the kernel says of each; the second only lists say, one for each network namespace.
 fn sockets(
     subject: &Subject,
     open: &BTreeMap<i32, Open>,
     everywhere: &OnceCell<BTreeMap<u64, bool>>,
+    expected: &Listeners,
     findings: &mut Findings,
 ) {
     let check = "sockets";
-    let unix = match view::text(subject.pid, "net/unix") {
-        Ok(text) => unix_sockets(&text),
+    let here = match listed(subject.pid) {
+        Ok(sockets) => sockets,
         Err(unseen) => return findings.add(Area::Descriptors, check, Verdict::unseen(&unseen, "a list")),
     };
     let mut listening = 0_usize;
@@ -204,7 +229,7 @@ fn sockets(
         let family = family::of(&view::place(subject.pid, &place));
         // It may be another namespace's.
         let listens =
-            unix.get(&inode).or_else(|| everywhere.get_or_init(unix_everywhere).get(&inode)).copied();
+            here.get(&inode).or_else(|| everywhere.get_or_init(listed_everywhere).get(&inode)).copied();
         if view::link(subject.pid, &place).ok().as_ref() != Some(&one.link) {
             // Closed by now.
             continue;
@@ -212,6 +237,16 @@ fn sockets(
         count += 1;
         match family {
             Ok(family) if family::is_unix(&family) => {}
+            Ok(family) if expected.tcp && family::is_tcp(&family) => {
+                if listens.is_none() {
+                    let what = format!("{number} is on an address of this machine alone");
+                    findings.add(
+                        Area::Descriptors,
+                        what,
+                        Verdict::different("on another", "127.0.0.1 or ::1"),
+                    );
+                }
+            }
             Ok(family) => {
                 let what = format!("{number} is a Unix socket");
                 findings.add(Area::Descriptors, what, Verdict::different(&family, "UNIX"));
@@ -232,28 +267,61 @@ fn sockets(
             "whether they listen is in no list: their clients' network namespaces have no process any more";
         findings.add(Area::Descriptors, format!("{unlisted} sockets"), Verdict::invisible(why));
     }
-    let holds_them = matches!(subject.role, Role::Supervisor | Role::Frontend);
-    let expected = if holds_them { 2 } else { 0 };
-    findings.add(Area::Descriptors, "listening sockets", Verdict::compare(listening, expected));
+    let verdict = match expected.count {
+        Some(count) => Verdict::compare(listening, count),
+        None => Verdict::hidden("takes the configuration, which cannot be read; --config"),
+    };
+    findings.add(Area::Descriptors, "listening sockets", verdict);
     findings.add(Area::Descriptors, check, Verdict::ok(&format!("{count} looked at")));
 }
 
-/// The Unix sockets of every network namespace there is: a connection belongs to that of who connected, what listens to
-/// the service manager's.
-fn unix_everywhere() -> BTreeMap<u64, bool> {
+/// The sockets of every network namespace there is: a connection belongs to that of who connected, what listens to the
+/// service manager's.
+fn listed_everywhere() -> BTreeMap<u64, bool> {
     let mut sockets = BTreeMap::new();
     let mut seen = BTreeSet::new();
     // Not being shown one can only make a difference more, not one less.
     for pid in view::processes().unwrap_or_default() {
         let Ok(namespace) = view::link(pid, "ns/net") else { continue };
         if !seen.contains(&namespace)
-            && let Ok(text) = view::text(pid, "net/unix")
+            && let Ok(there) = listed(pid)
         {
             seen.insert(namespace);
-            sockets.extend(unix_sockets(&text));
+            sockets.extend(there);
         }
     }
     sockets
+}
+
+/// Inodes of the Unix sockets of a process's network namespace, and of its TCP sockets on addresses that only this machine
+/// reaches; and whether each listens.
+fn listed(pid: i32) -> Result<BTreeMap<u64, bool>, Unseen> {
+    let mut sockets = unix_sockets(&view::text(pid, "net/unix")?);
+    for list in ["net/tcp", "net/tcp6"] {
+        // The second is not there without IPv6.
+        sockets.extend(tcp_sockets(&view::text(pid, list).unwrap_or_default()));
+    }
+    Ok(sockets)
+}
+
+/// Of `/proc/net/tcp` and `tcp6`. Addresses are in the machine's order of bytes, four at a time.
+fn tcp_sockets(text: &str) -> BTreeMap<u64, bool> {
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (address, _port) = fields.get(1)?.split_once(':')?;
+        let own = match address.len() {
+            8 => u32::from_str_radix(address, 16).ok()?.to_ne_bytes()[0] == 127,
+            32 => {
+                let (zeros, last) = address.split_at_checked(24)?;
+                let one = u32::from_str_radix(last, 16).ok()?.to_ne_bytes() == [0, 0, 0, 1];
+                one && zeros.bytes().all(|digit| digit == b'0')
+            }
+            _ => false,
+        };
+        let listens = *fields.get(3)? == "0A";
+        own.then_some((fields.get(9)?.parse().ok()?, listens))
+    };
+    text.lines().skip(1).filter_map(line).collect()
 }
 
 fn inode(link: &str) -> Option<u64> {
@@ -475,6 +543,7 @@ mod tests {
                 &subject,
                 &BTreeMap::from([(number, Open { link, kind })]),
                 &OnceCell::new(),
+                &Listeners { count: Some(0), tcp: false },
                 &mut findings,
             );
             let different = findings.list.into_iter().filter_map(|finding| match finding.verdict {

@@ -31,6 +31,10 @@ pub(super) fn is_unix(family: &str) -> bool {
     family == "UNIX" || family == "UNIX-STREAM"
 }
 
+pub(super) fn is_tcp(family: &str) -> bool {
+    family == "TCP" || family == "TCPv6"
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};

@@ -58,6 +58,9 @@ pub(super) fn check(expected: &Expectations, findings: &mut Findings) {
     }
     socket("client socket", &config.service.socket, config.service.socket_mode, expected, findings);
     socket("operator socket", &config.service.operator_socket, OPERATOR_SOCKET_MODE, expected, findings);
+    if let Some(telemetry) = &config.telemetry {
+        socket("telemetry's socket", &telemetry.socket, telemetry.socket_mode, expected, findings);
+    }
     own_directories(config, findings);
 }
 

@@ -194,7 +194,7 @@ struct Expectations {
     /// The supervisor as the kernel has it; its own findings say why, where it cannot be seen.
     measure: Option<ThreadStatus>,
     /// Those of all network namespaces, and whether each listens; asked for once at most, and only if it has to be.
-    unix_sockets: OnceCell<BTreeMap<u64, bool>>,
+    sockets: OnceCell<BTreeMap<u64, bool>>,
     /// Directory of the programs.
     programs: Option<PathBuf>,
     declared: Vec<(Role, Declared)>,
@@ -226,7 +226,7 @@ impl Expectations {
             supervisor,
             supervisor_uid,
             measure,
-            unix_sockets: OnceCell::new(),
+            sockets: OnceCell::new(),
             programs: program.and_then(|program| program.parent().map(Path::to_owned)),
             declared: declared.collect::<Result<_, DeclaredError>>()?,
             configuration_path: configuration.to_owned(),
@@ -262,6 +262,7 @@ impl Expectations {
             (Isolation::SharedUid, _) | (_, Role::Supervisor | Role::Spawner) => Some(Identity { uid, gid }),
             (_, Role::Frontend) => Some(config?.frontend.identity),
             (_, Role::Registry) => Some(config?.registry.identity),
+            (_, Role::Exporter) => config?.telemetry.as_ref().map(|telemetry| telemetry.identity),
             // No part of the service.
             (_, Role::Fetcher) => None,
             (_, Role::Worker | Role::Builder) => {
@@ -289,17 +290,20 @@ impl Expectations {
     /// Who there must be, by the configuration.
     fn configured(&self) -> Configured {
         let Ok(Configuration { config, .. }) = &self.configuration else {
-            return Configured { uids: Vec::new(), classes: Err(self.why_no_configuration()) };
+            let classes = Err(self.why_no_configuration());
+            return Configured { uids: Vec::new(), classes, telemetry: None };
         };
         let uids = match self.isolation {
             Isolation::SharedUid => Vec::new(),
             Isolation::DistinctUids => {
                 let classes = config.classes.iter().map(|class| class.identity.uid);
-                classes.chain([config.frontend.identity.uid, config.registry.identity.uid]).collect()
+                let exporter = config.telemetry.as_ref().map(|telemetry| telemetry.identity.uid);
+                let others = [config.frontend.identity.uid, config.registry.identity.uid];
+                classes.chain(others).chain(exporter).collect()
             }
         };
         let classes = config.classes.iter().map(|class| class.name.to_string()).collect();
-        Configured { uids, classes: Ok(classes) }
+        Configured { uids, classes: Ok(classes), telemetry: Some(config.telemetry.is_some()) }
     }
 
     fn why_no_configuration(&self) -> String {

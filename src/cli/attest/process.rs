@@ -71,6 +71,8 @@ pub(super) struct Configured {
     pub(super) uids: Vec<u32>,
     /// Each must have a worker that serves. Or why they are not known.
     pub(super) classes: Result<Vec<String>, String>,
+    /// Whether there must be an exporter, where that is known.
+    pub(super) telemetry: Option<bool>,
 }
 
 /// Compares the service's table with `/proc`, both ways. Only the processes that the kernel, too, says are the service's
@@ -127,6 +129,11 @@ fn serving(subjects: &[Subject], configured: &Configured, findings: &mut Finding
     for role in [Role::Supervisor, Role::Spawner, Role::Registry, Role::Frontend] {
         let count = serving(role, None);
         findings.add(Area::Processes, format!("{role}s that serve"), Verdict::compare(count, 1));
+    }
+    if let Some(telemetry) = configured.telemetry {
+        let count = serving(Role::Exporter, None);
+        let verdict = Verdict::compare(count, usize::from(telemetry));
+        findings.add(Area::Processes, "exporters that serve", verdict);
     }
     match &configured.classes {
         Ok(classes) => {
@@ -469,7 +476,8 @@ mod tests {
     fn a_role_that_does_not_exist_or_is_missing_is_noticed() {
         let mut status = status();
         status.processes.processes[1].role = "\u{1b}[2J".to_owned();
-        let configured = Configured { uids: Vec::new(), classes: Ok(vec!["retail".to_owned()]) };
+        let configured =
+            Configured { uids: Vec::new(), classes: Ok(vec!["retail".to_owned()]), telemetry: None };
         let census = take(&status, &configured);
         let text = format!("{:?}", census.findings.list);
         assert!(text.contains("role") && text.contains("\\\\u{1b}"), "{text}");

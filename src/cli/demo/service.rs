@@ -21,13 +21,14 @@ use super::signals::Signals;
 /// Longest any one step of the service may take: only met when something is broken.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// The programs the service consists of.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "portcullis-supervisor",
     "portcullis-spawner",
     "portcullis-registry",
     "portcullis-builder",
     "portcullis-frontend",
     "portcullis-worker",
+    "portcullis-exporter",
 ];
 /// The supervisor's `drain` (5 s), and then some.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);

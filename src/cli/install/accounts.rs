@@ -139,7 +139,13 @@ mod tests {
     #[test]
     fn those_who_are_there_are_not_missing_and_others_are_in_the_way() {
         let ours = "root:x:0:0::/root:/bin/sh\nportcullis-shared:x:61001:61001::/:/usr/sbin/nologin\n";
-        let others = ["portcullis", "portcullis-frontend", "portcullis-registry", "portcullis-fetcher"];
+        let others = [
+            "portcullis",
+            "portcullis-frontend",
+            "portcullis-registry",
+            "portcullis-exporter",
+            "portcullis-fetcher",
+        ];
         let accounts = Accounts::compare(ours, "root:x:0:\nportcullis-shared:x:61001:\n");
         assert_eq!(accounts.users, others);
         assert_eq!(accounts.groups, others);

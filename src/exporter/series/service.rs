@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Accounts;
 use crate::accounts::{BUCKETS, ClassAccount, Column, Counter, Gauge, Histogram, Sampled, StageOf, bound_ns};
 use crate::decision::TrustClass;
-use crate::exporter::exposition::{Bucket, Exemplar, Family, Kind, Page};
+use crate::exporter::exposition::{Bucket, Exemplar, Kind, Page};
 use crate::wire::control::{Isolation, ProcessState, ProcessTable};
 
 pub(super) const NS_PER_SECOND: f64 = 1e9;
@@ -15,12 +15,23 @@ pub(super) fn processes(page: &mut Page, table: &ProcessTable) {
     page.family("portcullis_build_info", Kind::Gauge, None, "The version that runs; always 1.")
         .count(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     let distinct = u64::from(table.isolation == Isolation::DistinctUids);
-    page.family("portcullis_isolation_distinct_uids", Kind::Gauge, None, "1 if every role and class has a UID of its own.")
-        .count(&[], distinct);
-    page.family("portcullis_reloads", Kind::Counter, None, "Reloads that ended, refused ones too.").count(&[], table.reloads);
+    page.family(
+        "portcullis_isolation_distinct_uids",
+        Kind::Gauge,
+        None,
+        "1 if every role and class has a UID of its own.",
+    )
+    .count(&[], distinct);
+    page.family("portcullis_reloads", Kind::Counter, None, "Reloads that ended, refused ones too.")
+        .count(&[], table.reloads);
     let refused = u64::from(table.last_reload_error.is_some());
-    page.family("portcullis_last_reload_refused", Kind::Gauge, None, "1 if the last reload changed nothing, or not all of it.")
-        .count(&[], refused);
+    page.family(
+        "portcullis_last_reload_refused",
+        Kind::Gauge,
+        None,
+        "1 if the last reload changed nothing, or not all of it.",
+    )
+    .count(&[], refused);
 
     let mut states: BTreeMap<(&str, &str, &str), u64> = BTreeMap::new();
     let mut restarts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
@@ -44,11 +55,21 @@ pub(super) fn processes(page: &mut Page, table: &ProcessTable) {
             landlock.insert((role, class), ready.landlock_abi);
         }
     }
-    let mut family = page.family("portcullis_processes", Kind::Gauge, None, "Processes, by role, class and where they are in their lives.");
+    let mut family = page.family(
+        "portcullis_processes",
+        Kind::Gauge,
+        None,
+        "Processes, by role, class and where they are in their lives.",
+    );
     for ((role, class, state), count) in states {
         family.count(&[("role", role), ("class", class), ("state", state)], count);
     }
-    let mut family = page.family("portcullis_process_restarts", Kind::Counter, None, "How often one that served was replaced because it died.");
+    let mut family = page.family(
+        "portcullis_process_restarts",
+        Kind::Counter,
+        None,
+        "How often one that served was replaced because it died.",
+    );
     for ((role, class), count) in restarts {
         family.count(&[("role", role), ("class", class)], count.into());
     }
@@ -56,7 +77,12 @@ pub(super) fn processes(page: &mut Page, table: &ProcessTable) {
     for ((role, class), generation) in generations {
         family.count(&[("role", role), ("class", class)], generation);
     }
-    let mut family = page.family("portcullis_landlock_abi", Kind::Gauge, None, "The Landlock ABI in force in the one that serves, each thread of which has proved it.");
+    let mut family = page.family(
+        "portcullis_landlock_abi",
+        Kind::Gauge,
+        None,
+        "The Landlock ABI in force in the one that serves, each thread of which has proved it.",
+    );
     for ((role, class), abi) in landlock {
         family.count(&[("role", role), ("class", class)], abi.into());
     }
@@ -64,89 +90,105 @@ pub(super) fn processes(page: &mut Page, table: &ProcessTable) {
 
 pub(super) fn registry(page: &mut Page, accounts: &Accounts) {
     let Some(registry) = &accounts.registry else { return };
-    page.family("wasm_signature_verification_failure", Kind::Counter, None, "Bundles that were refused for their signatures.")
-        .count(&[], registry.signatures_refused.get());
+    page.family(
+        "wasm_signature_verification_failure",
+        Kind::Counter,
+        None,
+        "Bundles that were refused for their signatures.",
+    )
+    .count(&[], registry.signatures_refused.get());
     page.family("portcullis_signatures_verified", Kind::Counter, None, "Bundles whose signatures were good.")
         .count(&[], registry.signatures_verified.get());
 }
 
 pub(super) fn classes(page: &mut Page, accounts: &Accounts) {
-    let each = |mut family: Family<'_>, tell: &dyn Fn(&mut Family<'_>, &str, &ClassAccount)| {
-        for (class, account) in &accounts.classes {
-            tell(&mut family, class.as_str(), account);
+    let mut each = Classes { page, accounts };
+    each.stages();
+    each.histogram(
+        ("portcullis_deadline_overshoot_microseconds", "How long after their deadlines late answers left."),
+        ("microseconds", NS_PER_MICROSECOND),
+        |account| &account.overshoot,
+    );
+    let seconds = ("seconds", NS_PER_SECOND);
+    let cold = "Making an instance in a slot that had to be mapped anew.";
+    each.histogram(("wasm_cold_start_seconds", cold), seconds, |account| &account.cold_start);
+    let warm = "Making an instance in a slot that still had its policy's memory image.";
+    each.histogram(("wasm_snapshot_resume_seconds", warm), seconds, |account| &account.snapshot_resume);
+    let load = "From a policy's machine code to a policy that can run.";
+    each.histogram(("wasm_aot_load_seconds", load), seconds, |account| &account.aot_load);
+
+    let hit = "Instances that found a slot with their policy's memory image.";
+    each.counter(("wasm_pool_hit", hit), |account| &account.pool_hits);
+    each.counter(("wasm_pool_miss", "Instances that found none."), |account| &account.pool_misses);
+    let unknown = "Questions for tenants that are not there.";
+    each.counter(("portcullis_unknown_tenant", unknown), |account| &account.unknown_tenant);
+
+    let most = "Instances that can live at one time.";
+    each.gauge(("wasm_instance_pool_size", most), |column| &column.instances_max);
+    each.gauge(("portcullis_instances", "Instances that live."), |column| &column.instances);
+    each.gauge(("portcullis_queue_depth", "Questions that wait for their turn."), |column| &column.queued);
+    let connections = "Connections of clients that workers have.";
+    each.gauge(("portcullis_connections", connections), |column| &column.connections);
+}
+
+/// Tells families with a series for each class.
+struct Classes<'p> {
+    page: &'p mut Page,
+    accounts: &'p Accounts,
+}
+
+impl Classes<'_> {
+    fn stages(&mut self) {
+        let mut family = self.page.family(
+            "portcullis_decision_stage_microseconds",
+            Kind::Histogram,
+            Some("microseconds"),
+            "How long decisions that had an instance were in each stage; host is a part of run.",
+        );
+        for (class, account) in &self.accounts.classes {
+            for stage in StageOf::ALL {
+                let Some(sampled) = account.stage(stage) else { continue };
+                let labels = [("class", class.as_str()), ("stage", stage.name())];
+                let sum = real(sampled.histogram.sum_ns()) / NS_PER_MICROSECOND;
+                family.histogram(&labels, &with_exemplars(sampled), sum);
+            }
         }
-    };
-    let count = |of: fn(&ClassAccount) -> &Counter| {
-        move |family: &mut Family<'_>, class: &str, account: &ClassAccount| {
-            family.count(&[("class", class)], of(account).get());
+    }
+
+    fn histogram(
+        &mut self,
+        (name, help): (&'static str, &str),
+        (unit, ns): (&str, f64),
+        of: fn(&ClassAccount) -> &Histogram,
+    ) {
+        let mut family = self.page.family(name, Kind::Histogram, Some(unit), help);
+        for (class, account) in &self.accounts.classes {
+            let histogram = of(account);
+            let bucket = |(place, count)| Bucket { le: bound(place) / ns, count, exemplar: None };
+            let buckets: Vec<Bucket> = histogram.counts().enumerate().map(bucket).collect();
+            family.histogram(&[("class", class.as_str())], &buckets, real(histogram.sum_ns()) / ns);
         }
-    };
-    let gauge = |of: fn(&Column) -> &Gauge| {
-        move |family: &mut Family<'_>, class: &str, account: &ClassAccount| {
+    }
+
+    fn counter(&mut self, (name, help): (&'static str, &str), of: fn(&ClassAccount) -> &Counter) {
+        let mut family = self.page.family(name, Kind::Counter, None, help);
+        for (class, account) in &self.accounts.classes {
+            family.count(&[("class", class.as_str())], of(account).get());
+        }
+    }
+
+    fn gauge(&mut self, (name, help): (&'static str, &str), of: fn(&Column) -> &Gauge) {
+        let mut family = self.page.family(name, Kind::Gauge, None, help);
+        for (class, account) in &self.accounts.classes {
             let sum = live(account).map(|column| of(column).get()).fold(0, u64::saturating_add);
-            family.count(&[("class", class)], sum);
-        }
-    };
-    let seconds = |of: fn(&ClassAccount) -> &Histogram| {
-        move |family: &mut Family<'_>, class: &str, account: &ClassAccount| {
-            tell(family, &[("class", class)], of(account), NS_PER_SECOND);
-        }
-    };
-
-    let mut family = page.family(
-        "portcullis_decision_stage_microseconds",
-        Kind::Histogram,
-        Some("microseconds"),
-        "How long decisions that had an instance were in each stage; host is a part of run.",
-    );
-    for (class, account) in &accounts.classes {
-        for stage in StageOf::ALL {
-            let Some(sampled) = account.stage(stage) else { continue };
-            let labels = [("class", class.as_str()), ("stage", stage.name())];
-            let buckets = with_exemplars(sampled);
-            family.histogram(&labels, &buckets, real(sampled.histogram.sum_ns()) / NS_PER_MICROSECOND);
+            family.count(&[("class", class.as_str())], sum);
         }
     }
-    let mut family = page.family(
-        "portcullis_deadline_overshoot_microseconds",
-        Kind::Histogram,
-        Some("microseconds"),
-        "How long after their deadlines late answers left.",
-    );
-    for (class, account) in &accounts.classes {
-        tell(&mut family, &[("class", class.as_str())], &account.overshoot, NS_PER_MICROSECOND);
-    }
-    let histogram = (Kind::Histogram, Some("seconds"));
-    let mut of = |name, help| page.family(name, histogram.0, histogram.1, help);
-    each(of("wasm_cold_start_seconds", "Making an instance in a slot that had to be mapped anew."), &seconds(|account| &account.cold_start));
-    each(of("wasm_snapshot_resume_seconds", "Making an instance in a slot that still had this policy's memory image."), &seconds(|account| &account.snapshot_resume));
-    each(of("wasm_aot_load_seconds", "From a policy's machine code to a policy that can run."), &seconds(|account| &account.aot_load));
-
-    let mut of = |name, help| page.family(name, Kind::Counter, None, help);
-    each(of("wasm_pool_hit", "Instances that found a slot with their policy's memory image."), &count(|account| &account.pool_hits));
-    each(of("wasm_pool_miss", "Instances that found none."), &count(|account| &account.pool_misses));
-    each(of("portcullis_unknown_tenant", "Questions for tenants that are not there."), &count(|account| &account.unknown_tenant));
-
-    let mut of = |name, help| page.family(name, Kind::Gauge, None, help);
-    each(of("wasm_instance_pool_size", "Instances that can live at one time."), &gauge(|column| &column.instances_max));
-    each(of("portcullis_instances", "Instances that live."), &gauge(|column| &column.instances));
-    each(of("portcullis_queue_depth", "Questions that wait for their turn."), &gauge(|column| &column.queued));
-    each(of("portcullis_connections", "Clients' connections that workers have."), &gauge(|column| &column.connections));
 }
 
 /// Of processes that live. The others' memory is not touched: even reading would take room for it.
 pub(super) fn live(account: &ClassAccount) -> impl Iterator<Item = &Column> {
     account.columns.iter().filter(|column| column.generation.get() != 0)
-}
-
-/// Bounds in nanoseconds, divided by `unit`.
-pub(super) fn tell(family: &mut Family<'_>, labels: &[(&str, &str)], histogram: &Histogram, unit: f64) {
-    let buckets: Vec<Bucket> = histogram
-        .counts()
-        .enumerate()
-        .map(|(place, count)| Bucket { le: bound(place) / unit, count, exemplar: None })
-        .collect();
-    family.histogram(labels, &buckets, real(histogram.sum_ns()) / unit);
 }
 
 fn with_exemplars(sampled: &Sampled) -> Vec<Bucket> {
@@ -155,7 +197,8 @@ fn with_exemplars(sampled: &Sampled) -> Vec<Bucket> {
         example.map(|example| Exemplar { id: example.id, value: real(example.value_ns) / NS_PER_MICROSECOND })
     });
     let counts = sampled.histogram.counts().enumerate();
-    let bucket = |((place, count), exemplar)| Bucket { le: bound(place) / NS_PER_MICROSECOND, count, exemplar };
+    let bucket =
+        |((place, count), exemplar)| Bucket { le: bound(place) / NS_PER_MICROSECOND, count, exemplar };
     counts.zip(examples).map(bucket).collect()
 }
 

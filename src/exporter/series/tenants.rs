@@ -127,36 +127,95 @@ impl Telling<'_, '_> {
     fn all(mut self) {
         self.invocations();
         let none = None;
-        self.each(("wasm_tenant_cpu_seconds", Kind::Counter, Some("seconds"), "Processor time of guests."), |family, told, accounts| {
-            family.real(&[("tenant", told.name)], real(told.sum(accounts, |account| account.cpu_ns.get())) / NS_PER_SECOND);
-        });
-        self.each(("wasm_tenant_egress_bytes", Kind::Counter, Some("bytes"), "Answers as they are sent."), |family, told, accounts| {
-            family.count(&[("tenant", told.name)], told.sum(accounts, |account| account.egress_bytes.get()));
-        });
-        self.each(("portcullis_tenant_ingress_bytes", Kind::Counter, Some("bytes"), "Inputs of questions that were let in."), |family, told, accounts| {
-            family.count(&[("tenant", told.name)], told.sum(accounts, |account| account.ingress_bytes.get()));
-        });
-        self.each(("wasm_tenant_quota_rejected", Kind::Counter, none, "Questions that were refused by a quota, by which."), |family, told, accounts| {
-            for which in Quota::ALL {
-                let count = told.sum(accounts, |account| account.refused_by(which));
-                some(family, &[("tenant", told.name), ("reason", &label(which))], count);
-            }
-        });
-        self.each(("wasm_tenant_host_function_calls", Kind::Counter, none, "Calls of host functions by guests, by name."), |family, told, accounts| {
-            for function in HostFunction::ALL {
-                let called = |account: &TenantAccount| account.host_called.get(function.index()).map_or(0, |one| one.get());
-                some(family, &[("tenant", told.name), ("function", function.name())], told.sum(accounts, called));
-            }
-        });
-        self.each(("portcullis_decisions", Kind::Counter, none, "Answers, by outcome."), |family, told, accounts| {
-            for outcome in OutcomeKind::ALL {
-                let count = told.sum(accounts, |account| account.outcome(outcome));
-                some(family, &[("tenant", told.name), ("outcome", outcome.name())], count);
-            }
-        });
-        self.each(("portcullis_guest_log_lines_dropped", Kind::Counter, none, "Lines of guests that were not written."), |family, told, accounts| {
-            family.count(&[("tenant", told.name)], told.sum(accounts, |account| account.log_lines_dropped.get()));
-        });
+        self.each(
+            ("wasm_tenant_cpu_seconds", Kind::Counter, Some("seconds"), "Processor time of guests."),
+            |family, told, accounts| {
+                family.real(
+                    &[("tenant", told.name)],
+                    real(told.sum(accounts, |account| account.cpu_ns.get())) / NS_PER_SECOND,
+                );
+            },
+        );
+        self.each(
+            ("wasm_tenant_egress_bytes", Kind::Counter, Some("bytes"), "Answers as they are sent."),
+            |family, told, accounts| {
+                family.count(
+                    &[("tenant", told.name)],
+                    told.sum(accounts, |account| account.egress_bytes.get()),
+                );
+            },
+        );
+        self.each(
+            (
+                "portcullis_tenant_ingress_bytes",
+                Kind::Counter,
+                Some("bytes"),
+                "Inputs of questions that were let in.",
+            ),
+            |family, told, accounts| {
+                family.count(
+                    &[("tenant", told.name)],
+                    told.sum(accounts, |account| account.ingress_bytes.get()),
+                );
+            },
+        );
+        self.each(
+            (
+                "wasm_tenant_quota_rejected",
+                Kind::Counter,
+                none,
+                "Questions that were refused by a quota, by which.",
+            ),
+            |family, told, accounts| {
+                for which in Quota::ALL {
+                    let count = told.sum(accounts, |account| account.refused_by(which));
+                    some(family, &[("tenant", told.name), ("reason", &which.to_string())], count);
+                }
+            },
+        );
+        self.each(
+            (
+                "wasm_tenant_host_function_calls",
+                Kind::Counter,
+                none,
+                "Calls of host functions by guests, by name.",
+            ),
+            |family, told, accounts| {
+                for function in HostFunction::ALL {
+                    let called = |account: &TenantAccount| {
+                        account.host_called.get(function.index()).map_or(0, |one| one.get())
+                    };
+                    some(
+                        family,
+                        &[("tenant", told.name), ("function", function.name())],
+                        told.sum(accounts, called),
+                    );
+                }
+            },
+        );
+        self.each(
+            ("portcullis_decisions", Kind::Counter, none, "Answers, by outcome."),
+            |family, told, accounts| {
+                for outcome in OutcomeKind::ALL {
+                    let count = told.sum(accounts, |account| account.outcome(outcome));
+                    some(family, &[("tenant", told.name), ("outcome", outcome.name())], count);
+                }
+            },
+        );
+        self.each(
+            (
+                "portcullis_guest_log_lines_dropped",
+                Kind::Counter,
+                none,
+                "Lines of guests that were not written.",
+            ),
+            |family, told, accounts| {
+                family.count(
+                    &[("tenant", told.name)],
+                    told.sum(accounts, |account| account.log_lines_dropped.get()),
+                );
+            },
+        );
         self.gauges();
         self.builds();
         self.latency();
@@ -174,78 +233,123 @@ impl Telling<'_, '_> {
     }
 
     fn invocations(&mut self) {
-        self.each(("wasm_tenant_invocations", Kind::Counter, None, "Instances that were asked, by policy."), |family, told, accounts| {
-            let count = |known: &Known, slot: usize| {
-                let account = accounts.classes.get(&known.class).and_then(|class| class.modules.get(slot));
-                account.map_or(0, |module| module.invocations.get())
-            };
-            if told.apart {
-                for known in &told.known {
-                    for (name, slot) in &known.modules {
-                        family.count(&[("tenant", told.name), ("module", name.as_str())], count(known, *slot));
+        self.each(
+            ("wasm_tenant_invocations", Kind::Counter, None, "Instances that were asked, by policy."),
+            |family, told, accounts| {
+                let count = |known: &Known, slot: usize| {
+                    let account =
+                        accounts.classes.get(&known.class).and_then(|class| class.modules.get(slot));
+                    account.map_or(0, |module| module.invocations.get())
+                };
+                if told.apart {
+                    for known in &told.known {
+                        for (name, slot) in &known.modules {
+                            family.count(
+                                &[("tenant", told.name), ("module", name.as_str())],
+                                count(known, *slot),
+                            );
+                        }
                     }
+                    return;
                 }
-                return;
-            }
-            let all = told.known.iter().flat_map(|known| known.modules.values().map(|slot| count(known, *slot)));
-            family.count(&[("tenant", told.name), ("module", OTHER)], all.fold(0, u64::saturating_add));
-        });
+                let all = told
+                    .known
+                    .iter()
+                    .flat_map(|known| known.modules.values().map(|slot| count(known, *slot)));
+                family.count(&[("tenant", told.name), ("module", OTHER)], all.fold(0, u64::saturating_add));
+            },
+        );
     }
 
     fn gauges(&mut self) {
         let gauge = |told: &Told<'_>, accounts: &Accounts, memory: bool| {
-            let columns = told.known.iter().filter_map(|known| Some((accounts.classes.get(&known.class)?, known.slot)));
-            let gauges = columns.flat_map(|(class, slot)| live(class).filter_map(move |column| column.tenants.get(slot)));
-            gauges.map(|one| if memory { one.memory.get() } else { one.concurrent.get() }).fold(0, u64::saturating_add)
+            let columns =
+                told.known.iter().filter_map(|known| Some((accounts.classes.get(&known.class)?, known.slot)));
+            let gauges = columns
+                .flat_map(|(class, slot)| live(class).filter_map(move |column| column.tenants.get(slot)));
+            gauges
+                .map(|one| if memory { one.memory.get() } else { one.concurrent.get() })
+                .fold(0, u64::saturating_add)
         };
-        self.each(("wasm_tenant_memory_pages", Kind::Gauge, Some("pages"), "Linear memory of live instances, in pages of 64 KiB."), |family, told, accounts| {
-            family.count(&[("tenant", told.name)], gauge(told, accounts, true).div_ceil(PAGE));
-        });
-        self.each(("wasm_tenant_concurrent_calls", Kind::Gauge, None, "Questions under way, waiting or running."), |family, told, accounts| {
-            family.count(&[("tenant", told.name)], gauge(told, accounts, false));
-        });
+        self.each(
+            (
+                "wasm_tenant_memory_pages",
+                Kind::Gauge,
+                Some("pages"),
+                "Linear memory of live instances, in pages of 64 KiB.",
+            ),
+            |family, told, accounts| {
+                family.count(&[("tenant", told.name)], gauge(told, accounts, true).div_ceil(PAGE));
+            },
+        );
+        self.each(
+            ("wasm_tenant_concurrent_calls", Kind::Gauge, None, "Questions under way, waiting or running."),
+            |family, told, accounts| {
+                family.count(&[("tenant", told.name)], gauge(told, accounts, false));
+            },
+        );
     }
 
     /// The registry's numbers of tenants.
     fn builds(&mut self) {
-        let sum = |told: &Told<'_>, accounts: &Accounts, of: fn(&crate::accounts::RegistryTenantAccount) -> u64| {
-            let registry = accounts.registry.as_ref();
-            let all = told.known.iter().filter_map(|known| registry?.tenants.get(known.slot));
-            all.map(of).fold(0, u64::saturating_add)
-        };
-        self.each(("wasm_tenant_jit_compile_seconds", Kind::Counter, Some("seconds"), "Time of builders that checked or compiled policies, by the clock on the wall."), |family, told, accounts| {
-            let ns = sum(told, accounts, |account| account.compile_ns.get());
-            family.real(&[("tenant", told.name)], real(ns) / NS_PER_SECOND);
-        });
-        self.each(("portcullis_builds", Kind::Counter, None, "Policies that builders checked or compiled, by what came of it."), |family, told, accounts| {
-            let labels = |result: &'static str| [("tenant", told.name), ("result", result)];
-            some(family, &labels("good"), sum(told, accounts, |account| account.compiled.get()));
-            some(family, &labels("refused"), sum(told, accounts, |account| account.refused.get()));
-        });
+        let sum =
+            |told: &Told<'_>, accounts: &Accounts, of: fn(&crate::accounts::RegistryTenantAccount) -> u64| {
+                let registry = accounts.registry.as_ref();
+                let all = told.known.iter().filter_map(|known| registry?.tenants.get(known.slot));
+                all.map(of).fold(0, u64::saturating_add)
+            };
+        self.each(
+            (
+                "wasm_tenant_jit_compile_seconds",
+                Kind::Counter,
+                Some("seconds"),
+                "Time of builders that checked or compiled policies, by the clock on the wall.",
+            ),
+            |family, told, accounts| {
+                let ns = sum(told, accounts, |account| account.compile_ns.get());
+                family.real(&[("tenant", told.name)], real(ns) / NS_PER_SECOND);
+            },
+        );
+        self.each(
+            (
+                "portcullis_builds",
+                Kind::Counter,
+                None,
+                "Policies that builders checked or compiled, by what came of it.",
+            ),
+            |family, told, accounts| {
+                let labels = |result: &'static str| [("tenant", told.name), ("result", result)];
+                some(family, &labels("good"), sum(told, accounts, |account| account.compiled.get()));
+                some(family, &labels("refused"), sum(told, accounts, |account| account.refused.get()));
+            },
+        );
     }
 
     fn latency(&mut self) {
         let help = "From a question's receipt to its reply, of all that were let in.";
-        self.each(("portcullis_decision_latency_microseconds", Kind::Histogram, Some("microseconds"), help), |family, told, accounts| {
-            let mut counts = [0_u64; BUCKETS + 1];
-            let mut sum_ns = 0_u64;
-            for account in told.accounts(accounts) {
-                for (all, one) in counts.iter_mut().zip(account.latency.counts()) {
-                    *all = all.saturating_add(one);
+        self.each(
+            ("portcullis_decision_latency_microseconds", Kind::Histogram, Some("microseconds"), help),
+            |family, told, accounts| {
+                let mut counts = [0_u64; BUCKETS + 1];
+                let mut sum_ns = 0_u64;
+                for account in told.accounts(accounts) {
+                    for (all, one) in counts.iter_mut().zip(account.latency.counts()) {
+                        *all = all.saturating_add(one);
+                    }
+                    sum_ns = sum_ns.saturating_add(account.latency.sum_ns());
                 }
-                sum_ns = sum_ns.saturating_add(account.latency.sum_ns());
-            }
-            let mut buckets = Vec::new();
-            let mut below = 0_u64;
-            for (place, count) in counts.into_iter().enumerate() {
-                below = below.saturating_add(count);
-                if place.is_multiple_of(BOUNDS_APART) || place == BUCKETS {
-                    let le = bound(place) / NS_PER_MICROSECOND;
-                    buckets.push(Bucket { le, count: std::mem::take(&mut below), exemplar: None });
+                let mut buckets = Vec::new();
+                let mut below = 0_u64;
+                for (place, count) in counts.into_iter().enumerate() {
+                    below = below.saturating_add(count);
+                    if place.is_multiple_of(BOUNDS_APART) || place == BUCKETS {
+                        let le = bound(place) / NS_PER_MICROSECOND;
+                        buckets.push(Bucket { le, count: std::mem::take(&mut below), exemplar: None });
+                    }
                 }
-            }
-            family.histogram(&[("tenant", told.name)], &buckets, real(sum_ns) / NS_PER_MICROSECOND);
-        });
+                family.histogram(&[("tenant", told.name)], &buckets, real(sum_ns) / NS_PER_MICROSECOND);
+            },
+        );
     }
 }
 
@@ -254,8 +358,4 @@ fn some(family: &mut Family<'_>, labels: &[(&str, &str)], count: u64) {
     if count > 0 {
         family.count(labels, count);
     }
-}
-
-fn label(which: Quota) -> String {
-    which.to_string()
 }

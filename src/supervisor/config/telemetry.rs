@@ -36,7 +36,8 @@ impl Config {
         let tenants = self.tenants.iter().map(|tenant| ExporterTenant {
             tenant: tenant.name.clone(),
             class: tenant.class.clone(),
-            policies: tenant.policies.clone(),
+            slot: 0,
+            modules: tenant.policies.iter().map(|policy| (policy.clone(), 0)).collect(),
         });
         Some(ExporterAssignment {
             uid: telemetry.identity.uid,
@@ -102,9 +103,9 @@ impl<'d> Reader<'_, 'd> {
 /// Whoever reaches it reads it, without being asked who they are: so it is for this machine alone.
 fn own_address(value: &DeValue<'_>) -> Result<SocketAddr, String> {
     let written = text(value)?;
-    let address: SocketAddr = written
-        .parse()
-        .map_err(|_| format!("{written:?} is not an address and a port; write \"127.0.0.1:9464\" or \"[::1]:9464\""))?;
+    let address: SocketAddr = written.parse().map_err(|_| {
+        format!("{written:?} is not an address and a port; write \"127.0.0.1:9464\" or \"[::1]:9464\"")
+    })?;
     if !address.ip().is_loopback() {
         return Err(format!(
             "{written:?} can be reached from other machines; write \"127.0.0.1:{0}\" or \"[::1]:{0}\", and put a proxy \

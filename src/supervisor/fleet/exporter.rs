@@ -10,7 +10,6 @@ use crate::supervisor::child::Stage;
 use crate::supervisor::config::Config;
 use crate::supervisor::generations::Lineage;
 use crate::supervisor::listen::Sockets;
-use crate::supervisor::log::say;
 use crate::supervisor::spawn::{self, SpawnError};
 use crate::wire::channel::SendError;
 use crate::wire::control::{ExporterAssignment, ToChild};
@@ -55,9 +54,8 @@ impl Fleet {
             child.part == Part::Exporter && child.takes_orders() && child.epoch() < current.epoch
         };
         let Some(index) = self.find(outdated) else { return };
-        let memfd = self
-            .exporter_assignment(&current.config)
-            .and_then(|assignment| spawn::assignment(&assignment));
+        let memfd =
+            self.exporter_assignment(&current.config).and_then(|assignment| spawn::assignment(&assignment));
         let Some(child) = self.children.get_mut(index) else { return };
         let memfd = match memfd {
             Ok(memfd) => memfd,

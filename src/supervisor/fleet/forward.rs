@@ -138,7 +138,7 @@ impl Fleet {
         }
     }
 
-    fn table(&self) -> ProcessTable {
+    pub(super) fn table(&self) -> ProcessTable {
         let mut rows: Vec<_> = self.children.iter().collect();
         rows.sort_by_key(|child| (child.part != Part::Frontend, child.part.to_string(), child.generation));
         let restarts = |part: &Part| {
