@@ -310,7 +310,7 @@ async fn each_bad_beginning_is_answered_with_its_farewell() {
             [prefixed(8, &hello("acme")[PREFIX..]), vec![0]].concat(),
             Protocol(Violation::Malformed),
         ),
-        ("no UTF-8", prefixed(4, &[0, PROTOCOL_VERSION as u8, 1, 0xff]), Protocol(Violation::Malformed)),
+        ("no UTF-8", prefixed(4, &[0, 3, 1, 0xff]), Protocol(Violation::Malformed)),
         ("Decide before Hello", decide(1), Protocol(Violation::NotHello)),
         ("Ping before Hello", framed(&ClientFrame::Ping { nonce: 1 }), Protocol(Violation::NotHello)),
         (

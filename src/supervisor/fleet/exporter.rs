@@ -110,9 +110,7 @@ impl Fleet {
 
     /// Why there is no telemetry although it was asked for.
     pub(in crate::supervisor) fn without_telemetry(&self) -> Option<&str> {
-        if self.config().telemetry.is_none() {
-            return None;
-        }
+        self.config().telemetry.as_ref()?;
         match &self.exporter {
             None => Some("there is no socket for it; restart the service once there can be"),
             Some(exporter) => exporter.lost.as_deref(),

@@ -102,7 +102,7 @@ impl Fleet {
             Part::Worker(class) => self.groups.entrance(class),
         };
         let accounts = match part {
-            Part::Frontend | Part::Registry | Part::Builder(_) => None,
+            Part::Frontend | Part::Registry | Part::Builder(_) | Part::Exporter => None,
             Part::Worker(class) => self.books.class(class),
         };
         let assignment = wanted.assignment.as_fd();
