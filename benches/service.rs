@@ -38,6 +38,8 @@ mod loading;
 mod many;
 #[path = "service/memory.rs"]
 mod memory;
+#[path = "service/noise.rs"]
+mod noise;
 #[path = "service/opa.rs"]
 mod opa;
 #[path = "service/pipelined.rs"]
@@ -48,10 +50,14 @@ mod rego;
 mod report;
 #[path = "service/revocation.rs"]
 mod revocation;
+#[path = "service/share.rs"]
+mod share;
 #[path = "service/subject.rs"]
 mod subject;
 #[path = "../tests/support/mod.rs"]
 mod support;
+#[path = "service/tenants.rs"]
+mod tenants;
 #[path = "service/typed.rs"]
 mod typed;
 #[path = "service/wire.rs"]
@@ -79,6 +85,8 @@ struct Plan {
     many: (usize, usize),
     revocations: usize,
     activations: usize,
+    /// How many tenants there are where there are many.
+    tenants: usize,
 }
 
 impl Plan {
@@ -93,6 +101,7 @@ impl Plan {
             many: (1000, 7),
             revocations: 40,
             activations: 15,
+            tenants: 10_000,
         }
     }
 
@@ -108,6 +117,7 @@ impl Plan {
             many: (50, 2),
             revocations: 4,
             activations: 3,
+            tenants: 50,
         }
     }
 }
@@ -115,7 +125,7 @@ impl Plan {
 type Measure = fn(&Plan) -> Vec<Row>;
 
 /// What can be measured, in the order of the table.
-const PARTS: [(&str, Measure); 17] = [
+const PARTS: [(&str, Measure); 20] = [
     ("cpu", cost::per_decision),
     ("latency", latency::one_connection),
     ("pipelined", pipelined::per_second),
@@ -133,6 +143,9 @@ const PARTS: [(&str, Measure); 17] = [
     ("typed", typed::compared),
     ("rego", rego::instances),
     ("rego-opa", rego::compared),
+    ("noise", noise::measure),
+    ("share", share::measure),
+    ("tenants", tenants::measure),
 ];
 
 fn main() {

@@ -319,8 +319,18 @@ impl Site {
         }
     }
 
+    /// The same for one that has much to do before it is ready.
+    pub fn start_within(self, patience: Duration) -> Service {
+        self.try_start_within(patience)
+            .unwrap_or_else(|(status, log)| panic!("service did not start: {status}\n{log}"))
+    }
+
     /// Starts the service; gives the exit status and what it said if it ends before it is ready.
     pub fn try_start(self) -> Result<Service, (ExitStatus, String)> {
+        self.try_start_within(PATIENCE)
+    }
+
+    fn try_start_within(self, patience: Duration) -> Result<Service, (ExitStatus, String)> {
         self.make_state();
         fs::write(self.path("portcullis.toml"), self.config()).unwrap();
         let notify = UnixDatagram::bind(self.path("run/notify.sock")).unwrap();
@@ -341,7 +351,7 @@ impl Site {
             .spawn()
             .unwrap();
         let mut said = Vec::new();
-        let patience = std::time::Instant::now() + PATIENCE;
+        let patience = std::time::Instant::now() + patience;
         while !said.iter().any(|state: &String| state.contains("READY=1")) {
             match receive(&notify) {
                 Some(state) => said.push(state),
