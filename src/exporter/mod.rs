@@ -16,10 +16,12 @@ mod series;
 mod serve;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -29,15 +31,18 @@ use tracing::{error, info, warn};
 use self::door::{Door, Stream, next_at};
 use self::series::{Accounts, Series};
 use self::serve::{Ask, attend};
+use crate::accounts::{Access, Map, MapError};
 use crate::journal;
 use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
 use crate::wire::assignment::{self, AssignmentError};
-use crate::wire::channel::{Channel, ReceiveError, SendError, take_inherited};
+use crate::wire::channel::{Channel, ReceiveError, Received, SendError, take_inherited};
 use crate::wire::control::{CONTROL_MAX, ExporterAssignment, FromChild, Ready, ToChild, fd};
 use crate::wire::polled::Polled;
 
 /// From one time that numbers are put together to the next.
 const RENDERED_EVERY: Duration = Duration::from_millis(100);
+/// From this process's start to the accounts.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Questions on their way to the loop.
 const ASKS_MAX: usize = 64;
 
@@ -50,6 +55,12 @@ enum ExporterError {
     Inherited(#[source] io::Error),
     #[error(transparent)]
     Assignment(#[from] AssignmentError),
+    #[error("take accounts: the supervisor said something else, or nothing for {} s", SILENCE_MAX.as_secs())]
+    NoAccounts,
+    #[error("wait for accounts: {0}")]
+    Wait(#[source] Errno),
+    #[error(transparent)]
+    Accounts(#[from] MapError),
     #[error("seal: {0}")]
     Seal(#[from] SealError),
     #[error("start event loop: {0}")]
@@ -87,7 +98,7 @@ fn take(number: i32) -> Result<OwnedFd, ExporterError> {
 
 /// Up to Ready. If something goes wrong, the supervisor is told what.
 fn start(control: &Control) -> Result<(Sealed, Runtime, Exporter), ExporterError> {
-    match prepare_and_seal() {
+    match prepare_and_seal(control) {
         Ok((sealed, ready, runtime, exporter)) => {
             control.send(&FromChild::Ready(ready), None).map_err(ExporterError::Tell)?;
             Ok((sealed, runtime, exporter))
@@ -100,7 +111,7 @@ fn start(control: &Control) -> Result<(Sealed, Runtime, Exporter), ExporterError
     }
 }
 
-fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Exporter), ExporterError> {
+fn prepare_and_seal(control: &Control) -> Result<(Sealed, Ready, Runtime, Exporter), ExporterError> {
     sandbox::check_inherited(Role::Exporter)?;
     let assignment: ExporterAssignment = assignment::read(take(fd::ASSIGNMENT)?)?;
     let unix = take(fd::FIRST)?;
@@ -109,9 +120,10 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Exporter), ExporterErro
     // The event loop's descriptors are made while that is still possible.
     let runtime =
         Builder::new_current_thread().enable_io().enable_time().build().map_err(ExporterError::Runtime)?;
+    let accounts = take_accounts(control, &assignment)?;
     let exporter = {
         let _within = runtime.enter();
-        Exporter::new(&assignment, unix, tcp).map_err(ExporterError::Runtime)?
+        Exporter::new(accounts, &assignment, unix, tcp).map_err(ExporterError::Runtime)?
     };
     let confined = given.confine(&Places::default())?;
     let landlock_abi = confined.landlock_abi();
@@ -120,6 +132,34 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Exporter), ExporterErro
     let ready =
         Ready { loaded: 0, refused: 0, pagemap_scan: false, landlock_abi, landlock_proven_threads: 1 };
     Ok((sealed, ready, runtime, exporter))
+}
+
+/// Maps what the supervisor sends at once, while that is still possible.
+fn take_accounts(control: &Control, assignment: &ExporterAssignment) -> Result<Accounts, ExporterError> {
+    let mut accounts = Accounts::default();
+    let mut buffer = Vec::new();
+    while accounts.classes.len() < assignment.classes.len() || accounts.registry.is_none() {
+        match control.receive(&mut buffer)? {
+            Received::Message(ToChild::Accounts { class: Some(class) }, Some(memory)) => {
+                accounts.classes.insert(class, Map::new(memory, Access::Read)?);
+            }
+            Received::Message(ToChild::Accounts { class: None }, Some(memory)) => {
+                accounts.registry = Some(Map::new(memory, Access::Read)?);
+            }
+            Received::Message(..) => return Err(ExporterError::NoAccounts),
+            Received::End => return Err(ExporterError::SupervisorGone),
+            Received::Nothing => {
+                let mut watched = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+                let longest = PollTimeout::try_from(SILENCE_MAX).unwrap_or(PollTimeout::MAX);
+                match poll(&mut watched, longest) {
+                    Ok(0) => return Err(ExporterError::NoAccounts),
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(ExporterError::Wait(errno)),
+                }
+            }
+        }
+    }
+    Ok(accounts)
 }
 
 fn serve(
@@ -147,12 +187,17 @@ struct Exporter {
 
 impl Exporter {
     /// Must be called within the runtime.
-    fn new(assignment: &ExporterAssignment, unix: OwnedFd, tcp: Option<OwnedFd>) -> io::Result<Self> {
+    fn new(
+        accounts: Accounts,
+        assignment: &ExporterAssignment,
+        unix: OwnedFd,
+        tcp: Option<OwnedFd>,
+    ) -> io::Result<Self> {
         Ok(Self {
             unix: Door::unix(unix)?,
             tcp: tcp.map(Door::tcp).transpose()?,
             serving: false,
-            series: Series::new(Accounts::default(), assignment),
+            series: Series::new(accounts, assignment),
             connections: JoinSet::new(),
             asks: mpsc::channel(ASKS_MAX),
             waiting: Vec::new(),

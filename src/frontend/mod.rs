@@ -262,7 +262,13 @@ impl Frontend {
             (ToChild::Route { .. } | ToChild::Reassign, None) => {
                 warn!("the supervisor's message came without its descriptor");
             }
-            (ToChild::Supply { .. } | ToChild::Builder { .. } | ToChild::NoBuilder { .. }, _) => {
+            (
+                ToChild::Supply { .. }
+                | ToChild::Builder { .. }
+                | ToChild::NoBuilder { .. }
+                | ToChild::Accounts { .. },
+                _,
+            ) => {
                 warn!("the supervisor's message is not one for a frontend");
             }
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::survey::{Built, NotBuilt, Wanted};
+use super::tally::Spent;
 use crate::artifact::{ARTIFACT_MAX, Digest, SealedBytes};
 use crate::decision::TrustClass;
 use crate::engine::{MadeFor, Metering};
@@ -20,12 +21,15 @@ const LAST_WORD: Duration = Duration::from_secs(5);
 pub(super) struct Jobs {
     asked: BTreeMap<u64, Wanted>,
     running: BTreeMap<u64, Running>,
+    /// Jobs that are over and were not counted yet.
+    spent: Vec<Spent>,
 }
 
 #[derive(Debug)]
 struct Running {
     channel: Channel<Job, Report>,
     job: Job,
+    began: Instant,
     found: Vec<Arc<SealedBytes>>,
     lost: Vec<(Digest, String)>,
     /// It closed its channel, and has to be spoken of by then.
@@ -52,7 +56,8 @@ impl Jobs {
         match channel.send_with(&wanted.job, &descriptors) {
             Ok(()) => {
                 let (found, lost) = (Vec::new(), Vec::new());
-                self.running.insert(serial, Running { channel, job: wanted.job, found, lost, ended: None });
+                let (job, began) = (wanted.job, Instant::now());
+                self.running.insert(serial, Running { channel, job, began, found, lost, ended: None });
                 None
             }
             Err(error) => Some((serial, Err(passing(format!("give builder its job: {error}"))))),
@@ -67,10 +72,10 @@ impl Jobs {
         let mut running = self.running.remove(&serial)?;
         // It may have said all that was asked before it died.
         let mut buffer = Vec::new();
-        match running.listen(&mut buffer) {
-            Some(result) => Some((serial, result)),
-            None => Some((serial, Err(lasting(format!("builder {why}"))))),
-        }
+        let heard = running.listen(&mut buffer);
+        let result = heard.unwrap_or_else(|| Err(lasting(format!("builder {why}"))));
+        self.spent.extend(running.spent(&result));
+        Some((serial, result))
     }
 
     /// What builders said.
@@ -85,10 +90,16 @@ impl Jobs {
                 done.push((*serial, Err(lasting("builder ended without a word".into()))));
             }
         }
-        for (serial, _) in &done {
-            self.running.remove(serial);
+        for (serial, result) in &done {
+            let running = self.running.remove(serial);
+            self.spent.extend(running.and_then(|running| running.spent(result)));
         }
         done
+    }
+
+    /// What the jobs took that have ended since this was last asked.
+    pub(super) fn take_spent(&mut self) -> Vec<Spent> {
+        std::mem::take(&mut self.spent)
     }
 
     /// Channels that something may come from.
@@ -109,6 +120,15 @@ impl Jobs {
 }
 
 impl Running {
+    /// Looking for what a cache has is not building.
+    fn spent(&self, result: &Result<Built, NotBuilt>) -> Option<Spent> {
+        let manifest = match &self.job {
+            Job::Check { manifest, .. } | Job::Compile { manifest, .. } => manifest,
+            Job::Recall { .. } => return None,
+        };
+        Some(Spent { tenant: manifest.tenant.clone(), took: self.began.elapsed(), good: result.is_ok() })
+    }
+
     /// Until there is nothing more, or the job is done.
     fn listen(&mut self, buffer: &mut Vec<u8>) -> Option<Result<Built, NotBuilt>> {
         loop {

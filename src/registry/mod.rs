@@ -23,6 +23,7 @@ mod setting;
 mod state;
 mod supply;
 mod survey;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -31,6 +32,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::accounts::{Access, Map, MapError, RegistryAccount};
 use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
 use crate::trust::RevocationError;
 use crate::wire::channel::{Channel, SendError, take_inherited};
@@ -47,6 +49,8 @@ enum RegistryError {
     Inherited(#[source] io::Error),
     #[error("read assignment: {0}")]
     Assignment(#[source] io::Error),
+    #[error(transparent)]
+    Accounts(#[from] MapError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("state: the revocation list in the table is none: {0}")]
@@ -88,8 +92,8 @@ fn start(control: Control) -> Result<(Sealed, Registry), RegistryError> {
     match prepared {
         Ok((sealed, ready, parts)) => {
             control.send(&FromChild::Ready(ready), None)?;
-            let (assignment, state, clock) = parts;
-            Ok((sealed, Registry::new(control, assignment, state, clock)?))
+            let (assignment, state, clock, account) = parts;
+            Ok((sealed, Registry::new(control, assignment, state, clock, Some(account))?))
         }
         Err(error) => {
             // It may be gone itself.
@@ -99,11 +103,13 @@ fn start(control: Control) -> Result<(Sealed, Registry), RegistryError> {
     }
 }
 
-type Parts = (crate::wire::control::RegistryAssignment, State, Clock);
+type Parts = (crate::wire::control::RegistryAssignment, State, Clock, Map<RegistryAccount>);
 
 fn prepare_and_seal() -> Result<(Sealed, Ready, Parts), RegistryError> {
     let memfd = take_inherited(fd::ASSIGNMENT).map_err(RegistryError::Inherited)?;
     let assignment = read_assignment(memfd).map_err(RegistryError::Assignment)?;
+    let account = take_inherited(fd::ACCOUNTS).map_err(RegistryError::Inherited)?;
+    let account = Map::<RegistryAccount>::new(account, Access::Write)?;
     let given = Given::check(Role::Registry, assignment.uid, assignment.gid, assignment.isolation)?;
     // A state that is no good ends it here, with a sentence.
     let state = State::open(Path::new(&assignment.state))?;
@@ -115,5 +121,5 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Parts), RegistryError> {
     let sealed = confined.seal()?;
     let ready =
         Ready { loaded: 0, refused: 0, pagemap_scan: false, landlock_abi, landlock_proven_threads: 1 };
-    Ok((sealed, ready, (assignment, state, clock)))
+    Ok((sealed, ready, (assignment, state, clock, account)))
 }

@@ -23,7 +23,9 @@ use super::supply::Supplies;
 use super::survey::{
     Before, Findings, Progress, Served, Shelf, Standing, Survey, SurveyError, Unsound, Unwritten,
 };
+use super::tally::Tally;
 use super::watch::Watch;
+use crate::accounts::{Map, RegistryAccount};
 use crate::sandbox::Sealed;
 use crate::trust::RevocationError;
 use crate::wire::channel::{Channel, ReceiveError, Received, SendError};
@@ -72,6 +74,7 @@ pub(super) struct Registry {
     serial: u64,
     supplies: Supplies,
     jobs: Jobs,
+    tally: Tally,
     /// The supervisor was told that it would find something else now.
     said_changed: bool,
     draining: bool,
@@ -93,8 +96,10 @@ impl Registry {
         assignment: RegistryAssignment,
         state: State,
         clock: Clock,
+        account: Option<Map<RegistryAccount>>,
     ) -> Result<Self, RevocationError> {
         Ok(Self {
+            tally: Tally::new(account, &assignment),
             in_force: InForce::kept(state.table())?,
             control,
             outbox: VecDeque::new(),
@@ -131,6 +136,9 @@ impl Registry {
         self.watch_revocations();
         self.look_at_time();
         self.supplies.go_on(buffer);
+        for spent in self.jobs.take_spent() {
+            self.tally.spent(&spent);
+        }
         for (serial, result) in self.jobs.go_on(Instant::now(), buffer) {
             if let Some(survey) = &mut self.survey {
                 survey.built(&self.state, serial, result);
@@ -219,6 +227,8 @@ impl Registry {
         });
         let next = ends.chain(setting.trust.next_beginning(now)).filter(|at| *at > now).min();
         (self.in_force, self.shelf, self.unsound) = (in_force, shelf, unsound);
+        self.tally.assign(&setting.assignment);
+        self.tally.signed(setting.take_signed());
         self.live = Some(Live { setting, standings, next });
         self.withdraw();
         let host_key = match self.state.key().public_key().to_pem() {
@@ -361,7 +371,7 @@ impl Registry {
                 let done = self.jobs.no_builder(serial, &why);
                 self.built(done);
             }
-            ToChild::Route { .. } | ToChild::Processes(_) => {
+            ToChild::Route { .. } | ToChild::Processes(_) | ToChild::Accounts { .. } => {
                 tracing::warn!("the supervisor's message is not one for a registry");
             }
         }
@@ -460,7 +470,7 @@ mod tests {
             let (ours, theirs) = Channel::<ToChild, FromChild>::pair(CONTROL_MAX).unwrap();
             let state = State::open(&world.state_path()).unwrap();
             let clock = Clock::on(&world.wall, state.table().latest);
-            let registry = Registry::new(theirs, world.assignment.clone(), state, clock).unwrap();
+            let registry = Registry::new(theirs, world.assignment.clone(), state, clock, None).unwrap();
             let mut service = Self { registry, supervisor: ours, shelf, asked: vec![], buffer: vec![] };
             service.supervisor.send(&ToChild::Serve, None).unwrap();
             service.survey();

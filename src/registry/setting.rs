@@ -1,5 +1,6 @@
 //! What a survey goes by: the assignment, the trust policy in it, and what follows from the two.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use crate::artifact::{Ceiling, Digest};
 use crate::bundle::{ConfidentialError, Kind, PolicyConfig, SecretKeys};
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::signature::{Anchors, Evidence};
-use crate::trust::{Accepted, Candidate, Revocations, TrustErrors, TrustPolicy};
+use crate::trust::{Accepted, Candidate, Refusal, Revocations, TrustErrors, TrustPolicy};
 use crate::wire::control::RegistryAssignment;
 
 /// Whose policy it is, and its name.
@@ -26,6 +27,8 @@ pub(super) struct Setting {
     /// What opens what is confidential, or why nothing does.
     pub(super) secrets: Result<SecretKeys, String>,
     policies: BTreeMap<Key, (TrustClass, Kind)>,
+    /// The bundles that were judged, and whether those had signed whom the rules want.
+    signed: RefCell<BTreeMap<Digest, bool>>,
 }
 
 impl Setting {
@@ -47,7 +50,8 @@ impl Setting {
         if let Err(why) = &secrets {
             tracing::error!(why, "nothing confidential can be opened");
         }
-        Ok(Self { trust, anchors, keys, secrets, policies, assignment })
+        let signed = RefCell::default();
+        Ok(Self { trust, anchors, keys, secrets, policies, assignment, signed })
     }
 
     /// Everything that is configured: first all data, then the policies, which read it.
@@ -72,6 +76,11 @@ impl Setting {
         self.policies.get(key).map(|(_, kind)| *kind)
     }
 
+    /// The bundles that were judged since this was last asked, and whether those had signed whom the rules want.
+    pub(super) fn take_signed(&self) -> BTreeMap<Digest, bool> {
+        self.signed.take()
+    }
+
     /// Whether a bundle may decide, as far as signatures, rules and revocations go; every reason if not.
     pub(super) fn judge(
         &self,
@@ -90,7 +99,10 @@ impl Setting {
             against.push(format!("bundle is policy \"{}\", expected \"{policy}\"", config.policy));
         }
         let candidate = Candidate { tenant, class, bundle, config };
-        match self.trust.evaluate(&candidate, evidence, revocations, now) {
+        let evaluated = self.trust.evaluate(&candidate, evidence, revocations, now);
+        let unsigned = |refusals: &Vec<Refusal>| refusals.iter().any(is_about_signatures);
+        self.signed.borrow_mut().insert(bundle, !evaluated.as_ref().is_err_and(unsigned));
+        match evaluated {
             Ok(accepted) if against.is_empty() => Ok(accepted),
             Ok(_) => Err(against.join("; ")),
             Err(refusals) => {
@@ -101,4 +113,8 @@ impl Setting {
             }
         }
     }
+}
+
+const fn is_about_signatures(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Missing { .. } | Refusal::TooFew { .. } | Refusal::Provenance { .. })
 }

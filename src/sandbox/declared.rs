@@ -356,7 +356,7 @@ mod tests {
         };
         let worker = [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND, fd::ACCOUNTS];
         assert_eq!(numbers(Role::Worker), worker);
-        assert_eq!(numbers(Role::Registry), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
+        assert_eq!(numbers(Role::Registry), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::ACCOUNTS]);
         assert_eq!(numbers(Role::Builder), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST]);
         assert_eq!(numbers(Role::Frontend), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);
         assert_eq!(numbers(Role::Exporter), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);

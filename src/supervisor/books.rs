@@ -1,15 +1,15 @@
 //! Who is which number in the accounts, for as long as the service lives.
 //!
-//! The memory is made before the supervisor is sealed, one piece for each class. A tenant has the same slot in all of them, and a slot is never given to another: who is removed takes its counters along, and nobody
+//! The memory is made before the supervisor is sealed, one piece for each class and one for the registry. A tenant has the same slot in all of them, and a slot is never given to another: who is removed takes its counters along, and nobody
 //! begins with what another has used.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::config::Config;
-use crate::accounts::{self, ClassAccount, MODULES_MAX, TENANTS_MAX, end_of_column};
+use crate::accounts::{self, ClassAccount, MODULES_MAX, RegistryAccount, TENANTS_MAX, end_of_column};
 use crate::decision::{PolicyName, Tenant, TrustClass};
 
 /// There are no more slots.
@@ -26,6 +26,9 @@ pub(super) struct BooksFull {
 #[derive(Debug)]
 pub(super) struct Books {
     classes: BTreeMap<TrustClass, File>,
+    registry: OwnedFd,
+    /// The same to be read: each class's, and the registry's under `None`.
+    to_read: Vec<(Option<TrustClass>, OwnedFd)>,
     tenants: HashMap<Tenant, u32>,
     modules: HashMap<Tenant, HashMap<PolicyName, u32>>,
     modules_given: usize,
@@ -35,8 +38,15 @@ impl Books {
     /// Empty books for these classes. Their set never changes while a service lives.
     pub(super) fn open<'a>(classes: impl Iterator<Item = &'a TrustClass>) -> io::Result<Self> {
         let make = |class: &TrustClass| Ok((class.clone(), accounts::create::<ClassAccount>()?.into()));
+        let classes: BTreeMap<TrustClass, File> = classes.map(make).collect::<io::Result<_>>()?;
+        let registry = accounts::create::<RegistryAccount>()?;
+        let each = classes.iter().map(|(class, memory)| (Some(class), memory.as_fd()));
+        let each = each.chain([(None, registry.as_fd())]);
+        let to_read = each.map(|(whose, memory)| Ok((whose.cloned(), reopened(memory)?)));
         Ok(Self {
-            classes: classes.map(make).collect::<io::Result<_>>()?,
+            to_read: to_read.collect::<io::Result<_>>()?,
+            classes,
+            registry,
             tenants: HashMap::new(),
             modules: HashMap::new(),
             modules_given: 0,
@@ -77,12 +87,27 @@ impl Books {
         self.classes.get(class).map(AsFd::as_fd)
     }
 
+    /// The registry's.
+    pub(super) fn registry(&self) -> BorrowedFd<'_> {
+        self.registry.as_fd()
+    }
+
+    /// Everybody's, with descriptors that nothing can be written through. Without a name, the registry's.
+    pub(super) fn to_read(&self) -> impl Iterator<Item = (Option<&TrustClass>, BorrowedFd<'_>)> {
+        self.to_read.iter().map(|(whose, memory)| (whose.as_ref(), memory.as_fd()))
+    }
+
     /// A worker has ended: what it had counts for nothing from now on.
     pub(super) fn end(&self, class: &TrustClass, generation: u64) -> io::Result<()> {
         let Some(mut memory) = self.classes.get(class) else { return Ok(()) };
         memory.seek(SeekFrom::Start(end_of_column(generation) as u64))?;
         memory.write_all(&[0; 8])
     }
+}
+
+/// The same memory, to be read and not to be written.
+fn reopened(memory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?.into())
 }
 
 fn next(given: usize, max: usize, what: &'static str) -> Result<u32, BooksFull> {
@@ -112,6 +137,21 @@ mod tests {
         books.end(&class, 3).expect("end");
         assert_eq!(account.other_columns(4).count(), 0);
         assert_eq!(account.column(4).expect("column").generation.get(), 4);
+    }
+
+    #[test]
+    fn who_only_reads_cannot_write() {
+        let class = TrustClass::new("a").expect("name");
+        let books = books(&class);
+        let (whose, to_read) = books.to_read().next().expect("the class's");
+        assert_eq!(whose, Some(&class));
+        let written =
+            Map::<ClassAccount>::new(books.class(&class).expect("class"), Access::Write).expect("map");
+        written.pool_hits.add(3);
+        let read = Map::<ClassAccount>::new(to_read, Access::Read).expect("map");
+        assert_eq!(read.pool_hits.get(), 3);
+        assert!(Map::<ClassAccount>::new(to_read, Access::Write).is_err());
+        assert_eq!(books.to_read().map(|(whose, _)| whose.is_some()).collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]

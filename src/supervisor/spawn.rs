@@ -52,6 +52,8 @@ pub(super) enum SpawnError {
     NoRegistry,
     #[error("the configuration has no class of that name any more")]
     NoClass,
+    #[error("hand it the accounts: {0}")]
+    Accounts(#[source] SendError),
     #[error("the configuration has no telemetry, or there is no socket for it")]
     NoTelemetry,
     #[error("fork: {0}")]

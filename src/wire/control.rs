@@ -23,7 +23,7 @@ pub mod fd {
     /// Frontend: the socket operators connect to. Worker: SOCK_SEQPACKET from the registry (see [`super::super::supply`]).
     /// Exporter: the TCP socket that scrapers connect to, where there is one.
     pub const SECOND: i32 = 6;
-    /// Worker: its class's [`crate::accounts`], to be written.
+    /// Worker: its class's [`crate::accounts`], to be written. Registry: its own.
     pub const ACCOUNTS: i32 = 7;
 }
 
@@ -54,6 +54,9 @@ pub enum ToChild {
     /// Registry only: there is no builder for this serial, or it did not end well (then the job channel's end may be seen
     /// before this), and why.
     NoBuilder { serial: u64, why: String },
+    /// Exporter only, before it is sealed: an account to be read, as the descriptor; without a class, the registry's. One for
+    /// each of [`ExporterAssignment::classes`], in order, and then the registry's.
+    Accounts { class: Option<TrustClass> },
 }
 
 /// What a child tells the supervisor.

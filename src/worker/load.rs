@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::policies::{PolicySet, Served};
+use crate::accounts::Histogram;
 use crate::artifact::{
     ARTIFACT_MAX, Artifact, Ceiling, Expected, KeyError, PublicKey, SealError, SealedBytes, VerifyError,
     verify, verify_data,
@@ -82,15 +83,18 @@ enum Refused {
     Data { data: String, why: String },
 }
 
-/// Takes and loads every policy of the assignment. A policy that cannot be loaded is reported, not an error.
+/// Takes and loads every policy of the assignment, and writes down how long each took. A policy that cannot be loaded is
+/// reported, not an error.
 pub(super) fn load(
     engines: &Engines,
     assignment: &WorkerAssignment,
     supply: &Supply,
+    took: &Histogram,
 ) -> Result<Loaded, LoadError> {
     let keys = [PublicKey::from_pem(&assignment.host_key)?];
     let mut loading = Loading {
         engines,
+        took,
         keys: &keys,
         ceilings: ceilings(assignment),
         data: BTreeMap::new(),
@@ -161,6 +165,8 @@ struct Named {
 
 struct Loading<'a> {
     engines: &'a Engines,
+    /// How long each policy takes.
+    took: &'a Histogram,
     keys: &'a [PublicKey],
     /// What each tenant's policies may have at most.
     ceilings: HashMap<Tenant, Ceiling>,
@@ -251,8 +257,10 @@ impl Loading<'_> {
     ) -> Result<(), LoadError> {
         let Some(key) = self.expected(tenant, name)? else { return Ok(()) };
         let (tenant, name) = key.clone();
+        let began = Instant::now();
         let named = match self.load_one(&tenant, &name, signed, code) {
             Ok((policy, serving)) => {
+                self.took.record(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
                 if let Some(why) = &held_back {
                     tracing::warn!(%tenant, policy = %name, why, "a newer policy is held back; this one serves");
                 }
@@ -453,7 +461,7 @@ mod tests {
                     renew_after_ms: 0,
                 },
             };
-            load(&samples::engines(), &assignment, &self.supply)
+            load(&samples::engines(), &assignment, &self.supply, &Histogram::default())
         }
 
         #[track_caller]

@@ -120,7 +120,7 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     };
     // While /proc/self/pagemap can still be opened.
     let engines = Engines::new(pool).map_err(|error| WorkerError::Engine(format!("{error:#}")))?;
-    let loaded = load::load(&engines, &assignment, &supply)?;
+    let loaded = load::load(&engines, &assignment, &supply, &accounts.aot_load)?;
     let set = Arc::new(loaded.set);
 
     let confined = given.confine(&Places::default())?;

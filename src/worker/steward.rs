@@ -185,7 +185,8 @@ impl Steward {
                     | ToChild::Reassign
                     | ToChild::Supply { .. }
                     | ToChild::Builder { .. }
-                    | ToChild::NoBuilder { .. },
+                    | ToChild::NoBuilder { .. }
+                    | ToChild::Accounts { .. },
                     _,
                 ) => {}
             }

@@ -23,9 +23,18 @@ pub(super) const TESTS: &[Test] = &[
 /// Somebody who has nothing to do with the service.
 const STRANGER: u32 = 12_345;
 
+/// Nobody listens there at this moment.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
 fn two_classes() -> Service {
-    let mut site =
-        site().class("one", "").class("two", "").tenant("acme", "one", &[("gate", "hostile/selective")], "");
+    let mut site = site()
+        .class("one", "")
+        .class("two", "")
+        .tenant("acme", "one", &[("gate", "hostile/selective")], "")
+        .telemetry(&format!("listen = \"127.0.0.1:{}\"\n", free_port()));
     site.service.push_str(&format!("operators = [{STRANGER}]\n"));
     site.start()
 }
@@ -51,7 +60,7 @@ fn every_declared_check_is_made() {
     let status = service.status();
     let report = attest(&service);
     let processes = status.processes.processes;
-    assert_eq!(processes.len(), 6, "{processes:?}");
+    assert_eq!(processes.len(), 7, "{processes:?}");
     for process in &processes {
         let role = Role::ALL.into_iter().find(|role| role.name() == process.role).unwrap();
         let declared = Declared::of(role).unwrap();
@@ -62,8 +71,7 @@ fn every_declared_check_is_made() {
         // Identity, capabilities, seals and tracer of each thread; how many; Landlock.
         let threads = usize::try_from(process.threads).unwrap();
         assert_eq!(names("threads").len(), threads * 4 + 2, "{role}: {:?}", names("threads"));
-        let shared =
-            usize::from(!is_root() && matches!(role, Role::Frontend | Role::Worker | Role::Registry));
+        let shared = usize::from(!is_root() && !matches!(role, Role::Supervisor | Role::Spawner));
         assert_eq!(names("limits").len(), declared.limits.len() - shared, "{role}: {:?}", names("limits"));
         let mut around: BTreeSet<&str> = ["program", "umask", "working directory", "dumpable"].into();
         if declared.process.environment == Environment::Empty {
@@ -108,18 +116,17 @@ fn every_declared_check_is_made() {
         assert!(memory.iter().any(|made| made.contains(&program)), "{role}: {memory:?}");
         let runs_policies = process.class.as_ref().is_some_and(|class| class.as_str() == "one");
         for (made, check) in [(&memory, "memfd:portcullis-policy (deleted): sealed"), (&open, "is sealed")] {
-            // The registry keeps a copy for the next worker, and maps none.
-            // The supervisor keeps the accounts.
-            let keeps = [Role::Registry, Role::Supervisor].contains(&role) && check == "is sealed";
-            let has = runs_policies || keeps;
+            // The registry keeps a copy for the next worker, and maps none; the supervisor keeps the accounts.
+            let keeps = matches!(role, Role::Registry | Role::Supervisor);
+            let has = runs_policies || (keeps && check == "is sealed");
             assert_eq!(made.iter().any(|made| made.contains(check)), has, "{role}: {made:?}");
         }
     }
     let files: Vec<&Value> = report.findings().iter().filter(|finding| finding["area"] == "files").collect();
     // And the directory they are in.
     let programs = if is_root() { Role::ALL.len() + 1 } else { 1 };
-    // Configuration and what a reload would say, trust policy, two sockets, two caches, state.
-    assert_eq!(files.len(), programs + 8, "{files:#?}");
+    // Configuration and what a reload would say, trust policy, three sockets, two caches, state.
+    assert_eq!(files.len(), programs + 9, "{files:#?}");
 }
 
 fn what_is_hidden_is_never_called_right() {

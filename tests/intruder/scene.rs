@@ -31,6 +31,7 @@ pub(crate) fn site() -> Site {
         .tenant("acme", "one", &[("gate", "hostile/selective")], "")
         .class("two", "threads = 1\n")
         .tenant("globex", "two", &[("gate", "hostile/selective")], "")
+        .telemetry("")
 }
 
 /// Who starts the service.

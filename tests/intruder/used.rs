@@ -19,6 +19,12 @@ const UNSEEN: &[(&str, &str, &str)] = &[
     ("worker", "futex (FUTEX_WAIT,", MALLOC),
     ("supervisor", "clock_gettime", VDSO),
     ("registry", "clock_gettime", VDSO),
+    ("exporter", "clock_gettime", VDSO),
+    (
+        "exporter",
+        "futex (FUTEX_WAKE,",
+        "locks of std and tokio: one thread has nobody to wake, unless it crashes",
+    ),
     ("builder", "clock_gettime", VDSO),
     ("builder", "restart_syscall", "a builder that was stopped in a timed wait; its waits are milliseconds"),
     (

@@ -1,7 +1,7 @@
 //! Everything that the processes of a service are for, once.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
@@ -39,6 +39,7 @@ pub(crate) fn site() -> Site {
         .tenant("acme", "one", &policies, "")
         .class("two", "renew_after_decisions = 5\n")
         .tenant("globex", "two", &[("gate", "hostile/selective")], "");
+    site = site.telemetry("");
     site.service = "answer_within = \"1m\"\ndrain = \"1m\"\n".into();
     site.frontend = "hello_timeout = \"200ms\"\n".into();
     site
@@ -46,6 +47,7 @@ pub(crate) fn site() -> Site {
 
 fn live_and_stop(service: Service) {
     service.status();
+    scrape(&service);
     decide(&service);
     refused(&service);
     be_frozen(&service);
@@ -65,7 +67,7 @@ fn live_and_stop(service: Service) {
 
 fn crash(service: Service) {
     // Faults of machine code end as panics do, by abort.
-    for role in ["worker", "frontend", "registry"] {
+    for role in ["worker", "frontend", "registry", "exporter"] {
         let before = process(&service, role).pid;
         kill(before, Signal::SIGSEGV).expect("crash");
         wait_until_gone(before);
@@ -73,6 +75,14 @@ fn crash(service: Service) {
     }
     service.signal(Signal::SIGSEGV);
     wait_until_gone(service.pid());
+}
+
+fn scrape(service: &Service) {
+    let mut scraper = UnixStream::connect(service.site.path("run/telemetry.sock")).expect("connect");
+    scraper.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("ask");
+    let mut told = String::new();
+    scraper.read_to_string(&mut told).expect("an answer");
+    assert!(told.starts_with("HTTP/1.1 200 OK"), "{told}");
 }
 
 /// One question of every kind, several at a time.

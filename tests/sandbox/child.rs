@@ -81,7 +81,7 @@ pub(crate) fn strip(role: Role, supervisor: Pid) {
             endow(isolation, supervisor.as_raw()).expect("endow");
             keep(role, isolation).expect("keep");
         }
-        Role::Frontend | Role::Worker | Role::Registry | Role::Builder | Role::Fetcher => {
+        Role::Frontend | Role::Worker | Role::Registry | Role::Builder | Role::Exporter | Role::Fetcher => {
             surrender(role, (uid, gid), isolation, &LIMITS, supervisor.as_raw()).expect("surrender");
         }
     }

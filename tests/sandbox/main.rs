@@ -41,6 +41,7 @@ const fn as_root(name: &'static str, body: fn()) -> Test {
 const TESTS: &[Test] = &[
     test("rules::worker_rules_live_and_changed_arguments_die", rules::worker),
     test("rules::frontend_rules_live_and_changed_arguments_die", rules::frontend),
+    test("rules::exporter_rules_live_and_changed_arguments_die", rules::exporter),
     test("rules::builder_rules_live_and_changed_arguments_die", rules::builder),
     test("rules::fetcher_rules_live_and_changed_arguments_die", rules::fetcher),
     test("rules::supervisor_rules_live_and_changed_arguments_die", rules::supervisor),

@@ -23,6 +23,10 @@ pub(crate) fn frontend() {
     rules_of(Role::Frontend);
 }
 
+pub(crate) fn exporter() {
+    rules_of(Role::Exporter);
+}
+
 pub(crate) fn fetcher() {
     rules_of(Role::Fetcher);
 }

@@ -44,6 +44,8 @@ pub const FRONTEND_UID: u32 = 61_000;
 pub const FIRST_CLASS_UID: u32 = 61_001;
 /// How far the registry's UID is from the frontend's.
 const REGISTRY_AFTER: u32 = 15;
+/// And the exporter's.
+const EXPORTER_AFTER: u32 = 16;
 /// Longest a step of the service may take before a test gives up: only met when something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -236,6 +238,15 @@ impl Site {
             chown(&cache, Some(uid), Some(uid)).unwrap();
         }
         writeln!(self.tables, "[class.{name}]\nuid = {uid}\ngid = {uid}\ncache = {cache:?}\n{more}").unwrap();
+        self
+    }
+
+    /// An exporter, with more lines for its table.
+    #[must_use]
+    pub fn telemetry(mut self, more: &str) -> Self {
+        let uid = self.frontend_uid + EXPORTER_AFTER;
+        let socket = self.path("run/telemetry.sock");
+        writeln!(self.tables, "[telemetry]\nuid = {uid}\ngid = {uid}\nsocket = {socket:?}\n{more}").unwrap();
         self
     }
 

@@ -20,6 +20,8 @@ use crate::sandbox::{Declared, Role};
 
 /// Of one process's descriptors, until none vanishes meanwhile.
 const LOOKS: usize = 20;
+/// See [`crate::accounts`].
+const ACCOUNTS: &str = "memfd:portcullis-accounts";
 /// `__SO_ACCEPTCON` in `/proc/net/unix`: it listens.
 const LISTENS: u64 = 1 << 16;
 
@@ -46,9 +48,14 @@ pub(super) fn check(subject: &Subject, expected: &Expectations, findings: &mut F
     sockets(subject, &open, &expected.sockets, &listeners(subject.role, expected), findings);
     for (number, one) in open.iter().filter(|(_, one)| one.kind.starts_with("memfd:")) {
         let check = format!("{number} ({}) is sealed", one.kind);
-        let link = view::place(subject.pid, &format!("fd/{number}"));
-        let needed = if one.kind == ACCOUNTS { &SEALS_OF_LENGTH[..] } else { &SEALS[..] };
-        findings.add(Area::Descriptors, check, seals(&link, needed));
+        let place = view::place(subject.pid, &format!("fd/{number}"));
+        // Numbers that are there to be written; nobody can change how many.
+        let written = one.kind == ACCOUNTS;
+        findings.add(
+            Area::Descriptors,
+            check,
+            if written { resized_by_nobody(&place) } else { sealed(&place) },
+        );
     }
 }
 
@@ -338,23 +345,25 @@ fn unix_sockets(text: &str) -> BTreeMap<u64, bool> {
     text.lines().skip(1).filter_map(line).collect()
 }
 
-/// What workers count in and others read: written all the time, and of one length for ever.
-const ACCOUNTS: &str = "memfd:portcullis-accounts";
+/// Whether nobody can change the memory file behind a link of `/proc` any more.
+pub(super) fn sealed(link: &Path) -> Verdict {
+    has_seals(link, &SEALS)
+}
+
+/// Whether nobody can make it longer or shorter.
+fn resized_by_nobody(link: &Path) -> Verdict {
+    let [_write, resize @ ..] = SEALS;
+    has_seals(link, &resize)
+}
+
 const SEALS: [(SealFlag, &str); 4] = [
     (SealFlag::F_SEAL_WRITE, "write"),
     (SealFlag::F_SEAL_GROW, "grow"),
     (SealFlag::F_SEAL_SHRINK, "shrink"),
     (SealFlag::F_SEAL_SEAL, "seal"),
 ];
-const SEALS_OF_LENGTH: [(SealFlag, &str); 3] =
-    [(SealFlag::F_SEAL_GROW, "grow"), (SealFlag::F_SEAL_SHRINK, "shrink"), (SealFlag::F_SEAL_SEAL, "seal")];
 
-/// Whether nobody can change the memory file behind a link of `/proc` any more.
-pub(super) fn sealed(link: &Path) -> Verdict {
-    seals(link, &SEALS)
-}
-
-fn seals(link: &Path, needed: &[(SealFlag, &str)]) -> Verdict {
+fn has_seals(link: &Path, needed: &[(SealFlag, &str)]) -> Verdict {
     let expected = needed.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ");
     let file = match memory_file(link) {
         Ok(Some(file)) => file,

@@ -7,9 +7,10 @@ use toml::de::DeValue;
 
 use super::read::Reader;
 use super::values::{mode, socket_path};
-use super::{Config, Identity, Service, places};
+use super::{Config, Identity, Service, modules, places};
 use crate::document::values::{number, text};
 use crate::document::{Found, Section};
+use crate::supervisor::books::Books;
 use crate::wire::control::{ExporterAssignment, ExporterTenant, Isolation};
 
 /// Nobody needs more series than a scraper can hold.
@@ -30,14 +31,18 @@ pub struct Telemetry {
 
 impl Config {
     /// What the exporter needs of it, if there is to be one. `tcp`: it gets a TCP socket too.
-    #[must_use]
-    pub fn exporter_assignment(&self, isolation: Isolation, tcp: bool) -> Option<ExporterAssignment> {
+    pub(in crate::supervisor) fn exporter_assignment(
+        &self,
+        books: &Books,
+        isolation: Isolation,
+        tcp: bool,
+    ) -> Option<ExporterAssignment> {
         let telemetry = self.telemetry.as_ref()?;
         let tenants = self.tenants.iter().map(|tenant| ExporterTenant {
             tenant: tenant.name.clone(),
             class: tenant.class.clone(),
-            slot: 0,
-            modules: tenant.policies.iter().map(|policy| (policy.clone(), 0)).collect(),
+            slot: books.tenant(&tenant.name).unwrap_or(u32::MAX),
+            modules: tenant.policies.iter().cloned().zip(modules(books, tenant)).collect(),
         });
         Some(ExporterAssignment {
             uid: telemetry.identity.uid,

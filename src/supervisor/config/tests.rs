@@ -283,7 +283,7 @@ fn unknown_sections_are_named() {
     only_error(
         |text| text + "[gateway]\nport = 1\n",
         "33:2: file: unknown key \"gateway\"; known are: builder, class, frontend, plan, registry, service, \
-         tenant",
+         telemetry, tenant",
     );
 }
 
@@ -777,6 +777,62 @@ fn what_is_fixed_when_the_service_starts_is_known() {
     );
     next.classes.remove(0);
     assert!(config.fixed_parts_changed(&next).contains(&"the set of classes".to_owned()));
+}
+
+const TELEMETRY: &str = "[telemetry]\nuid = 61010\ngid = 61010\nsocket = \"@/run/telemetry.sock\"\n";
+
+#[test]
+fn telemetry_is_told_where_only_this_machine_reaches_it() {
+    let site = Site::new();
+    let config = site.load(&Site::sound(), &ordinary()).expect("sound");
+    assert_eq!(config.telemetry, None);
+    assert_eq!(config.exporter_assignment(&books(&config), Isolation::SharedUid, false), None);
+    let text = Site::sound() + TELEMETRY + "listen = \"[::1]:9464\"\nmax_tenants = 7\n";
+    let config = site.load(&text, &ordinary()).expect("sound");
+    let telemetry = config.telemetry.as_ref().expect("there");
+    assert_eq!((telemetry.socket_mode, telemetry.max_tenants), (0o660, 7));
+    assert_eq!(telemetry.listen.map(|address| address.port()), Some(9464));
+    let books = books(&config);
+    let exporter = config.exporter_assignment(&books, Isolation::SharedUid, true).expect("one");
+    let acme = &exporter.tenants[0];
+    assert_eq!((acme.tenant.as_str(), acme.class.as_str(), acme.modules.len()), ("acme", "a", 2));
+    assert_eq!(Some(acme.slot), books.tenant(&acme.tenant));
+    assert!(exporter.tcp && exporter.max_tenants == 7 && exporter.classes.len() == 2);
+
+    for (line, expected) in [
+        ("listen = \"0.0.0.0:9464\"", "listen: \"0.0.0.0:9464\" can be reached from other machines"),
+        ("listen = \"[::ffff:127.0.0.1]:9464\"", "can be reached from other machines"),
+        ("listen = \"localhost:9464\"", "is not an address and a port"),
+        ("listen = \"127.0.0.1:0\"", "is any port"),
+        ("max_tenants = 10001", "max_tenants: "),
+        ("port = 1", "[telemetry]: unknown key \"port\""),
+    ] {
+        let errors = site.errors(&(Site::sound() + TELEMETRY + line + "\n"), &ordinary()).join("\n");
+        assert!(errors.contains(expected), "{expected}:\n{errors}");
+    }
+    for (taken, whose) in [("decide.sock", "service.socket"), ("operator.sock", "service.operator_socket")] {
+        let text = Site::sound() + &TELEMETRY.replace("telemetry.sock", taken);
+        let errors = site.errors(&text, &ordinary()).join("\n");
+        assert!(errors.contains(&format!("socket is the same as {whose}")), "{errors}");
+    }
+    let without = site.errors(&(Site::sound() + "[telemetry]\n"), &ordinary()).join("\n");
+    assert!(without.contains("\"socket\""), "{without}");
+}
+
+#[test]
+fn of_telemetry_only_its_limit_changes_while_the_service_runs() {
+    let site = Site::new();
+    let none = site.load(&Site::sound(), &ordinary()).expect("sound");
+    let some = site.load(&(Site::sound() + TELEMETRY), &ordinary()).expect("sound");
+    assert_eq!(none.fixed_parts_changed(&some), ["whether there is [telemetry]"]);
+    let mut next = some.clone();
+    let telemetry = next.telemetry.as_mut().expect("there");
+    telemetry.max_tenants = 1;
+    assert_eq!(some.fixed_parts_changed(&next), Vec::<String>::new());
+    let telemetry = next.telemetry.as_mut().expect("there");
+    telemetry.listen = "127.0.0.1:1".parse().ok();
+    telemetry.socket_mode = 0o600;
+    assert_eq!(some.fixed_parts_changed(&next), ["telemetry.socket_mode", "telemetry.listen"]);
 }
 
 #[test]

@@ -11,8 +11,8 @@ use crate::supervisor::config::Config;
 use crate::supervisor::generations::Lineage;
 use crate::supervisor::listen::Sockets;
 use crate::supervisor::spawn::{self, SpawnError};
-use crate::wire::channel::SendError;
-use crate::wire::control::{ExporterAssignment, ToChild};
+use crate::wire::channel::{Channel, SendError};
+use crate::wire::control::{ExporterAssignment, FromChild, ToChild};
 use crate::wire::spawner::Part;
 
 /// What is wanted of the exporter, and what has become of it.
@@ -32,6 +32,16 @@ impl Exporter {
 }
 
 impl Fleet {
+    /// Hands one that was just started what it is to read from. It waits for it before it seals itself.
+    pub(super) fn hand_accounts(&self, channel: &Channel<ToChild, FromChild>) -> Result<(), SpawnError> {
+        for (class, memory) in self.books.to_read() {
+            channel
+                .send(&ToChild::Accounts { class: class.cloned() }, Some(memory))
+                .map_err(SpawnError::Accounts)?;
+        }
+        Ok(())
+    }
+
     /// Tells one that was witnessed to begin, and one that serves of what a reload has changed.
     pub(super) fn serve_exporter(&mut self, now: Instant) {
         if let Some(index) =
@@ -81,7 +91,7 @@ impl Fleet {
 
     pub(super) fn exporter_assignment(&self, config: &Config) -> Result<ExporterAssignment, SpawnError> {
         let tcp = self.sockets.scrapers().is_some_and(|(_, tcp)| tcp.is_some());
-        config.exporter_assignment(self.isolation, tcp).ok_or(SpawnError::NoTelemetry)
+        config.exporter_assignment(&self.books, self.isolation, tcp).ok_or(SpawnError::NoTelemetry)
     }
 
     /// An exporter is no more. That is for the log and for its own next start, and for nothing else.

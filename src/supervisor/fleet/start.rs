@@ -102,13 +102,20 @@ impl Fleet {
             Part::Worker(class) => self.groups.entrance(class),
         };
         let accounts = match part {
-            Part::Frontend | Part::Registry | Part::Builder(_) | Part::Exporter => None,
+            Part::Frontend | Part::Builder(_) | Part::Exporter => None,
+            Part::Registry => Some(self.books.registry()),
             Part::Worker(class) => self.books.class(class),
         };
         let assignment = wanted.assignment.as_fd();
         let launch = Launch { part: part.clone(), limits, assignment, first, second, accounts, group };
         let known: Vec<_> = self.children.iter().map(|child| child.pid).collect();
         let launched = self.spawner.launch(&launch, &known)?;
+        if *part == Part::Exporter
+            && let Err(why) = self.hand_accounts(&launched.channel)
+        {
+            // It sees the end of its channel, and goes; who it was is of no importance by then.
+            say!("{part} generation {generation}: {why}");
+        }
         let until = now + START_WITHIN;
         let handover = wanted.first.map(|pair| pair.others);
         let mut child = Child::new(

@@ -34,7 +34,7 @@ pub(crate) enum Unsealed {
     Lives,
 }
 
-/// What happens in a sealed process other than: death by SIGSYS in a worker or frontend; in the roles that start them
+/// What happens in a sealed process other than: death by SIGSYS in a worker, frontend or exporter; in the roles that start them
 /// that, or EACCES or EPERM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Instead {
