@@ -19,7 +19,7 @@ use bytes::BytesMut;
 use fake_service::{FakeService, Peer, denied};
 use portcullis::decision::{Decision, DecisionId, HeaderValue, Input, Obligations, Outcome, Quota, Refusal};
 use portcullis::wire::client::{ClientFrame, Deadline, ServerFrame};
-use portcullis::wire::control::{Isolation, ProcessTable};
+use portcullis::wire::control::{AskedReload, Isolation, ProcessTable};
 use portcullis::wire::frame;
 use portcullis::wire::operator::{
     FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
@@ -200,6 +200,12 @@ fn status(supervisor_pid: i32, reloads: u64, last_reload_error: Option<&str>) ->
             isolation: Isolation::DistinctUids,
             reloads,
             last_reload_error: last_reload_error.map(str::to_owned),
+            // The sixth begins after whatever is asked for here, the others before.
+            asked: Some(AskedReload {
+                number: reloads,
+                began_ns: if reloads == 6 { u64::MAX } else { 0 },
+                error: last_reload_error.map(str::to_owned),
+            }),
             processes: Vec::new(),
         },
         frontend: FrontendCounters { accepted: 42, ..FrontendCounters::default() },

@@ -41,6 +41,8 @@ pub(super) enum CacheError {
     Mode { path: PathBuf, mode: u32 },
     #[error("write {path:?}: {source}; {way_out}")]
     Write { path: PathBuf, source: io::Error, way_out: &'static str },
+    #[error("remove {path:?}: {source}")]
+    Remove { path: PathBuf, source: io::Error },
     #[error("read {path:?}: {source}")]
     Read { path: PathBuf, source: io::Error },
     #[error("read {path:?}: {source}")]
@@ -166,6 +168,30 @@ impl Cache {
                 tracing::warn!(?path, %error, "remove from cache");
             }
         }
+    }
+
+    /// Removes all entries but these, however young, and old unfinished files. Afterwards they are gone from the disk, or there
+    /// is an error.
+    pub(super) fn clear(&self, wanted: &[Digest]) -> Result<(), CacheError> {
+        let failed = |path: PathBuf, source| CacheError::Remove { path, source };
+        let keep: BTreeSet<PathBuf> = wanted.iter().map(|digest| self.entry(*digest)).collect();
+        let entries = fs::read_dir(&self.path).map_err(|source| failed(self.path.clone(), source))?;
+        for entry in entries {
+            let entry = entry.map_err(|source| failed(self.path.clone(), source))?;
+            let path = entry.path();
+            // A neighbour may be about to rename it.
+            let unfinished = entry.file_name().as_encoded_bytes().starts_with(b".")
+                && fs::symlink_metadata(&path).is_ok_and(|metadata| is_young(&metadata));
+            if keep.contains(&path) || unfinished {
+                continue;
+            }
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed(path, source)),
+                _ => {}
+            }
+        }
+        let directory = File::open(&self.path).and_then(|directory| directory.sync_all());
+        directory.map_err(|source| failed(self.path.clone(), source))
     }
 
     fn entry(&self, digest: Digest) -> PathBuf {

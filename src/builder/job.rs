@@ -68,8 +68,14 @@ enum Refused {
     Seal(#[from] SealError),
     #[error("try policy: {0}")]
     Trial(#[from] TrialError),
+    #[error("take digests: {0}")]
+    Digests(#[source] SealError),
+    #[error("take digests: {0} bytes are no whole number of them")]
+    DigestBytes(usize),
     #[error("keep code: {0}")]
     Keep(#[from] CacheError),
+    #[error("clear cache: {0}")]
+    Clear(#[source] CacheError),
 }
 
 /// Who reports go to.
@@ -97,6 +103,7 @@ impl Workshop {
                 .compile(&manifest, &ceiling, descriptors)
                 .map(|code| (Report::Compiled { cwasm: code.digest() }, Some(code))),
             Job::Recall { cwasm } => return self.recall(&cwasm, &tell),
+            Job::Clear => self.clear(descriptors).map(|()| (Report::Cleared, None)),
         };
         match done {
             Ok((report, code)) => tell(&report, code.as_ref().map(AsFd::as_fd)),
@@ -186,6 +193,19 @@ impl Workshop {
     /// An instance has no more memory than its class's pool, whatever else is said.
     fn ceiling(&self, ceiling: &Ceiling) -> Ceiling {
         ceiling.and(&Ceiling { memory: self.memory, ..Ceiling::MOST })
+    }
+
+    fn clear(&self, descriptors: Vec<OwnedFd>) -> Result<(), Refused> {
+        let [digests] = <[OwnedFd; 1]>::try_from(descriptors)
+            .map_err(|found| Refused::Descriptors { found: found.len(), expected: 1 })?;
+        let digests = SealedBytes::from_fd(digests, ARTIFACT_MAX).map_err(Refused::Digests)?;
+        let digests = Mapped::new(&digests)?;
+        let (whole, rest) = digests.as_chunks::<32>();
+        if !rest.is_empty() {
+            return Err(Refused::DigestBytes(digests.len()));
+        }
+        let wanted: Vec<Digest> = whole.iter().map(|bytes| Digest::from_bytes(*bytes)).collect();
+        self.cache.check().and_then(|()| self.cache.clear(&wanted)).map_err(Refused::Clear)
     }
 
     fn recall(&self, wanted: &[Digest], tell: &Tell<'_>) -> Result<(), BuilderError> {

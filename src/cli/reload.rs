@@ -12,6 +12,8 @@ use nix::unistd::Pid;
 use super::operator::{OperatorError, ask_status, socket};
 use super::output;
 use super::terminal::printable;
+use crate::engine::monotonic_ns;
+use crate::wire::control::AskedReload;
 use crate::wire::operator::Status;
 
 /// First and longest wait between two looks at the status.
@@ -65,25 +67,31 @@ impl ReloadError {
 pub(super) fn run(args: &ReloadArgs) -> Result<ExitCode, ReloadError> {
     let status = reload(&socket(args.socket.as_deref()), Duration::from_secs(args.timeout.into()))?;
     // Done it is, even where nobody reads so.
-    let _ = output::text(format_args!("reload {} done\n", status.processes.reloads));
+    let _ = output::text(format_args!(
+        "reload {} done\n",
+        status.processes.asked.map_or(0, |asked| asked.number)
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
 /// Reloads, and gives the status in which the new set serves.
 pub(super) fn reload(socket: &Path, within: Duration) -> Result<Status, ReloadError> {
     let until = Instant::now() + within;
-    let before = ask_status(socket)?;
-    let pid = before.supervisor_pid;
+    let pid = ask_status(socket)?.supervisor_pid;
+    // One that began before may have read the old files, whenever it ends.
+    let asked_ns = monotonic_ns();
     signal(pid)?;
     let mut wait = LOOK_FIRST;
     loop {
         // While generations change hands a look may fail; the last one tells why.
         let error = match ask_status(socket) {
-            Ok(now) if now.processes.reloads > before.processes.reloads => {
-                let Some(error) = &now.processes.last_reload_error else { return Ok(now) };
-                return Err(ReloadError::Refused(printable(error)));
-            }
-            Ok(_) => ReloadError::Timeout { pid, seconds: within.as_secs() },
+            Ok(now) => match now.processes.asked.as_ref().filter(|asked| asked.began_ns >= asked_ns) {
+                Some(AskedReload { error: Some(error), .. }) => {
+                    return Err(ReloadError::Refused(printable(error)));
+                }
+                Some(AskedReload { error: None, .. }) => return Ok(now),
+                None => ReloadError::Timeout { pid, seconds: within.as_secs() },
+            },
             Err(error) => error.into(),
         };
         if Instant::now() + wait > until {

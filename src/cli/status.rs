@@ -242,6 +242,7 @@ mod tests {
                 isolation: Isolation::SharedUid,
                 reloads: 3,
                 last_reload_error: Some("read \"/etc/portcullis.toml\": line 3, column 9".to_owned()),
+                asked: None,
                 processes: vec![process],
             },
             frontend: FrontendCounters::default(),

@@ -20,6 +20,8 @@ pub struct DocumentErrors {
     path: PathBuf,
     /// Line, column (both from 1) and what is wrong there.
     found: Vec<(usize, usize, String)>,
+    /// Of other files that belong to it.
+    others: Vec<DocumentErrors>,
 }
 
 impl fmt::Display for DocumentErrors {
@@ -31,6 +33,12 @@ impl fmt::Display for DocumentErrors {
             }
             write!(f, "{}:{line}:{column}: {message}", self.path.display())?;
         }
+        for (index, other) in self.others.iter().enumerate() {
+            if index > 0 || !self.found.is_empty() {
+                f.write_str("\n")?;
+            }
+            write!(f, "{other}")?;
+        }
         Ok(())
     }
 }
@@ -41,7 +49,16 @@ impl DocumentErrors {
     /// For a file of which nothing could be read.
     #[must_use]
     pub fn whole_file(path: &Path, message: String) -> Self {
-        Self { path: path.to_owned(), found: vec![(1, 1, message)] }
+        Self { path: path.to_owned(), found: vec![(1, 1, message)], others: Vec::new() }
+    }
+
+    /// What is wrong with several files, in one; nothing if nothing is.
+    #[must_use]
+    pub fn together(all: Vec<Self>) -> Option<Self> {
+        let mut all = all.into_iter();
+        let mut first = all.next()?;
+        first.others.extend(all);
+        Some(first)
     }
 }
 
@@ -101,7 +118,7 @@ impl Complaints {
             let (line, column) = place(text, at);
             (line, column, message)
         });
-        Err(DocumentErrors { path: path.to_owned(), found: found.collect() })
+        Err(DocumentErrors { path: path.to_owned(), found: found.collect(), others: Vec::new() })
     }
 }
 
@@ -131,12 +148,13 @@ pub struct Section<'d> {
     complaints: &'d Complaints,
     /// The text does not parse: what seems to be missing may only be hidden by that.
     broken: bool,
+    left: bool,
 }
 
 impl<'d> Section<'d> {
     fn document(table: &'d Spanned<DeTable<'d>>, complaints: &'d Complaints, broken: bool) -> Self {
         let name = String::new();
-        Self { name, at: 0, table: table.get_ref(), known: BTreeSet::new(), complaints, broken }
+        Self { name, at: 0, table: table.get_ref(), known: BTreeSet::new(), complaints, broken, left: false }
     }
 
     fn child(&self, key: &str, at: usize, value: &'d DeValue<'d>) -> Option<Self> {
@@ -146,7 +164,7 @@ impl<'d> Section<'d> {
             return None;
         };
         let known = BTreeSet::new();
-        Some(Self { name, at, table, known, complaints: self.complaints, broken: self.broken })
+        Some(Self { name, at, table, known, complaints: self.complaints, broken: self.broken, left: false })
     }
 
     /// As it is written in the file, "[class.shared]".
@@ -171,6 +189,12 @@ impl<'d> Section<'d> {
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// The text that is written for `key`, if it is one. Whatever it is, nobody complains.
+    pub fn written(&mut self, key: &'static str) -> Option<&'d str> {
+        self.known.insert(key);
+        self.table.get(key)?.get_ref().as_str()
     }
 
     /// The table `[name]`, if it is there.
@@ -286,8 +310,16 @@ impl<'d> Section<'d> {
         }
     }
 
+    /// What else is in it is nobody's concern now: [`Section::finish`] does not complain.
+    pub fn leave_rest(&mut self) {
+        self.left = true;
+    }
+
     /// Complains about every key nobody asked for.
     pub fn finish(self) {
+        if self.left {
+            return;
+        }
         for key in self.table.keys().filter(|key| !self.known.contains(key.get_ref().as_ref())) {
             let known: Vec<&str> = self.known.iter().copied().collect();
             let message = format!(

@@ -42,7 +42,8 @@ pub struct Table {
     /// The number of the last order that was carried out or refused.
     pub orders: u64,
     pub revocations: Option<KnownRevocations>,
-    /// Sorted by tenant and policy, each once. A record stays when its policy is no longer configured: floors are for good.
+    /// Sorted by tenant and policy, each once. A record stays when its policy is no longer configured: floors are for good. It goes
+    /// with its tenant, whose name no other tenant ever gets.
     pub policies: Vec<Record>,
     /// Oldest first.
     pub history: Vec<Event>,
@@ -172,6 +173,8 @@ pub enum What {
     Revocations,
     /// A new table was begun, on an operator's word.
     Recovered,
+    /// Everything that was known of a tenant is forgotten, but that it was here: its name is used up.
+    TenantRemoved,
 }
 
 /// A table that is not one, or not this host's.

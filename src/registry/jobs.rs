@@ -152,6 +152,7 @@ impl Running {
         let done = match (&self.job, report) {
             (_, Report::Refused { why }) => Err(lasting(why)),
             (Job::Check { .. }, Report::Sound) => Ok(Built::Sound),
+            (Job::Clear, Report::Cleared) => Ok(Built::Cleared),
             (Job::Compile { manifest, .. }, Report::Compiled { cwasm }) => {
                 let metering = Metering::of(&manifest.limits);
                 let code = sealed(code, cwasm).and_then(|code| fits(code, metering));
@@ -218,6 +219,7 @@ fn said(report: &Report) -> &'static str {
         Report::Compiled { .. } => "Compiled",
         Report::Recalled { .. } => "Recalled",
         Report::Lost { .. } => "Lost",
+        Report::Cleared => "Cleared",
         Report::Refused { .. } => "Refused",
     }
 }
@@ -268,6 +270,7 @@ mod tests {
             Job::Check { .. } => vec![code(b"source"), code(b"code")],
             Job::Compile { .. } => vec![code(b"source")],
             Job::Recall { .. } => vec![],
+            Job::Clear => vec![code(b"digests")],
         };
         let class = TrustClass::new("web").unwrap();
         let asks = jobs.ask(Wanted { serial: 7, class: class.clone(), job: job.clone(), descriptors });

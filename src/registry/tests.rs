@@ -64,6 +64,7 @@ pub(super) fn sound(wanted: &Wanted) -> Result<Built, NotBuilt> {
             let lost = cwasm.iter().map(|digest| (*digest, "code was not in the cache".to_owned()));
             Built::Recalled { found: vec![], lost: lost.collect() }
         }
+        Job::Clear => Built::Cleared,
     })
 }
 
@@ -96,6 +97,7 @@ impl World {
             classes: vec![RegistryClass { class, memory: 64 << 20 }],
             keep_previous: 2,
             secret: None,
+            removed: vec![],
         };
         Self {
             home,
@@ -201,6 +203,7 @@ impl World {
                     Job::Check { .. } => "check",
                     Job::Compile { .. } => "compile",
                     Job::Recall { .. } => "recall",
+                    Job::Clear => "clear",
                 });
                 let result = builder(&wanted);
                 survey.built(state, wanted.serial, result);

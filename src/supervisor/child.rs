@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-use super::config::Identity;
+use super::config::{Identity, TenantState};
 use super::generations::Edition;
 use super::spawn::Launched;
 use crate::decision::TrustClass;
@@ -235,13 +235,17 @@ impl Child {
     }
 
     /// How many messages it has reason for between two pings. A registry may want a builder for each policy, to look at it
-    /// and to compile it, and one for each class's cache.
+    /// and to compile it, and one for each class's cache, or two where something of a removed tenant's is to go.
     pub(super) fn messages_allowed(&self) -> usize {
         let config = &self.asked.as_ref().unwrap_or(&self.edition).config;
         let policies =
             || config.tenants.iter().map(|tenant| tenant.policies.len()).fold(0, usize::saturating_add);
         let more = match self.part {
-            Part::Registry => policies().saturating_mul(2).saturating_add(config.classes.len()),
+            Part::Registry => {
+                let removed = config.filed.iter().any(|one| one.state == TenantState::Removed);
+                let caches = config.classes.len().saturating_mul(1 + usize::from(removed));
+                policies().saturating_mul(2).saturating_add(caches)
+            }
             Part::Frontend | Part::Worker(_) | Part::Builder(_) | Part::Exporter => 0,
         };
         more.saturating_add(MESSAGES_PER_PING as usize)

@@ -210,6 +210,8 @@ pub(super) mod tests {
                 state: "/state".into(),
                 state_inode: Inode::default(),
                 trust: TrustFile { path: "/trust.toml".into(), text: String::new() },
+                tenants: None,
+                tenants_inode: Inode::default(),
                 keep_previous: 3,
                 require_distinct_uids: false,
                 drain: Duration::from_secs(5),
@@ -226,6 +228,7 @@ pub(super) mod tests {
             builder: Builder::default(),
             classes: classes.iter().map(class).collect(),
             tenants: vec![],
+            filed: vec![],
         }
     }
 

@@ -158,7 +158,7 @@ fn run(config: &Path) -> Result<(), Failure> {
     let (notifier, groups, books, (spawner, signals, sealed)) = ready.inspect_err(|_| sockets.remove())?;
     let first = Edition { config: config.into(), epoch: 1 };
     let fleet = Fleet::new(spawner, groups, books, sockets, surroundings.isolation, first);
-    let supervision = Supervision { config_path: path, surroundings, fleet, signals, notifier };
+    let supervision = Supervision { config_path: path, surroundings, fleet, signals, notifier, asked: None };
     Ok(supervision.serve(sealed)?)
 }
 
@@ -183,6 +183,7 @@ fn divide_and_lock_in(
         .into_iter()
         .chain(trust)
         .chain(secret)
+        .chain(config.service.tenants.as_deref())
         .fold(Places::default(), |places, directory| places.with("configuration", directory));
     let places =
         sockets.directories().into_iter().fold(places, |places, directory| places.with("sockets", directory));

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd;
 
 use super::config::{self, Surroundings};
@@ -24,6 +25,8 @@ pub(super) struct Supervision {
     pub(super) fleet: Fleet,
     pub(super) signals: Signals,
     pub(super) notifier: Notifier,
+    /// When the reload that is under way began, if somebody asked for it.
+    pub(super) asked: Option<u64>,
 }
 
 /// Why the service ended other than by being asked to.
@@ -135,6 +138,7 @@ impl Supervision {
     /// that the registry refuses.
     fn reload(&mut self) -> Phase {
         self.notifier.reloading();
+        self.asked = Some(monotonic_ns());
         let refused = match config::load(&self.config_path, &self.surroundings) {
             Err(errors) => errors.to_string(),
             Ok(config) => {
@@ -199,7 +203,7 @@ impl Supervision {
                 self.notifier.status(&format!("serving; last reload refused: {error}"));
             }
         }
-        self.fleet.reloaded(error.as_deref());
+        self.fleet.reloaded(error.as_deref(), self.asked.take());
         self.notifier.ready();
         Phase::Running
     }
@@ -252,4 +256,10 @@ impl Supervision {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, which every process of this host reads alike.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -169,6 +169,8 @@ pub struct RegistryAssignment {
     pub keep_previous: u32,
     /// Keys that open what is confidential, as their file has them.
     pub secret: Option<SecretText>,
+    /// Tenants whose names are used up: nothing of theirs is kept any longer. Sorted by name.
+    pub removed: Vec<Tenant>,
 }
 
 /// A file of keys that nobody else is to see: shown nowhere, and gone from memory with it.
@@ -290,7 +292,20 @@ pub struct ProcessTable {
     /// How the last reload ended: counted from 0 (the start), with the error if it was refused.
     pub reloads: u64,
     pub last_reload_error: Option<String>,
+    /// The last of them that somebody asked for; the others are the registry's.
+    pub asked: Option<AskedReload>,
     pub processes: Vec<Process>,
+}
+
+/// A reload that somebody asked for and that ended: by when it began, who asked knows whether it is theirs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedReload {
+    /// Which it was, counted in [`ProcessTable::reloads`].
+    pub number: u64,
+    /// Before the first byte of the configuration was read; nanoseconds of CLOCK_MONOTONIC.
+    pub began_ns: u64,
+    /// Why it was refused, if it was.
+    pub error: Option<String>,
 }
 
 /// How far apart the roles are.

@@ -34,6 +34,9 @@ pub enum Job {
     /// Give out what the cache holds under these digests, one [`Report::Recalled`] or [`Report::Lost`] each, in order,
     /// and remove from the cache whatever is none of these.
     Recall { cwasm: Vec<Digest> },
+    /// Remove from the cache whatever is none of these, however young it is: what was a tenant's that is no more.
+    /// Descriptor: their digests, one after the other, sealed. Answered by [`Report::Cleared`].
+    Clear,
 }
 
 /// What a builder answers.
@@ -54,6 +57,8 @@ pub enum Report {
         why: String,
         corrupt: bool,
     },
+    /// Nothing else is in the cache, and the disk knows.
+    Cleared,
     /// The policy is no good, or the job cannot be done: what an operator needs to know.
     Refused {
         why: String,

@@ -57,6 +57,8 @@ fn show(event: &Event) -> String {
     let mut text = time(event.at);
     if let (Some(tenant), Some(policy)) = (&event.tenant, &event.policy) {
         text += &format!("  {tenant}/{policy}");
+    } else if let Some(tenant) = &event.tenant {
+        text += &format!("  {tenant}");
     }
     text += &format!("  {}", said(event.what));
     if let Some(version) = event.version {
@@ -83,5 +85,6 @@ fn said(what: What) -> &'static str {
         What::Rebuilt => "compiled again",
         What::Revocations => "revocation list taken",
         What::Recovered => "table begun anew",
+        What::TenantRemoved => "tenant removed",
     }
 }

@@ -24,6 +24,7 @@ use nix::unistd::geteuid;
 
 use crate::artifact::{Digest, KeyError, SigningKey};
 use crate::bundle::{self, Layout, LayoutError, Ownership};
+use crate::decision::Tenant;
 use crate::ledger::{
     BUNDLES, Event, KnownRevocations, ORDER_MAX, ORDERS, Order, OrderError, PlacedOrder, TABLE, Table,
     TableError, order_name,
@@ -129,10 +130,11 @@ impl State {
         orders(&self.disk, self.table.orders)
     }
 
-    /// Makes this the table: on the disk when this returns. An error leaves the old one, here and on the disk.
-    pub(crate) fn commit(&mut self, mut table: Table) -> Result<(), StateError> {
+    /// Makes this the table: on the disk when this returns. An error leaves the old one, here and on the disk. Of tenants who
+    /// are `removed` nothing has to be left in it.
+    pub(crate) fn commit(&mut self, mut table: Table, removed: &BTreeSet<Tenant>) -> Result<(), StateError> {
         table.revision = self.table.revision.saturating_add(1);
-        nothing_is_lower(&self.table, &table)?;
+        nothing_is_lower(&self.table, &table, removed)?;
         // What the old one names as well was there when that was written.
         let before: BTreeSet<Digest> = self.table.entries().map(|entry| entry.bundle).collect();
         let new =
@@ -157,7 +159,7 @@ impl State {
         table.revision = table.revision.saturating_add(1);
         table.revocations = known;
         table.remember(event);
-        nothing_is_lower(&self.table, &table)?;
+        nothing_is_lower(&self.table, &table, &BTreeSet::new())?;
         write_table(&self.disk, &table, &self.key)?;
         self.table = table;
         Ok(())
@@ -207,7 +209,7 @@ fn write_table(disk: &Disk, table: &Table, key: &SigningKey) -> Result<(), State
 }
 
 /// Whatever a survey thinks it found: these numbers only grow.
-fn nothing_is_lower(old: &Table, new: &Table) -> Result<(), StateError> {
+fn nothing_is_lower(old: &Table, new: &Table, removed: &BTreeSet<Tenant>) -> Result<(), StateError> {
     let lower = |what: String| Err(StateError::Lower(what));
     if new.latest < old.latest || new.orders < old.orders {
         return lower("the time or the number of orders".into());
@@ -218,6 +220,9 @@ fn nothing_is_lower(old: &Table, new: &Table) -> Result<(), StateError> {
     }
     for before in &old.policies {
         let after = new.record(&before.tenant, &before.policy);
+        if after.is_none() && removed.contains(&before.tenant) {
+            continue;
+        }
         if after.is_none_or(|after| after.floor < before.floor) {
             return lower(format!(
                 "the floor of policy \"{}\" of tenant \"{}\"",

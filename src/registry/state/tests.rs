@@ -73,7 +73,7 @@ fn activate(state: &mut State, version: u64) -> Result<(), StateError> {
     record.floor = record.floor.max(version);
     record.active = Some(entry);
     table.latest += 1;
-    state.commit(table)
+    state.commit(table, &BTreeSet::new())
 }
 
 fn active(state: &State) -> Option<u64> {
@@ -588,7 +588,7 @@ fn what_no_table_names_is_removed_and_what_one_names_is_not() {
     let mut table = state.table().clone();
     table.policies[0].active = Some(entry(3));
     table.policies[0].floor = 3;
-    let error = state.commit(table).unwrap_err();
+    let error = state.commit(table, &BTreeSet::new()).unwrap_err();
     assert!(matches!(error, StateError::NotKept(digest) if digest == bundle(3)), "{error}");
     assert_eq!(active(&state), Some(2));
 }
@@ -608,14 +608,14 @@ fn no_table_lowers_what_only_grows() {
     ];
     let mut known = good.clone();
     known.revocations = Some(crate::ledger::KnownRevocations { version: 3, signed: "x".into() });
-    state.commit(known.clone()).unwrap();
+    state.commit(known.clone(), &BTreeSet::new()).unwrap();
     for (what, lower) in lowering {
         let mut table = known.clone();
         lower(&mut table);
-        let error = state.commit(table).unwrap_err().to_string();
+        let error = state.commit(table, &BTreeSet::new()).unwrap_err().to_string();
         assert!(error.contains(what) && error.contains("never happens"), "{error}");
     }
-    state.commit(known).expect("control");
+    state.commit(known, &BTreeSet::new()).expect("control");
 }
 
 #[test]

@@ -70,6 +70,7 @@ impl Survey {
             standings: BTreeMap::new(),
             shelf: before.shelf,
             lost: BTreeMap::new(),
+            stuck: BTreeSet::new(),
             unsound,
             unwritable: None,
             serial: before.serial,
@@ -80,6 +81,7 @@ impl Survey {
         }
         survey.take_orders(state)?;
         survey.recall();
+        survey.clear_caches();
         Ok(survey)
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::artifact::{Digest, SealedBytes};
-use crate::decision::TrustClass;
+use crate::decision::{Tenant, TrustClass};
 use crate::ledger::{Entry, HeldBack};
 
 use super::super::setting::Key;
@@ -12,7 +12,15 @@ use super::super::setting::Key;
 #[derive(Debug)]
 pub(super) enum Task {
     Policy(PolicyTask),
-    Recall { class: TrustClass, cwasm: Vec<Digest> },
+    Recall {
+        class: TrustClass,
+        cwasm: Vec<Digest>,
+    },
+    /// What these tenants had in it, who are no more, goes.
+    Clear {
+        class: TrustClass,
+        tenants: Vec<Tenant>,
+    },
 }
 
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 //! begin    trust policy, revocation list, orders: if one of them is wrong nothing changes at all
 //! step     one policy: does what is active hold? is there something newer, and may it take its place?
 //! built    a builder's word on one policy; the others do not wait for it
+//! removed  what there still is of tenants who are no more: out of the caches first, then out of the table
 //! finish   the table, on the disk at once; then what serves
 //! ```
 //!
@@ -17,12 +18,13 @@ mod data;
 mod goal;
 mod judge;
 mod pursue;
+mod removed;
 mod served;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -33,7 +35,7 @@ use super::setting::{Key, Setting};
 use super::state::{PlaceError, State, StateError};
 use crate::artifact::{Digest, SealedBytes};
 use crate::bundle::{Kind, PolicyConfig};
-use crate::decision::TrustClass;
+use crate::decision::{Tenant, TrustClass};
 use crate::engine::{Metering, settings_digest};
 use crate::ledger::{Event, PlacedOrder, Table, What};
 use crate::signature::{Evidence, Signer};
@@ -77,6 +79,8 @@ pub(super) struct Survey {
     /// What the classes' caches were asked for and did not have, and why.
     lost: BTreeMap<Digest, String>,
     unsound: Unsound,
+    /// Tenants who are no more, and whose caches could not be cleared.
+    stuck: BTreeSet<Tenant>,
     /// Nothing may be written: only what is active is looked at.
     unwritable: Option<String>,
     serial: u64,
@@ -187,6 +191,7 @@ pub(super) enum Built {
     Sound,
     Compiled(Arc<SealedBytes>),
     Recalled { found: Vec<Arc<SealedBytes>>, lost: Vec<(Digest, String)> },
+    Cleared,
 }
 
 /// Why there is nothing from a builder.
@@ -238,8 +243,9 @@ impl Survey {
     /// Looks at one more policy.
     pub(super) fn step(&mut self, state: &State) -> Progress {
         // Where what is active was compiled here, the caches have it: nobody builds anything before they were asked.
-        let recalls = self.waiting.values().any(|task| matches!(task, Task::Recall { .. }));
-        if recalls || self.waiting.len() >= WAITING_MAX {
+        // And where something goes, nobody puts anything.
+        let caches = |task: &Task| matches!(task, Task::Recall { .. } | Task::Clear { .. });
+        if self.waiting.values().any(caches) || self.waiting.len() >= WAITING_MAX {
             return Progress::Waits;
         }
         match self.todo.pop_front() {
@@ -270,8 +276,9 @@ impl Survey {
     /// Makes it so. An error means that nothing changed.
     pub(super) fn finish(mut self, state: &mut State) -> Result<Findings, Box<Unwritten>> {
         self.draft.latest = self.draft.latest.max(self.seconds);
+        let removed = self.let_go();
         if self.unwritable.is_none()
-            && let Err(error) = self.commit(state)
+            && let Err(error) = self.commit(state, &removed)
         {
             return Err(Box::new(Unwritten { error, setting: self.setting }));
         }
@@ -294,10 +301,10 @@ impl Survey {
         })
     }
 
-    fn commit(&mut self, state: &mut State) -> Result<(), StateError> {
+    fn commit(&mut self, state: &mut State, removed: &BTreeSet<Tenant>) -> Result<(), StateError> {
         let draft = std::mem::replace(&mut self.draft, Table::new(state.table().host.clone()));
         let nothing_new = Table { latest: state.table().latest, ..draft.clone() } == *state.table();
-        match state.commit(draft) {
+        match state.commit(draft, removed) {
             // Only the time would have been written down.
             Err(error) if nothing_new => {
                 tracing::warn!(%error, "write down what time it is");
@@ -323,7 +330,7 @@ impl Survey {
             What::Activated | What::RolledBack | What::Restored | What::Revocations | What::Recovered => {
                 tracing::info!(%tenant, %policy, version, bundle = shown, why, "{}", said(what));
             }
-            What::Withdrawn | What::HeldBack | What::OrderRefused | What::Rebuilt => {
+            What::TenantRemoved | What::Withdrawn | What::HeldBack | What::OrderRefused | What::Rebuilt => {
                 tracing::warn!(%tenant, %policy, version, bundle = shown, why, "{}", said(what));
             }
         }
@@ -365,5 +372,6 @@ fn said(what: What) -> &'static str {
         What::Rebuilt => "policy compiled again",
         What::Revocations => "revocation list taken",
         What::Recovered => "table begun anew",
+        What::TenantRemoved => "tenant removed",
     }
 }

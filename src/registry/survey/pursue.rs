@@ -45,6 +45,7 @@ impl Survey {
     pub(super) fn go_on(&mut self, state: &State, task: Task, result: Result<Built, NotBuilt>) {
         let mut task = match task {
             Task::Recall { class, cwasm } => return self.recalled(&class, &cwasm, result),
+            Task::Clear { class, tenants } => return self.cleared(&class, tenants, result),
             Task::Policy(task) => task,
         };
         match result {
@@ -74,7 +75,7 @@ impl Survey {
                 }
                 self.settle(state, task, code);
             }
-            Ok(Built::Recalled { .. }) => {
+            Ok(Built::Recalled { .. } | Built::Cleared) => {
                 self.give_up(state, task, "a builder answered what was not asked".into())
             }
             Err(NotBuilt { why, lasting }) => {

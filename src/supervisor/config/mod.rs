@@ -11,6 +11,7 @@ mod places;
 mod plans;
 mod read;
 mod telemetry;
+mod tenants;
 mod values;
 
 use std::os::unix::fs::MetadataExt;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use self::telemetry::Telemetry;
 pub use crate::document::DocumentErrors as ConfigErrors;
+pub use tenants::{EXTENSION, FiledTenant, TenantState};
 
 use super::books::Books;
 use crate::accounts::Quotas;
@@ -58,8 +60,10 @@ pub struct Config {
     pub telemetry: Option<Telemetry>,
     /// At least one; sorted by name.
     pub classes: Vec<Class>,
-    /// Sorted by name; each in one of `classes`.
+    /// Those that are served. Sorted by name; each in one of `classes`.
     pub tenants: Vec<TenantConfig>,
+    /// Those that have a file of their own, in whatever state. Sorted by name.
+    pub filed: Vec<FiledTenant>,
 }
 
 /// What concerns all processes.
@@ -77,6 +81,9 @@ pub struct Service {
     pub state: PathBuf,
     pub state_inode: Inode,
     pub trust: TrustFile,
+    /// Where tenants have files of their own, if anywhere.
+    pub tenants: Option<PathBuf>,
+    pub tenants_inode: Inode,
     /// Versions of each policy that are kept for a way back.
     pub keep_previous: u32,
     pub require_distinct_uids: bool,
@@ -220,6 +227,21 @@ pub fn look(
     read::look(path, &text, surroundings)
 }
 
+/// The same, and what would be wrong with a tenant's file of that path and text if it were there and active.
+///
+/// # Errors
+/// The configuration cannot be read, others may write it, or it makes no sense.
+pub fn look_with(
+    path: &Path,
+    surroundings: &Surroundings,
+    candidate: (&Path, &str),
+) -> Result<(Config, Option<ConfigErrors>), ConfigErrors> {
+    let text = places::read_config(path, surroundings, CONFIG_MAX)
+        .map_err(|why| ConfigErrors::whole_file(path, why))?;
+    let (looked, refused) = read::look_with(path, &text, surroundings, Some(candidate));
+    looked.map(|(config, _)| (config, refused))
+}
+
 impl Config {
     /// What the frontend needs of it.
     #[must_use]
@@ -275,7 +297,14 @@ impl Config {
                 .collect(),
             keep_previous: service.keep_previous,
             secret: self.registry.secret.as_ref().map(|secret| secret.text.clone()),
+            removed: self.removed(),
         }
+    }
+
+    /// Those of whom nothing is kept any longer.
+    fn removed(&self) -> Vec<Tenant> {
+        let removed = self.filed.iter().filter(|one| one.state == TenantState::Removed);
+        removed.map(|one| one.name.clone()).collect()
     }
 
     /// What a builder of `class` needs of it.
@@ -360,6 +389,11 @@ impl Config {
         compare(
             old.state != new.state || old.state_inode == new.state_inode,
             format!("the directory that is {:?}", old.state),
+        );
+        compare(old.tenants == new.tenants, "service.tenants".to_owned());
+        compare(
+            old.tenants != new.tenants || old.tenants_inode == new.tenants_inode,
+            format!("the directory that is {:?}", old.tenants.as_deref().unwrap_or(Path::new(""))),
         );
         compare(self.frontend.identity == next.frontend.identity, "frontend.uid or gid".to_owned());
         compare(self.registry.identity == next.registry.identity, "registry.uid or gid".to_owned());

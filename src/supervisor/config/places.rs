@@ -14,6 +14,10 @@ use super::{Inode, Surroundings};
 
 /// Largest trust policy, bytes: a thousand tenants with their signers.
 const TRUST_MAX: u64 = 1 << 20;
+/// Most files in the directory of tenants: as many as may be served at one time, and names that are used up.
+const TENANT_FILES_MAX: usize = 65_536;
+/// Largest file of a tenant, bytes.
+const TENANT_MAX: u64 = 64 << 10;
 /// Largest file of keys, bytes.
 const SECRET_MAX: u64 = crate::bundle::confidential::KEYS_FILE_MAX as u64;
 /// Bits that let somebody other than the owner change a thing.
@@ -106,6 +110,39 @@ pub(super) fn store(path: &Path, owners: Owners) -> Result<Inode, String> {
     Ok(Inode::of(&metadata))
 }
 
+/// Where tenants are, a file each: the names in it that do not begin with a dot, in their order.
+pub(super) fn tenants(path: &Path, owners: Owners) -> Result<(Inode, Vec<String>), String> {
+    const WHAT: &str = "tenants";
+    let metadata = directory(path, WHAT)?;
+    owners.check(path, WHAT, &metadata)?;
+    owners.check_above(path, WHAT)?;
+    let failed = |why: std::io::Error| format!("list {WHAT} {path:?}: {why}");
+    let mut names = Vec::new();
+    for entry in path.read_dir().map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let name = name.into_string().map_err(|name| {
+            format!("list {WHAT} {path:?}: {name:?} is no tenant's file; expected <tenant>.toml")
+        })?;
+        // Locks and unfinished files.
+        if name.starts_with('.') {
+            continue;
+        }
+        if names.len() >= TENANT_FILES_MAX {
+            return Err(format!("list {WHAT} {path:?}: more than {TENANT_FILES_MAX} files"));
+        }
+        names.push(name);
+    }
+    names.sort_unstable();
+    Ok((Inode::of(&metadata), names))
+}
+
+/// One of them. The directory was looked at: nobody else can put anything there.
+pub(super) fn tenant(path: &Path, owners: Owners) -> Result<String, String> {
+    const WHAT: &str = "tenant";
+    let file = open(path, WHAT, OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW)?;
+    regular(file, path, WHAT, owners, TENANT_MAX)
+}
+
 /// A role's own directory, a class's cache or the registry's state: nobody else so much as looks into it.
 pub(super) fn own_directory(path: &Path, what: &str, uid: u32, owners: Owners) -> Result<Inode, String> {
     let metadata = directory(path, what)?;
@@ -148,7 +185,15 @@ fn directory(path: &Path, what: &str) -> Result<Metadata, String> {
 
 /// The text of a regular file that nobody else may change. O_NONBLOCK: a FIFO must not hold us up.
 fn file(path: &Path, what: &str, owners: Owners, max: u64) -> Result<String, String> {
-    let failed = |why: std::io::Error| {
+    let file = open(path, what, OFlag::O_NONBLOCK)?;
+    let text = regular(file, path, what, owners, max)?;
+    owners.check_above(path, what)?;
+    Ok(text)
+}
+
+fn open(path: &Path, what: &str, flags: OFlag) -> Result<File, String> {
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    file.map_err(|why| {
         // Landlock knows directories, not their names.
         let hint = match why.kind() {
             ErrorKind::PermissionDenied => {
@@ -157,15 +202,15 @@ fn file(path: &Path, what: &str, owners: Owners, max: u64) -> Result<String, Str
             _ => "",
         };
         format!("open {what} {path:?}: {why}{hint}")
-    };
-    let file: File =
-        OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
+    })
+}
+
+fn regular(file: File, path: &Path, what: &str, owners: Owners, max: u64) -> Result<String, String> {
+    let metadata = file.metadata().map_err(|why| format!("open {what} {path:?}: {why}"))?;
     if !metadata.is_file() {
         return Err(format!("open {what} {path:?}: not a regular file"));
     }
     owners.check(path, what, &metadata)?;
-    owners.check_above(path, what)?;
     let mut text = String::new();
     let read =
         file.take(max + 1).read_to_string(&mut text).map_err(|why| format!("read {what} {path:?}: {why}"))?;

@@ -49,7 +49,13 @@ pub(super) fn read(complaints: &Complaints, document: &mut Section<'_>) -> Plans
             plans.insert(title.value.to_owned(), Plan { name, quotas, weight });
         }
     }
-    Plans { plans, none: Plan { weight: 1, ..Plan::default() } }
+    Plans { plans, ..Plans::default() }
+}
+
+impl Default for Plans {
+    fn default() -> Self {
+        Self { plans: BTreeMap::new(), none: Plan { weight: 1, ..Plan::default() } }
+    }
 }
 
 impl Plans {

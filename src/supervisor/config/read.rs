@@ -1,5 +1,6 @@
 //! From the tree to [`Config`]: what the values mean, and what they mean together.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use super::{
     Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Registry, SecretFile, Service,
     Surroundings, TenantConfig, TrustFile,
 };
-use super::{builder, ceilings, distinct, plans};
+use super::{builder, ceilings, distinct, plans, tenants};
 use crate::decision::{PolicyName, TrustClass};
 use crate::document::values::{boolean, duration, name, number, size, text};
-use crate::document::{self, Complaints, Found, Section};
+use crate::document::{self, Complaints, DocumentErrors, Found, Section};
 use crate::wire::control::{ClassLimits, Isolation, SecretText};
 
 const MICROSECOND: Duration = Duration::from_micros(1);
@@ -34,6 +35,15 @@ const TENANTS_MAX: usize = 10_000;
 /// No tenant's name.
 const OTHER: &str = "other";
 
+/// What the configuration itself says that a tenant's file has to agree with.
+#[derive(Default)]
+pub(super) struct Known<'d> {
+    classes: Vec<Found<&'d str>>,
+    /// As each is called in the file.
+    identities: Vec<(String, Found<Identity>)>,
+    plans: Plans,
+}
+
 pub(super) fn config(path: &Path, text: &str, around: &Surroundings) -> Result<Config, ConfigErrors> {
     match look(path, text, around)? {
         (config, Ok(())) => Ok(config),
@@ -47,9 +57,38 @@ pub(super) fn look(
     text: &str,
     around: &Surroundings,
 ) -> Result<(Config, Result<(), ConfigErrors>), ConfigErrors> {
-    document::read(path, text, |document, complaints| {
-        Reader { complaints, around, owners: Owners { uid: around.uid } }.config(document)
-    })
+    look_with(path, text, around, None).0
+}
+
+/// The same, and what would be wrong with a tenant's file of that path and text.
+#[allow(clippy::type_complexity, reason = "what `look` returns, and one more")]
+pub(super) fn look_with(
+    path: &Path,
+    text: &str,
+    around: &Surroundings,
+    candidate: Option<(&Path, &str)>,
+) -> (Result<(Config, Result<(), ConfigErrors>), ConfigErrors>, Option<ConfigErrors>) {
+    let (errors, refused) = (RefCell::new(Vec::new()), RefCell::new(None));
+    let looked = document::read(path, text, |document, complaints| {
+        let reader = Reader::new(complaints, around);
+        let (config, known, found) = reader.config(document);
+        errors.replace(found);
+        if let Some((path, text)) = candidate {
+            refused.replace(tenants::one(path, text, around, &known).err());
+        }
+        config
+    });
+    let of_tenants = DocumentErrors::together(errors.into_inner());
+    let with = |errors: ConfigErrors| {
+        let all = std::iter::once(errors).chain(of_tenants.clone()).collect();
+        DocumentErrors::together(all).unwrap_or_else(|| DocumentErrors::whole_file(path, String::new()))
+    };
+    let looked = match looked {
+        Ok((config, Ok(()))) => Ok((config, of_tenants.map_or(Ok(()), Err))),
+        Ok((config, Err(errors))) => Ok((config, Err(with(errors)))),
+        Err(errors) => Err(with(errors)),
+    };
+    (looked, refused.into_inner())
 }
 
 /// Complains about everything that is wrong, and gives back what is whole.
@@ -59,8 +98,26 @@ pub(super) struct Reader<'r, 'd> {
     pub(super) owners: Owners,
 }
 
+impl<'r, 'd> Reader<'r, 'd> {
+    pub(super) fn new(complaints: &'d Complaints, around: &'r Surroundings) -> Self {
+        Self { complaints, around, owners: Owners { uid: around.uid } }
+    }
+}
+
 impl<'d> Reader<'_, 'd> {
-    fn config(&self, document: &mut Section<'d>) -> Option<Config> {
+    /// What can be made of it, what tenants' files go by, and what is wrong with those.
+    fn config(&self, document: &mut Section<'d>) -> (Option<Config>, Known<'d>, Vec<ConfigErrors>) {
+        let (mut known, mut errors) = (Known::default(), Vec::new());
+        let config = self.whole(document, &mut known, &mut errors);
+        (config, known, errors)
+    }
+
+    fn whole(
+        &self,
+        document: &mut Section<'d>,
+        known: &mut Known<'d>,
+        errors: &mut Vec<ConfigErrors>,
+    ) -> Option<Config> {
         let mut secret = None;
         let registry = match document.section("registry") {
             Some(mut section) => {
@@ -81,7 +138,9 @@ impl<'d> Reader<'_, 'd> {
             None => Some(self.own_identity(0)),
         };
         let builder = builder::read(self.complaints, document.section("builder"));
-        let service = required_section(document, "service").map(|section| self.service(section, registry));
+        let mut directory = None;
+        let service = required_section(document, "service")
+            .map(|section| self.service(section, registry, &mut directory));
         let frontend = match document.section("frontend") {
             Some(section) => self.frontend(section),
             None if self.distinct() => {
@@ -90,7 +149,8 @@ impl<'d> Reader<'_, 'd> {
             }
             None => Some((self.own_identity(0), Frontend::with_defaults(self.own_identity(0)))),
         };
-        let (mut identities, mut classes, mut class_names) = (Vec::new(), Vec::new(), Vec::new());
+        let mut classes = Vec::new();
+        let Known { classes: class_names, identities, plans } = known;
         let mut caches = Vec::new();
         if let Some((identity, _)) = &frontend {
             identities.push(("[frontend]".to_owned(), *identity));
@@ -117,25 +177,44 @@ impl<'d> Reader<'_, 'd> {
             }
         }
         if self.distinct() {
-            distinct::identities(self.complaints, &identities);
+            distinct::identities(self.complaints, identities);
         }
 
-        let plans = plans::read(self.complaints, document);
+        *plans = plans::read(self.complaints, document);
         let sections = document.sections("tenant");
         if let Some((at, _)) = sections.get(TENANTS_MAX) {
             self.complain(at.at, format!("more than {TENANTS_MAX} tenants"));
         }
-        let tenants = sections
+        let tables: Vec<Found<String>> =
+            sections.iter().map(|(title, _)| Found { value: title.value.to_owned(), at: title.at }).collect();
+        let mut tenants = sections
             .into_iter()
-            .map(|(title, section)| self.tenant(title, section, &class_names, &identities, &plans))
+            .map(|(title, mut section)| {
+                let tenant = self.tenant(title, &mut section, known);
+                section.finish();
+                tenant
+            })
             .collect::<Vec<_>>();
+        let mut filed = Vec::new();
+        if let Some((directory, names)) = &directory {
+            let read = tenants::read(&directory.value, names, self.around, known);
+            tenants::once(self.complaints, &tables, &read.tenants);
+            (filed, *errors) = (read.tenants, read.errors);
+            tenants.extend(filed.iter().filter_map(|one| one.tenant.clone()).map(Some));
+            if tenants.len() > TENANTS_MAX && tables.len() <= TENANTS_MAX {
+                self.complain(
+                    directory.at,
+                    format!("tenants: more than {TENANTS_MAX} are active, with those in here"),
+                );
+            }
+        }
         let service = service?;
         let state = service.as_ref().map(|service| service.state.as_path());
         distinct::caches(self.complaints, &mut caches, state);
         classes.sort_by(|a, b| a.name.cmp(&b.name));
         let mut tenants = tenants.into_iter().collect::<Option<Vec<_>>>()?;
         tenants.sort_by(|a: &TenantConfig, b| a.name.cmp(&b.name));
-        plans::reserved(self.complaints, &classes, &tenants, &class_names);
+        plans::reserved(self.complaints, &classes, &tenants, &known.classes);
         if let (Some((at, (_, Some(telemetry)))), Some(service)) = (&telemetry, &service) {
             self.telemetry_apart(*at, telemetry, service);
         }
@@ -152,10 +231,16 @@ impl<'d> Reader<'_, 'd> {
             telemetry,
             classes,
             tenants,
+            filed,
         })
     }
 
-    fn service(&self, mut section: Section<'d>, registry: Option<Found<Identity>>) -> Option<Service> {
+    fn service(
+        &self,
+        mut section: Section<'d>,
+        registry: Option<Found<Identity>>,
+        files: &mut Option<(Found<PathBuf>, Vec<String>)>,
+    ) -> Option<Service> {
         let socket = section.required("socket", socket_path);
         let socket_mode = section.defaulted("socket_mode", 0o666, mode);
         let operator_socket = section.required("operator_socket", socket_path);
@@ -163,6 +248,7 @@ impl<'d> Reader<'_, 'd> {
         let store = section.required("store", path_value);
         let state = section.required("state", path_value);
         let trust = section.required("trust", trust_path(self.around.credentials.as_deref()));
+        let tenants = section.optional("tenants", path_value);
         let keep_previous = section.defaulted("keep_previous", 3, number(0..=100));
         let require = section.defaulted("require_distinct_uids", self.around.systemd, boolean);
         let drain = section.defaulted("drain", 5 * SECOND, duration(10 * MILLISECOND..=10 * MINUTE));
@@ -192,6 +278,13 @@ impl<'d> Reader<'_, 'd> {
             let looked = places::own_directory(&state.value, "state", registry.value.uid, self.owners);
             self.look(state.at, looked)
         });
+        let mut tenants_inode = None;
+        if let Some(directory) = tenants.clone()
+            && let Some((inode, names)) =
+                self.look(directory.at, places::tenants(&directory.value, self.owners))
+        {
+            (tenants_inode, *files) = (Some(inode), Some((directory, names)));
+        }
         let trust = trust.map(|trust| {
             let text = self.look(trust.at, places::trust(&trust.value, self.owners)).unwrap_or_default();
             TrustFile { path: trust.value, text }
@@ -206,6 +299,8 @@ impl<'d> Reader<'_, 'd> {
             state: state?.value,
             state_inode: state_inode.unwrap_or_default(),
             trust: trust?,
+            tenants: tenants.map(|found| found.value),
+            tenants_inode: tenants_inode.unwrap_or_default(),
             keep_previous: keep_previous?.value,
             require_distinct_uids: require?.value,
             drain: drain?.value,
@@ -323,14 +418,14 @@ impl<'d> Reader<'_, 'd> {
         Some((identity, class()))
     }
 
-    fn tenant(
+    /// Who has read it asks for no other key of it.
+    pub(super) fn tenant(
         &self,
-        title: Found<&'d str>,
-        mut section: Section<'d>,
-        classes: &[Found<&str>],
-        identities: &[(String, Found<Identity>)],
-        plans: &Plans,
+        title: Found<&str>,
+        section: &mut Section<'d>,
+        known: &Known<'_>,
     ) -> Option<TenantConfig> {
+        let Known { classes, identities, plans } = known;
         let tenant_name = self.look(title.at, title.value.parse().map_err(|why| format!("{why}")));
         if title.value == OTHER {
             self.complain(
@@ -347,14 +442,13 @@ impl<'d> Reader<'_, 'd> {
         let longest = duration(100 * MICROSECOND..=MINUTE);
         let max = section.defaulted("max_deadline", 100 * MILLISECOND, &longest);
         let default = section.optional("default_deadline", &longest);
-        let ceiling = ceilings::read(&mut section, &ceilings::MOST);
+        let ceiling = ceilings::read(section, &ceilings::MOST);
         if policies.is_none() {
             section.missing("policies");
         }
         if uids.is_none() && gids.is_none() {
             section.missing("uids\" or \"gids");
         }
-        section.finish();
 
         distinct::names(self.complaints, policies.as_deref().unwrap_or_default(), &data);
         if let Some(class) = &class

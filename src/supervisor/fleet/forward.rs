@@ -149,6 +149,7 @@ impl Fleet {
             isolation: self.isolation,
             reloads: self.reloads,
             last_reload_error: self.last_reload_error.clone(),
+            asked: self.asked.clone(),
             processes: self
                 .lasting()
                 .into_iter()

@@ -34,7 +34,7 @@ use survey::{Gone, Survey};
 
 use crate::sandbox::witness::{self, Expected};
 use crate::wire::channel::{ReceiveError, Received, SendError};
-use crate::wire::control::{Isolation, Ready, ToChild};
+use crate::wire::control::{AskedReload, Isolation, Ready, ToChild};
 use crate::wire::spawner::Part;
 
 /// From the end of the control channel to the end of the process.
@@ -75,6 +75,7 @@ pub(super) struct Fleet {
     failures: Vec<String>,
     reloads: u64,
     last_reload_error: Option<String>,
+    asked: Option<AskedReload>,
     /// The frontend and the exporter do not know the present table yet.
     changed: bool,
     /// Everything has served once.
@@ -113,6 +114,7 @@ impl Fleet {
             failures: Vec::new(),
             reloads: 0,
             last_reload_error: None,
+            asked: None,
             changed: true,
             began: false,
             retry: false,
@@ -346,13 +348,18 @@ impl Fleet {
         }
     }
 
-    /// Counts a reload that ended.
-    pub(super) fn reloaded(&mut self, error: Option<&str>) {
+    /// Counts a reload that ended, which somebody had asked for if it `began` (CLOCK_MONOTONIC, nanoseconds) with reading
+    /// the configuration.
+    pub(super) fn reloaded(&mut self, error: Option<&str>, began: Option<u64>) {
         self.reloads = self.reloads.saturating_add(1);
         self.last_reload_error = error.map(|error| {
             let end = (0..=ERROR_MAX.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
             error.get(..end.unwrap_or(0)).unwrap_or_default().to_owned()
         });
+        if let Some(began_ns) = began {
+            let (number, error) = (self.reloads, self.last_reload_error.clone());
+            self.asked = Some(AskedReload { number, began_ns, error });
+        }
         self.changed = true;
     }
 
