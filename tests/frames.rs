@@ -24,8 +24,8 @@ use portcullis::wire::client::{
     ServerFrame, Violation,
 };
 use portcullis::wire::control::{
-    BuilderAssignment, CONTROL_MAX, FromChild, FrontendAssignment, Isolation, Process, ProcessState,
-    ProcessTable, Ready, RegistryAssignment, ToChild, WorkerAssignment,
+    AskedReload, BuilderAssignment, CONTROL_MAX, FromChild, FrontendAssignment, Isolation, Process,
+    ProcessState, ProcessTable, Ready, RegistryAssignment, ToChild, WorkerAssignment,
 };
 use portcullis::wire::frame::{self, DecodeError, PREFIX};
 use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
@@ -359,11 +359,14 @@ fn process() -> impl Strategy<Value = Process> {
 
 fn process_table() -> impl Strategy<Value = ProcessTable> {
     let isolation = prop::sample::select(vec![Isolation::DistinctUids, Isolation::SharedUid]);
-    (isolation, any::<u64>(), option::of(text()), vec(process(), 0..3)).prop_map(
-        |(isolation, reloads, last_reload_error, processes)| ProcessTable {
+    let asked = (any::<u64>(), any::<u64>(), option::of(text()))
+        .prop_map(|(number, began_ns, error)| AskedReload { number, began_ns, error });
+    (isolation, any::<u64>(), option::of(text()), option::of(asked), vec(process(), 0..3)).prop_map(
+        |(isolation, reloads, last_reload_error, asked, processes)| ProcessTable {
             isolation,
             reloads,
             last_reload_error,
+            asked,
             processes,
         },
     )

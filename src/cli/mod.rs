@@ -13,6 +13,7 @@ mod policy;
 mod question;
 mod reload;
 mod status;
+mod tenant;
 mod terminal;
 mod trust;
 mod units;
@@ -56,6 +57,9 @@ enum Command {
     /// Who may vouch for policies: start, check and change trust policies
     #[command(subcommand, after_help = EXIT_CODES)]
     Trust(trust::Command),
+    /// Tenants: put in place, suspended, removed without a trace
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Tenant(tenant::Command),
     Install(install::InstallArgs),
     Uninstall(install::UninstallArgs),
     Completions(pages::CompletionsArgs),
@@ -81,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => command.run(),
         Command::Data(command) => command.run(),
         Command::Trust(command) => command.run(),
+        Command::Tenant(command) => command.run(),
         Command::Install(args) => install::run(&args),
         Command::Uninstall(args) => install::run_uninstall(&args),
         Command::Completions(args) => pages::run_completions(&args),
@@ -141,7 +146,7 @@ mod tests {
     fn everything_about_policies_has_json_and_says_its_exit_codes() {
         let line = command_line();
         let mut seen = Vec::new();
-        for group in ["policy", "data", "trust"] {
+        for group in ["policy", "data", "trust", "tenant"] {
             let group = line.find_subcommand(group).unwrap();
             for command in group.get_subcommands() {
                 let name = format!("{} {}", group.get_name(), command.get_name());

@@ -27,7 +27,7 @@ const UNSEEN_CREDENTIALS: &str = "/proc/credentials-of-the-supervisor";
 pub(in crate::cli) struct Where {
     /// The configuration the service runs with
     #[arg(long, value_name = "PATH", default_value = CONFIGURATION)]
-    config: PathBuf,
+    pub(in crate::cli) config: PathBuf,
 }
 
 /// How the service hears of it.
@@ -91,9 +91,15 @@ impl Where {
 }
 
 /// A configuration as it is written, whatever state the files that it names are in.
-pub(super) fn configuration(path: &Path) -> Result<Config, ConfigErrors> {
+pub(in crate::cli) fn configuration(path: &Path) -> Result<Config, ConfigErrors> {
+    let (config, _) = config::look(path, &surroundings())?;
+    Ok(config)
+}
+
+/// Of who types a command, and reads what the service would read.
+pub(in crate::cli) fn surroundings() -> Surroundings {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let surroundings = Surroundings {
+    Surroundings {
         isolation: if uid.is_root() { Isolation::DistinctUids } else { Isolation::SharedUid },
         uid: uid.as_raw(),
         gid: gid.as_raw(),
@@ -101,9 +107,7 @@ pub(super) fn configuration(path: &Path) -> Result<Config, ConfigErrors> {
             .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX)),
         systemd: false,
         credentials: Some(UNSEEN_CREDENTIALS.into()),
-    };
-    let (config, _) = config::look(path, &surroundings)?;
-    Ok(config)
+    }
 }
 
 impl Service {

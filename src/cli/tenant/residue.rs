@@ -1,0 +1,206 @@
+//! What is left of a tenant that was removed: looked for in everything that the service keeps, as it lies on the disk and as it
+//! runs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+
+use super::change::Change;
+use crate::cli::operator::ask_status;
+use crate::cli::terminal::{paragraph, printable};
+use crate::decision::Tenant;
+use crate::ledger::{self, BUNDLES, Origin, Table, What};
+
+/// Between two looks at workers that drain.
+const PAUSE: Duration = Duration::from_millis(50);
+/// An unfinished file that is younger may be a builder's that works for somebody else.
+const YOUNG: Duration = Duration::from_secs(600);
+/// Largest file of an earlier table that is looked through, bytes.
+const ASIDE_MAX: usize = 128 << 20;
+
+/// One place that was looked through.
+#[derive(Debug, Serialize)]
+pub(super) struct Place {
+    place: &'static str,
+    /// What was looked at.
+    seen: String,
+    /// What is left there, or why that is not known.
+    left: Vec<String>,
+}
+
+/// All places.
+#[derive(Debug, Serialize)]
+pub(super) struct Residue {
+    places: Vec<Place>,
+    /// The operator's own: bundles in the store.
+    store: Option<String>,
+}
+
+/// Looks everywhere. `purge` removes its bundles from the store first.
+pub(super) fn look(change: &Change, tenant: &Tenant, purge: bool) -> Residue {
+    let mut places = vec![serving(change, tenant)];
+    match ledger::read(&change.config.service.state) {
+        Ok(table) => {
+            places.push(records(&table, tenant));
+            places.push(bundles(&change.config.service.state, &table));
+            places.push(set_aside(&change.config.service.state, tenant));
+            places.extend(change.config.classes.iter().map(|class| cache(&class.cache, &table)));
+        }
+        Err(error) => places.push(place("state", "not looked at".to_owned(), vec![error.to_string()])),
+    }
+    let (store, left) = store(&change.config.service.store.join(tenant.as_str()), purge);
+    places.extend(left.map(|why| place("store", "could not be removed".to_owned(), vec![why])));
+    Residue { places, store }
+}
+
+impl Residue {
+    pub(super) fn is_left(&self) -> bool {
+        self.places.iter().any(|place| !place.left.is_empty())
+    }
+
+    pub(super) fn for_people(&self) -> String {
+        let mut text = String::new();
+        for Place { place, seen, left } in &self.places {
+            text += &paragraph(&format!("  {place:<9}"), &printable(seen));
+            for one in left {
+                text += &paragraph("    LEFT", &printable(one));
+            }
+        }
+        if let Some(store) = &self.store {
+            text += &paragraph("  store    ", &printable(store));
+        }
+        text
+    }
+}
+
+fn place(place: &'static str, seen: String, left: Vec<String>) -> Place {
+    Place { place, seen, left }
+}
+
+/// Workers of the generation before may still finish what they had begun.
+fn serving(change: &Change, tenant: &Tenant) -> Place {
+    let until = Instant::now() + change.patience.max(change.config.service.drain);
+    loop {
+        let left = match ask_status(&change.socket) {
+            Ok(status) => {
+                let of_it = status
+                    .workers
+                    .iter()
+                    .filter(|worker| worker.policies.iter().any(|policy| policy.tenant == *tenant));
+                let left: Vec<String> = of_it
+                    .map(|one| format!("worker of class {}, generation {}", one.class, one.generation))
+                    .collect();
+                if left.is_empty() {
+                    let workers = status.workers.len();
+                    return place("serving", format!("{workers} workers, none of which has it"), left);
+                }
+                left
+            }
+            Err(error) => vec![error.to_string()],
+        };
+        if Instant::now() >= until {
+            return place("serving", "workers".to_owned(), left);
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// What the registry has written down.
+fn records(table: &Table, tenant: &Tenant) -> Place {
+    let mut left: Vec<String> = Vec::new();
+    for record in table.policies.iter().filter(|record| record.tenant == *tenant) {
+        let versions = record.active.iter().chain(&record.previous).count();
+        left.push(format!("{}, with {versions} versions; the log of the registry says why", record.policy));
+    }
+    let of_it =
+        |event: &&ledger::Event| event.tenant.as_ref() == Some(tenant) && event.what != What::TenantRemoved;
+    let events = table.history.iter().filter(of_it).count();
+    if events > 0 {
+        left.push(format!("{events} events in the history"));
+    }
+    place("state", format!("{} policies of others in the registry's table", table.policies.len()), left)
+}
+
+/// Bundles that the registry keeps.
+fn bundles(state: &Path, table: &Table) -> Place {
+    let named: BTreeSet<String> =
+        table.entries().map(|entry| format!("{}.tar", hex::encode(entry.bundle.as_bytes()))).collect();
+    let (count, left) = unnamed(&state.join(BUNDLES), &named);
+    place("bundles", format!("{count} that are kept for others"), left)
+}
+
+/// What an earlier table was put aside as, when an operator had it begun anew.
+fn set_aside(state: &Path, tenant: &Tenant) -> Place {
+    let path = state.join("lost-table.json");
+    let name = format!("\"tenant\":\"{tenant}\"");
+    let left = match crate::cli::files::read(&path, ASIDE_MAX) {
+        Ok(text) if text.windows(name.len()).any(|part| part == name.as_bytes()) => {
+            vec![format!("{path:?} names it: remove that file when you need it no more")]
+        }
+        Ok(_) => Vec::new(),
+        Err(error) if error.is_missing() => Vec::new(),
+        Err(error) => vec![error.to_string()],
+    };
+    place("aside", "a table from before `trust recover`, if there is one".to_owned(), left)
+}
+
+/// What builders keep of one class.
+fn cache(path: &Path, table: &Table) -> Place {
+    let ours = table.entries().filter(|entry| entry.code.origin == Origin::Builder);
+    let named: BTreeSet<String> =
+        ours.map(|entry| format!("{}.cwasm", hex::encode(entry.code.cwasm.as_bytes()))).collect();
+    let (count, left) = unnamed(path, &named);
+    place("cache", format!("{}: {count} files, of others", path.display()), left)
+}
+
+/// How many files of a directory are named, and which are not.
+fn unnamed(path: &Path, named: &BTreeSet<String>) -> (usize, Vec<String>) {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return (0, Vec::new()),
+        Err(error) => return (0, vec![format!("list {path:?}: {error}")]),
+    };
+    let (mut count, mut left) = (0_usize, Vec::new());
+    for entry in entries {
+        match entry {
+            Ok(entry) if entry.file_name().to_str().is_some_and(|name| named.contains(name)) => {
+                count = count.saturating_add(1);
+            }
+            Ok(entry) if is_young_attempt(&entry) => {}
+            Ok(entry) => left.push(format!("{:?}, which nobody's version names", entry.path())),
+            Err(error) => left.push(format!("list {path:?}: {error}")),
+        }
+    }
+    (count, left)
+}
+
+fn is_young_attempt(entry: &fs::DirEntry) -> bool {
+    let age = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+    let age = age.and_then(|time| SystemTime::now().duration_since(time).ok());
+    entry.file_name().as_encoded_bytes().starts_with(b".") && age.is_some_and(|age| age < YOUNG)
+}
+
+/// What lies in the store for it, and why it could not be removed.
+fn store(path: &Path, purge: bool) -> (Option<String>, Option<String>) {
+    let count = match fs::read_dir(path) {
+        Ok(entries) => entries.count(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return (Some("nothing".to_owned()), None),
+        Err(error) => return (Some(format!("{path:?}: {error}")), None),
+    };
+    if !purge {
+        let said = format!(
+            "{}: {count} bundles are yours, and stay; `--purge-store` removes them, and so may you",
+            path.display()
+        );
+        return (Some(said), None);
+    }
+    match fs::remove_dir_all(path) {
+        Ok(()) => (Some(format!("{}: {count} bundles removed", path.display())), None),
+        Err(error) => (None, Some(format!("remove {path:?}: {error}"))),
+    }
+}
