@@ -1,7 +1,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use super::{Built, NotBuilt, Standing, SurveyError};
+use super::{Built, NotBuilt, Standing, SurveyError, Wanted};
 use crate::artifact::{Digest, PublicKey, SealedBytes, SigningKey};
 use crate::bundle::write::{self, NewAttachment};
 use crate::bundle::{self, ATTACHED_LAYERS_MAX, ATTACHMENTS_MAX, Annotations, media};
@@ -1067,4 +1067,40 @@ fn of_what_is_attached_only_so_much_is_looked_at() {
     write::attach(&path, &fewer, with_ballast).unwrap();
     world.survey();
     assert_eq!((world.serves("gate"), signers(&world)), (Some(1), 2));
+}
+
+/// What there was of a tenant goes, also from the classes' caches; if a cache cannot be cleared it is tried again.
+#[test]
+fn of_a_tenant_who_is_removed_nothing_is_kept() {
+    let table = |world: &World| world.state.as_ref().unwrap().table().clone();
+    let mut world = World::with(&["gate"]);
+    world.release("gate", 1);
+    world.survey();
+    assert_eq!(table(&world).policies.len(), 1, "control");
+    let acme = world.assignment.tenants.remove(0).tenant;
+    world.survey();
+    assert_eq!(table(&world).policies.len(), 1, "not configured is not removed");
+
+    world.assignment.removed = vec![acme.clone()];
+    world.asked.clear();
+    let mut dies = |wanted: &Wanted| match wanted.job {
+        Job::Clear => Err(NotBuilt { why: "killed".into(), lasting: false }),
+        _ => sound(wanted),
+    };
+    world.survey_with(&mut dies).unwrap();
+    assert_eq!(
+        (table(&world).policies.len(), world.asked.as_slice()),
+        (1, &["clear"][..]),
+        "the cache has it still"
+    );
+    world.survey();
+    let table = table(&world);
+    assert!(table.policies.is_empty() && table.entries().next().is_none());
+    let about: Vec<What> = table.history.iter().map(|event| event.what).collect();
+    assert_eq!(about, [What::TenantRemoved]);
+    assert_eq!(table.history[0].tenant.as_ref(), Some(&acme));
+    assert_eq!(bundles_kept(&world), 0);
+    world.asked.clear();
+    world.survey();
+    assert!(world.asked.is_empty(), "once is enough");
 }

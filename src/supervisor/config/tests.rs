@@ -221,7 +221,7 @@ uids = [65534, 4294967295, -1]
         "8:17: keep_previous: 101 is out of range, expected 0 to 100",
         "9:9: drain: \"soon\" is not a duration; write a number and us, ms, s, m or h",
         "10:1: [service]: unknown key \"colour\"; known are: answer_within, drain, keep_previous, operator_socket, \
-         operators, require_distinct_uids, socket, socket_mode, state, store, trust",
+         operators, require_distinct_uids, socket, socket_mode, state, store, tenants, trust",
         "11:8: name \"A\": must start with a letter a-z or a digit",
         "13:11: threads: 99 is out of range, expected 1 to 2",
         "15:9: cache: \"@/cache-a\" is another class's cache too",
@@ -847,4 +847,155 @@ fn the_documented_example_has_only_keys_that_exist() {
         .replace("/var/cache/portcullis/shared", "@/cache-a")
         .replace("/var/cache/portcullis/alone", "@/cache-b");
     site.load(&text, &ordinary()).expect("the example is sound");
+}
+
+/// A site with a directory of tenants, and the configuration that names it.
+fn with_tenants(files: &[(&str, &str)]) -> (Site, String) {
+    let site = Site::new();
+    fs::create_dir(site.path("tenants.d")).expect("mkdir");
+    site.chmod("tenants.d", 0o755);
+    for (name, text) in files {
+        fs::write(site.path("tenants.d").join(name), text).expect("write");
+        site.chmod(&format!("tenants.d/{name}"), 0o644);
+    }
+    (site, Site::sound().replace("[frontend]", "tenants = \"@/tenants.d\"\n[frontend]"))
+}
+
+const FILED: &str = "state = \"active\"\nclass = \"a\"\npolicies = [\"gate\"]\nuids = [1002]\n";
+
+#[test]
+fn tenants_have_files_of_their_own_and_only_active_ones_are_served() {
+    let in_state = |state: &str| FILED.replace("active", state);
+    let (pending, suspended) = (in_state("pending"), in_state("suspended"));
+    let failed = format!("cause = \"no class\"\n{}", in_state("failed").replace("\"a\"", "\"nowhere\""));
+    let files = [
+        ("c-d.toml", FILED),
+        ("c.toml", FILED),
+        ("waits.toml", pending.as_str()),
+        ("rests.toml", suspended.as_str()),
+        ("failed.toml", failed.as_str()),
+        ("gone.toml", "state = \"removed\"\nwhatever = 1\n"),
+        (".lock", ""),
+        (".c.toml.77.tmp", "half a fi"),
+    ];
+    let (site, text) = with_tenants(&files);
+    let config = site.load(&text, &ordinary()).expect("sound");
+    let names = |names: &mut dyn Iterator<Item = &Tenant>| {
+        names.map(|name| name.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&mut config.tenants.iter().map(|one| &one.name)), ["acme", "blue", "c", "c-d"]);
+    assert_eq!(
+        names(&mut config.filed.iter().map(|one| &one.name)),
+        ["c", "c-d", "failed", "gone", "rests", "waits"]
+    );
+    let failed = config.filed.iter().find(|one| one.state == TenantState::Failed).expect("one");
+    assert_eq!((failed.cause.as_deref(), failed.tenant.is_none()), (Some("no class"), true));
+    let registry = config.registry_assignment(Isolation::SharedUid);
+    assert_eq!(names(&mut registry.removed.iter()), ["gone"]);
+    assert_eq!(registry.tenants.len(), 4);
+
+    fs::create_dir(site.path("other.d")).expect("mkdir");
+    let moved = site.load(&text.replace("/tenants.d", "/other.d"), &ordinary()).expect("sound");
+    let changed = config.fixed_parts_changed(&moved);
+    assert_eq!(changed, ["service.tenants"], "the sandbox is bound to it");
+}
+
+#[test]
+fn a_name_has_one_place_and_one_that_was_removed_has_none() {
+    let files = [("acme.toml", FILED), ("blue.toml", "state = \"removed\"\n"), ("new.toml", FILED)];
+    let (site, text) = with_tenants(&files);
+    let errors = site.errors(&text, &ordinary());
+    let [acme, blue] = errors.as_slice() else { panic!("{errors:?}") };
+    assert!(
+        acme.ends_with("tenant \"acme\" is also in \"@/tenants.d/acme.toml\"; keep one of the two"),
+        "{acme}"
+    );
+    assert!(
+        blue.ends_with(
+            "tenant \"blue\" was removed (\"@/tenants.d/blue.toml\" says so), and a name is never used again; choose \
+             another name"
+        ),
+        "{blue}"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_tenants_files_is_said_at_once_each_at_its_place() {
+    let long = format!("{FILED}# {}", "x".repeat(70_000));
+    let other = FILED.replace("[1002]", "[1002, 65534]");
+    let files = [
+        ("a.toml", other.as_str()),
+        ("b.toml", "state = \"active\"\nclass = \"z\"\npolicies = []\nuids = [1]\ncolour = 1\n"),
+        ("c.toml", "state = \"asleep\"\n"),
+        ("d.toml", long.as_str()),
+        ("e.txt", ""),
+        ("F.toml", FILED),
+        ("g.toml", FILED),
+        ("other.toml", FILED),
+    ];
+    let (site, text) = with_tenants(&files);
+    site.chmod("tenants.d/g.toml", 0o666);
+    let text = text.replace("threads = 2", "threads = 0");
+    let directory = site.directory.path().display().to_string();
+    let all = site.load(&text, &ordinary()).expect_err("must be refused").to_string();
+    let said: Vec<String> = all.lines().map(|line| line.replace(&directory, "@")).collect();
+    let expected = [
+        "@/portcullis.toml:20:11: threads: 0 is out of range",
+        "@/tenants.d/F.toml:1:1: is no tenant's file: ",
+        "@/tenants.d/a.toml:4:15: uids: 65534 stands for every user",
+        "@/tenants.d/b.toml:2:9: class: there is no [class.z]",
+        "@/tenants.d/b.toml:5:1: file: unknown key \"colour\"",
+        "@/tenants.d/c.toml:1:9: state: \"asleep\" is no state; expected pending",
+        "@/tenants.d/d.toml:1:1: read tenant \"@/tenants.d/d.toml\": longer than 65536 bytes",
+        "@/tenants.d/e.txt:1:1: is no tenant's file; expected <tenant>.toml",
+        "@/tenants.d/g.toml:1:1: open tenant \"@/tenants.d/g.toml\": others may write it (mode 0666)",
+        "@/tenants.d/other.toml:1:1: other: ",
+    ];
+    assert_eq!(said.len(), expected.len(), "{said:#?}");
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.starts_with(expected), "{said:?}, expected {expected:?}");
+    }
+    let candidate = (site.path("tenants.d/h.toml"), FILED.replace("\"a\"", "\"z\""));
+    let path = site.path("portcullis.toml");
+    let (_, refused) = look_with(&path, &ordinary(), (&candidate.0, &candidate.1)).expect("what there is");
+    let refused = refused.expect("no such class").to_string();
+    assert!(
+        refused.ends_with("h.toml:2:9: class: there is no [class.z]"),
+        "only what is wrong with that one: {refused}"
+    );
+}
+
+#[test]
+fn a_directory_of_tenants_that_others_may_write_is_refused() {
+    let (site, text) = with_tenants(&[("c.toml", FILED)]);
+    site.chmod("tenants.d", 0o775);
+    let errors = site.errors(&text, &ordinary());
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(
+        errors[0].contains("open tenants \"@/tenants.d\": others may write it (mode 0775)"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn ten_thousand_tenants_have_a_file_each_and_one_more_is_too_many() {
+    let (site, text) = with_tenants(&[]);
+    // With the two of the configuration.
+    for number in 0..9_998 {
+        let path = site.path(&format!("tenants.d/t{number}.toml"));
+        fs::write(&path, FILED).expect("write");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
+    }
+    let config = site.load(&text, &ordinary()).expect("sound");
+    assert_eq!(config.tenants.len(), 10_000);
+    for (name, state) in [("u", "removed"), ("v", "suspended")] {
+        let path = site.path(&format!("tenants.d/{name}.toml"));
+        fs::write(&path, FILED.replace("active", state)).expect("write");
+        site.chmod(&format!("tenants.d/{name}.toml"), 0o644);
+    }
+    site.load(&text, &ordinary()).expect("who is not served does not count");
+    fs::write(site.path("tenants.d/v.toml"), FILED).expect("write");
+    let errors = site.errors(&text, &ordinary());
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("more than 10000 are active"), "{errors:?}");
 }
