@@ -15,6 +15,7 @@ mod reload;
 mod status;
 mod tenant;
 mod terminal;
+mod top;
 mod trust;
 mod units;
 
@@ -46,6 +47,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Decide(Box<decide::DecideArgs>),
     Status(status::StatusArgs),
+    Top(top::TopArgs),
     Attest(attest::AttestArgs),
     Reload(reload::ReloadArgs),
     /// Make, build, sign and look at policies; see and say which of them serve
@@ -80,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Decide(args) => decide::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Status(args) => status::run(&args).or_else(|error| complain(&error, error.exit_code())),
+        Command::Top(args) => top::run(&args),
         Command::Attest(args) => attest::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Reload(args) => reload::run(&args).or_else(|error| complain(&error, error.exit_code())),
         Command::Policy(command) => command.run(),

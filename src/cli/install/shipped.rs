@@ -31,12 +31,13 @@ const UNITS: [(&str, &str); 3] = [
     ("portcullis-operator.socket", include_str!("../../../systemd/portcullis-operator.socket")),
     ("portcullis.service", include_str!("../../../systemd/portcullis.service")),
 ];
-const TEXTS: [(&str, &str); 11] = [
+const TEXTS: [(&str, &str); 12] = [
     ("/usr/share/doc/portcullis/bundle.md", include_str!("../../../docs/bundle.md")),
     ("/usr/share/doc/portcullis/data.md", include_str!("../../../docs/data.md")),
     ("/usr/share/doc/portcullis/trust.md", include_str!("../../../docs/trust.md")),
     ("/usr/share/doc/portcullis/policies.md", include_str!("../../../docs/policies.md")),
     ("/usr/share/doc/portcullis/configuration.md", include_str!("../../../docs/configuration.md")),
+    ("/usr/share/doc/portcullis/tenancy.md", include_str!("../../../docs/tenancy.md")),
     ("/usr/share/doc/portcullis/systemd.md", include_str!("../../../docs/systemd.md")),
     ("/usr/share/doc/portcullis/attest.md", include_str!("../../../docs/attest.md")),
     (

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::change::Change;
 use crate::cli::operator::ask_status;
 use crate::cli::terminal::{paragraph, printable};
+use crate::cli::top::scrape;
 use crate::decision::Tenant;
 use crate::ledger::{self, BUNDLES, Origin, Table, What};
 
@@ -44,6 +45,7 @@ pub(super) struct Residue {
 /// Looks everywhere. `purge` removes its bundles from the store first.
 pub(super) fn look(change: &Change, tenant: &Tenant, purge: bool) -> Residue {
     let mut places = vec![serving(change, tenant)];
+    places.extend(change.config.telemetry.as_ref().map(|of| series(change, &of.socket, tenant)));
     match ledger::read(&change.config.service.state) {
         Ok(table) => {
             places.push(records(&table, tenant));
@@ -105,6 +107,29 @@ fn serving(change: &Change, tenant: &Tenant) -> Place {
         };
         if Instant::now() >= until {
             return place("serving", "workers".to_owned(), left);
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// What the exporter tells. A series that ends is how a scraper learns that there is no more.
+fn series(change: &Change, socket: &Path, tenant: &Tenant) -> Place {
+    let until = Instant::now() + change.patience;
+    let label = format!("tenant=\"{tenant}\"");
+    loop {
+        let left = match scrape(socket) {
+            Ok(text) => {
+                let named: BTreeSet<&str> = text
+                    .lines()
+                    .filter(|line| !line.starts_with('#') && line.contains(&label))
+                    .filter_map(|line| line.split('{').next())
+                    .collect();
+                named.into_iter().map(|name| format!("series {name}")).collect()
+            }
+            Err(error) => vec![error.to_string()],
+        };
+        if left.is_empty() || Instant::now() >= until {
+            return place("metrics", "series that the exporter tells".to_owned(), left);
         }
         sleep(PAUSE);
     }

@@ -890,7 +890,7 @@ fn tenants_have_files_of_their_own_and_only_active_ones_are_served() {
     );
     let failed = config.filed.iter().find(|one| one.state == TenantState::Failed).expect("one");
     assert_eq!((failed.cause.as_deref(), failed.tenant.is_none()), (Some("no class"), true));
-    let registry = config.registry_assignment(Isolation::SharedUid);
+    let registry = config.registry_assignment(&books(&config), Isolation::SharedUid);
     assert_eq!(names(&mut registry.removed.iter()), ["gone"]);
     assert_eq!(registry.tenants.len(), 4);
 
