@@ -4,13 +4,13 @@
 //! No backtrace: it would open files. And no way back to the default action by `sigaction`, which is how std and
 //! wasmtime end a fault that is not theirs: no profile allows that either, and the filter would take the blame.
 
-use std::io::Write;
 use std::panic::PanicHookInfo;
 
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::Role;
+use crate::journal::stderr::offer;
 
 /// Faults of machine code. wasmtime handles those of guests and passes the others on to what was there before it.
 const FAULTS: [Signal; 4] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE];
@@ -20,8 +20,8 @@ const FAULTS: [Signal; 4] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Si
 pub fn install_panic_hook(role: Role) {
     std::panic::set_hook(Box::new(move |info| {
         let line = describe(role, info);
-        // Nobody is left to tell if stderr is gone.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        // Whether anybody takes it or not: a process that waited here would not end.
+        let _ = offer(line.as_bytes());
         std::process::abort();
     }));
     for fault in FAULTS {
@@ -54,7 +54,7 @@ fn abort_on(fault: Signal) {
     let _ = unsafe { sigaction(fault, &action) };
 }
 
-/// Only `write` and `abort`, both async-signal-safe: no allocation, no lock, no formatting.
+/// Only writing and `abort`, both async-signal-safe: no allocation, no lock, no formatting.
 extern "C" fn crash(signal: i32) {
     let line: &[u8] = match signal {
         libc::SIGSEGV => b"portcullis: crash: SIGSEGV (invalid memory reference or stack overflow)\n",
@@ -62,6 +62,6 @@ extern "C" fn crash(signal: i32) {
         libc::SIGILL => b"portcullis: crash: SIGILL (illegal instruction)\n",
         _ => b"portcullis: crash: SIGFPE (arithmetic)\n",
     };
-    let _ = nix::unistd::write(std::io::stderr(), line);
+    let _ = offer(line);
     std::process::abort();
 }

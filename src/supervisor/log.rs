@@ -1,13 +1,12 @@
 //! One message to stderr, and never waiting: whoever reads the log must not be able to hold the service up.
 
 use std::fmt::Arguments;
-use std::io::Write;
-use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::journal::stderr::{Taken, WHOLE, offer};
 
-/// A pipe that can be written at all takes this much without blocking (PIPE_BUF).
-const LINE_MAX: usize = 4096;
+/// Lines that nobody took since the last that was taken.
+static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Writes `portcullis-supervisor: <message>`; drops it when stderr does not take it now.
 pub(super) fn line(message: Arguments<'_>) {
@@ -36,18 +35,19 @@ pub(super) fn plain(text: &str) {
 }
 
 fn write(mut line: String) {
-    if line.len() >= LINE_MAX {
-        let end = (0..LINE_MAX - 4).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
+    if line.len() >= WHOLE {
+        let end = (0..WHOLE - 4).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
         line.truncate(end);
         line.push_str("...");
     }
     line.push('\n');
-    let mut stderr = std::io::stderr().lock();
-    let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    let taken = poll(&mut ready, PollTimeout::ZERO).is_ok_and(|count| count > 0);
-    if taken {
-        // Nobody is left to be told that telling failed.
-        let _ = stderr.write_all(line.as_bytes());
+    let lost = LOST.swap(0, Ordering::Relaxed);
+    let notice = format!("portcullis-supervisor: {lost} lines before this one are lost: nobody took them\n");
+    let told = lost == 0 || offer(notice.as_bytes()) == Taken::All;
+    if !told || offer(line.as_bytes()) != Taken::All {
+        // The notice goes once.
+        let again = if told { 1 } else { lost.saturating_add(1) };
+        LOST.fetch_add(again, Ordering::Relaxed);
     }
 }
 

@@ -140,6 +140,10 @@ fn check(config: &Path) -> Result<(), Failure> {
 
 /// The whole life of the service, in order.
 fn run(config: &Path) -> Result<(), Failure> {
+    // While it may still open what is somebody else's. All children inherit it.
+    if let Err(why) = crate::journal::stderr::reopen() {
+        say!("WARNING: {why}");
+    }
     let path = absolute(config)?;
     let surroundings = surroundings(settle()?);
     let config = config::load(&path, &surroundings)?;

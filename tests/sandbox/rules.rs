@@ -217,7 +217,7 @@ fn numbers() -> BTreeMap<&'static str, i64> {
         SYS_getppid SYS_getrandom SYS_getsockname SYS_getsockopt SYS_gettid SYS_ioctl SYS_kill
         SYS_landlock_add_rule SYS_landlock_create_ruleset SYS_landlock_restrict_self SYS_lseek SYS_madvise
         SYS_membarrier SYS_memfd_create SYS_mkdirat SYS_mmap SYS_mprotect SYS_munmap SYS_newfstatat
-        SYS_openat SYS_ppoll SYS_prctl SYS_pread64 SYS_prlimit64
+        SYS_openat SYS_ppoll SYS_prctl SYS_pread64 SYS_prlimit64 SYS_pwritev2
         SYS_read SYS_readlinkat SYS_recvfrom SYS_recvmsg SYS_renameat SYS_restart_syscall
         SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_yield
         SYS_seccomp SYS_sendmmsg SYS_sendmsg SYS_sendto SYS_set_robust_list SYS_set_tid_address SYS_setgroups SYS_setresgid

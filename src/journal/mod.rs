@@ -5,13 +5,19 @@
 //! ```
 //!
 //! No time (the journal that collects the lines has it), no colours, never a request's content. Set up before a process
-//! is sealed; afterwards a line is one `write` to descriptor 2 and nothing else. Control characters are escaped, so that
-//! nothing that is written down can fake a second line, and there is a limit of lines a second, so that nobody can fill
-//! a disk or block a process by provoking them.
+//! is sealed; afterwards a line is one write to descriptor 2 and nothing else, and never waits for a reader
+//! ([`stderr`]): a line that is not taken at once is lost, and how many were is said when lines are taken again. Control
+//! characters are escaped, so that nothing that is written down can fake a second line, and there is a limit of lines a
+//! second, shared by tenants ([`rate`]), so that nobody can fill a disk or keep others' lines out by provoking them.
+
+mod rate;
+pub mod stderr;
 
 use std::fmt::{self, Write as _};
+use std::io;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -19,22 +25,21 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use rate::{Allowed, Place, Rate, Whose};
+use stderr::{Taken, WHOLE, offer};
+
 /// The least important level that is written.
 const LEVEL: Level = Level::INFO;
 /// Longest message, and longest value of one field, in bytes.
 const TEXT_MAX: usize = 1024;
-/// Lines in one [`WINDOW`]; more are counted, not written.
-const LINES_MAX: u32 = 500;
-/// How many of them may be guests': one that floods must not be able to keep out what the process itself has to say.
-const GUEST_LINES_MAX: u32 = 400;
-/// The field that a guest's line has, and no other.
+/// The field that a guest's line has, and no other; and the one that says whose it is.
 const GUEST: &str = "guest";
-const WINDOW: Duration = Duration::from_secs(1);
+const TENANT: &str = "tenant";
 
 /// From now on events of this process go to standard error, with `role` in front. Only the first call counts.
 pub fn start(role: &str) {
     // An error means that there is a journal already; it goes on.
-    let _ = tracing::subscriber::set_global_default(journal(role, std::io::stderr));
+    let _ = tracing::subscriber::set_global_default(journal(role, Sink::new(role, offer)));
 }
 
 fn journal<W>(role: &str, writer: W) -> impl Subscriber + Send + Sync + use<W>
@@ -68,9 +73,11 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let by_guest = event.metadata().fields().field(GUEST).is_some();
         let allowed = match self.rate.lock() {
-            Ok(mut rate) => rate.allow(Instant::now(), by_guest),
+            Ok(mut rate) => {
+                let whose = whose(event, &rate);
+                rate.allow(Instant::now(), whose)
+            }
             // Somebody panicked while counting; the count does not matter then.
             Err(_) => Allowed::Yes { dropped: 0 },
         };
@@ -82,6 +89,105 @@ where
         let mut text = Text::default();
         event.record(&mut text);
         writeln!(writer, "{} {role}: {}{}", event.metadata().level(), text.message, text.fields)
+    }
+}
+
+/// Who is behind an event.
+fn whose(event: &Event<'_>, rate: &Rate) -> Whose {
+    struct Found<'a>(&'a Rate, Place);
+    impl Visit for Found<'_> {
+        fn record_str(&mut self, field: &Field, value: &str) {
+            if field.name() == TENANT {
+                self.1 = self.0.place(value);
+            }
+        }
+
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            if field.name() == TENANT {
+                self.record_str(field, &format!("{value:?}"));
+            }
+        }
+    }
+    if event.metadata().fields().field(GUEST).is_none() {
+        return Whose::Ours;
+    }
+    let mut found = Found(rate, rate.place(""));
+    event.record(&mut found);
+    Whose::Guests(found.1)
+}
+
+/// Where lines go. Never an error and never a wait: what is not taken is lost, and counted.
+struct Sink {
+    role: Box<str>,
+    offer: fn(&[u8]) -> Taken,
+    /// Lines since the last that was taken.
+    lost: AtomicU64,
+    /// The last that was taken has no end.
+    torn: AtomicBool,
+}
+
+impl Sink {
+    fn new(role: &str, offer: fn(&[u8]) -> Taken) -> Self {
+        Self { role: role.into(), offer, lost: AtomicU64::new(0), torn: AtomicBool::new(false) }
+    }
+
+    fn put(&self, line: &[u8]) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let notice = format!("{} {}: lines lost that nobody took lines={lost}\n", Level::WARN, self.role);
+            if self.give(notice.as_bytes()) != Taken::All {
+                self.lost.fetch_add(lost.saturating_add(1), Ordering::Relaxed);
+                return;
+            }
+        }
+        if self.give(line) != Taken::All {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn give(&self, line: &[u8]) -> Taken {
+        let cut;
+        let mut line = line;
+        // With room for the new line before it.
+        if let Some(start) = line.get(..WHOLE - 5).filter(|_| line.len() >= WHOLE) {
+            cut = [String::from_utf8_lossy(start).trim_end_matches('\u{fffd}').as_bytes(), b"...\n"].concat();
+            line = &cut;
+        }
+        let ended;
+        if self.torn.load(Ordering::Relaxed) {
+            ended = [b"\n", line].concat();
+            line = &ended;
+        }
+        let taken = (self.offer)(line);
+        match taken {
+            Taken::All => self.torn.store(false, Ordering::Relaxed),
+            Taken::Part => self.torn.store(true, Ordering::Relaxed),
+            Taken::Nothing => {}
+        }
+        taken
+    }
+}
+
+impl<'a> MakeWriter<'a> for Sink {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> &'a Self {
+        self
+    }
+}
+
+/// One event, whole.
+impl io::Write for &Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A line that was left out is empty.
+        if !bytes.is_empty() {
+            self.put(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -131,49 +237,11 @@ fn one_line(text: &str) -> String {
     line
 }
 
-/// Counts lines per window.
-struct Rate {
-    began: Instant,
-    written: u32,
-    /// Of those, by guests.
-    by_guests: u32,
-    dropped: u64,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Allowed {
-    /// `dropped` lines were left out since the last that was written.
-    Yes {
-        dropped: u64,
-    },
-    No,
-}
-
-impl Rate {
-    fn new(now: Instant) -> Self {
-        Self { began: now, written: 0, by_guests: 0, dropped: 0 }
-    }
-
-    fn allow(&mut self, now: Instant, by_guest: bool) -> Allowed {
-        if now.duration_since(self.began) >= WINDOW {
-            self.began = now;
-            (self.written, self.by_guests) = (0, 0);
-        }
-        if self.written >= LINES_MAX || (by_guest && self.by_guests >= GUEST_LINES_MAX) {
-            self.dropped += 1;
-            return Allowed::No;
-        }
-        self.written += 1;
-        self.by_guests += u32::from(by_guest);
-        Allowed::Yes { dropped: std::mem::take(&mut self.dropped) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::Arc;
 
+    use super::rate::LINES_MAX;
     use super::*;
 
     #[derive(Clone, Default)]
@@ -222,18 +290,6 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_cut_off_and_counted() {
-        let began = Instant::now();
-        let mut rate = Rate::new(began);
-        for _ in 0..LINES_MAX {
-            assert_eq!(rate.allow(began, false), Allowed::Yes { dropped: 0 });
-        }
-        assert_eq!(rate.allow(began, false), Allowed::No);
-        assert_eq!(rate.allow(began, true), Allowed::No);
-        assert_eq!(rate.allow(began + WINDOW, true), Allowed::Yes { dropped: 2 });
-    }
-
-    #[test]
     fn guests_that_flood_do_not_keep_our_own_lines_out() {
         let lines = written(|| {
             for _ in 0..2 * LINES_MAX {
@@ -245,5 +301,56 @@ mod tests {
         assert!(!guests.is_empty() && guests.len() < lines.lines().count(), "{} lines", guests.len());
         assert!(ours.contains(&"ERROR frontend: policy withdrawn tenant=acme"), "{ours:?}");
         assert!(ours.iter().any(|line| line.starts_with("WARN frontend: lines left out lines=")), "{ours:?}");
+    }
+
+    #[test]
+    fn a_tenant_whose_guests_flood_keeps_no_others_lines_out() {
+        let lines = written(|| {
+            for _ in 0..2 * LINES_MAX {
+                tracing::warn!(tenant = %"loud", guest = ?"noise");
+            }
+            tracing::warn!(tenant = %"quiet", guest = ?"a word");
+        });
+        let said = |tenant: &str| lines.lines().filter(|line| line.contains(tenant)).count();
+        assert_eq!((said("tenant=loud"), said("tenant=quiet")), (rate::TENANT_LINES_MAX as usize, 1));
+    }
+
+    /// What a test's reader does with the next lines, and what it got.
+    static READER: Mutex<(Vec<Taken>, Vec<String>)> = Mutex::new((Vec::new(), Vec::new()));
+
+    fn reader(bytes: &[u8]) -> Taken {
+        let (answers, got) = &mut *READER.lock().unwrap();
+        let answer = answers.pop().unwrap_or(Taken::All);
+        if answer != Taken::Nothing {
+            got.push(String::from_utf8(bytes.to_vec()).unwrap());
+        }
+        answer
+    }
+
+    #[test]
+    fn lines_that_nobody_takes_are_lost_and_counted() {
+        let journal = journal("worker", Sink::new("worker", reader));
+        use Taken::{All, Nothing, Part};
+        let mut answers = [All, Nothing, Nothing, Nothing, Nothing, All, Part, All, All];
+        answers.reverse();
+        READER.lock().unwrap().0 = answers.into();
+        tracing::subscriber::with_default(journal, || {
+            // Of 2 to 5 one line or its notice is not taken; then the notice is, and 6 in part.
+            (1..=6).for_each(|number| tracing::info!("line {number}"));
+            let long = "ü".repeat(1 << 20);
+            tracing::info!(a = long, b = long, c = long, d = long, "long");
+        });
+        let got = &READER.lock().unwrap().1;
+        assert_eq!(
+            got[..4],
+            [
+                "INFO worker: line 1\n",
+                "WARN worker: lines lost that nobody took lines=4\n",
+                "INFO worker: line 6\n",
+                "\nWARN worker: lines lost that nobody took lines=1\n"
+            ]
+        );
+        assert!(got[4].ends_with("üü...\n") && got[4].len() < WHOLE, "{}", got[4].len());
+        assert_eq!(got.len(), 5);
     }
 }
