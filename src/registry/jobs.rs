@@ -124,7 +124,7 @@ impl Running {
     fn spent(&self, result: &Result<Built, NotBuilt>) -> Option<Spent> {
         let manifest = match &self.job {
             Job::Check { manifest, .. } | Job::Compile { manifest, .. } => manifest,
-            Job::Recall { .. } => return None,
+            Job::Recall { .. } | Job::Clear => return None,
         };
         Some(Spent { tenant: manifest.tenant.clone(), took: self.began.elapsed(), good: result.is_ok() })
     }

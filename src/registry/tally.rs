@@ -83,6 +83,7 @@ mod tests {
             state: String::new(),
             trust: TrustText { path: String::new(), text: String::new() },
             tenants: Vec::new(),
+            removed: Vec::new(),
             classes: Vec::new(),
             keep_previous: 0,
             secret: None,
