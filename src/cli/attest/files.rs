@@ -53,6 +53,9 @@ pub(super) fn check(expected: &Expectations, findings: &mut Findings) {
     findings.add(Area::Files, "what a reload would say", configuration.complaints.clone());
     let config = &configuration.config;
     only_trusted_write("trust policy", &config.service.trust.path, expected, findings);
+    if let Some(tenants) = &config.service.tenants {
+        only_trusted_write("tenants", tenants, expected, findings);
+    }
     if let Some(secret) = &config.registry.secret {
         only_trusted_write("secret", &secret.path, expected, findings);
     }

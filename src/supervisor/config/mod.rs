@@ -6,11 +6,13 @@
 
 mod builder;
 mod ceilings;
+mod class;
 mod distinct;
 mod places;
 mod plans;
 mod read;
 mod telemetry;
+mod tenant;
 mod tenants;
 mod values;
 

@@ -8,40 +8,30 @@ use super::places::{self, Owners};
 use super::plans::Plans;
 use super::values::{grantable_id, mode, path as path_value, role_id, socket_path, trust_path};
 use super::{
-    Class, Config, ConfigErrors, Frontend, GroupLimits, Identity, Registry, SecretFile, Service,
-    Surroundings, TenantConfig, TrustFile,
+    Config, ConfigErrors, Frontend, Identity, Registry, SecretFile, Service, Surroundings, TenantConfig,
+    TrustFile,
 };
-use super::{builder, ceilings, distinct, plans, tenants};
-use crate::decision::{PolicyName, TrustClass};
-use crate::document::values::{boolean, duration, name, number, size, text};
+use super::{builder, distinct, plans, tenants};
+use crate::document::values::{boolean, duration, number};
 use crate::document::{self, Complaints, DocumentErrors, Found, Section};
-use crate::wire::control::{ClassLimits, Isolation, SecretText};
+use crate::wire::control::{Isolation, SecretText};
 
-const MICROSECOND: Duration = Duration::from_micros(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// Threads that a worker has beside those that run policies, and some to spare.
-const OTHER_THREADS: u64 = 4;
-/// Of one class at one time: one serves, one is on its way, and a reload waits while so many drain.
-const GENERATIONS: u64 = 6;
 
 /// More would not fit the process table's message (see [`crate::wire::control::CONTROL_MAX`]).
 const CLASSES_MAX: usize = 64;
 /// What an assignment is made for (see [`crate::wire::control::ASSIGNMENT_MAX`]).
 const TENANTS_MAX: usize = 10_000;
 
-/// No tenant's name.
-const OTHER: &str = "other";
-
 /// What the configuration itself says that a tenant's file has to agree with.
 #[derive(Default)]
 pub(super) struct Known<'d> {
-    classes: Vec<Found<&'d str>>,
+    pub(super) classes: Vec<Found<&'d str>>,
     /// As each is called in the file.
-    identities: Vec<(String, Found<Identity>)>,
-    plans: Plans,
+    pub(super) identities: Vec<(String, Found<Identity>)>,
+    pub(super) plans: Plans,
 }
 
 pub(super) fn config(path: &Path, text: &str, around: &Surroundings) -> Result<Config, ConfigErrors> {
@@ -93,8 +83,8 @@ pub(super) fn look_with(
 
 /// Complains about everything that is wrong, and gives back what is whole.
 pub(super) struct Reader<'r, 'd> {
-    complaints: &'d Complaints,
-    around: &'r Surroundings,
+    pub(super) complaints: &'d Complaints,
+    pub(super) around: &'r Surroundings,
     pub(super) owners: Owners,
 }
 
@@ -330,163 +320,6 @@ impl<'d> Reader<'_, 'd> {
         Some((identity, frontend))
     }
 
-    fn class(
-        &self,
-        title: Found<&'d str>,
-        mut section: Section<'d>,
-        caches: &mut Vec<Found<PathBuf>>,
-    ) -> Option<(Found<Identity>, Option<Class>)> {
-        let name = self.look(title.at, TrustClass::new(title.value).map_err(|why| why.to_string()));
-        let identity = self.identity(&mut section);
-        let cache = section.required("cache", path_value);
-        let cores = self.around.cores;
-        let threads = section.defaulted("threads", cores, number(1..=cores));
-        let ceiling = ceilings::read(&mut section, &ceilings::CLASS);
-        let memory = ceiling.map(|ceiling| ceiling.memory);
-        let instances = section.defaulted("instances", 64, number(1..=16384));
-        let queue = section.defaulted("queue", 1024, number(1..=1_000_000));
-        let pipeline = section.defaulted("pipeline", 256, number(1..=65536));
-        let connections = section.defaulted("connections", 1024, number(1..=65536));
-        let stack_zeroing = section.defaulted("stack_zeroing", true, boolean);
-        let renew_after = section.defaulted(
-            "renew_after",
-            Duration::ZERO,
-            duration(Duration::ZERO..=365 * 24 * 60 * MINUTE),
-        );
-        let renew_after_decisions = section.defaulted("renew_after_decisions", 0, number(0..=u64::MAX));
-        let memory_max = section.optional("memory_max", size(16 << 20..=1 << 40));
-        let tasks_max = section.optional("tasks_max", number(1..=1 << 22));
-        section.finish();
-
-        ceilings::room(self.complaints, instances.as_ref(), ceiling.as_ref());
-        if let (Some(all), Some(one)) = (&queue, &pipeline)
-            && one.value > all.value
-            && one.at != title.at
-        {
-            self.complain(one.at, format!("pipeline: is more than queue, {}", all.value));
-        }
-        if let Some(Found { value, at }) = &renew_after
-            && !value.is_zero()
-            && *value < SECOND
-        {
-            self.complain(*at, "renew_after: is less than 1s; 0s means never".to_owned());
-        }
-        if let (Some(tasks), Some(threads)) = (&tasks_max, &threads) {
-            let least = GENERATIONS * (u64::from(threads.value) + OTHER_THREADS);
-            if tasks.value < least {
-                let why =
-                    format!("{GENERATIONS} generations of {} threads and {OTHER_THREADS}", threads.value);
-                self.complain(
-                    tasks.at,
-                    format!("tasks_max: {} is less than {least}, {why} more", tasks.value),
-                );
-            }
-        }
-        caches.extend(cache.clone());
-        let identity = identity?;
-        let uid = identity.value.uid;
-        let cache_inode = cache.as_ref().and_then(|cache| {
-            self.look(cache.at, places::own_directory(&cache.value, "cache", uid, self.owners))
-        });
-        let class = || {
-            let queue = queue?.value;
-            let limits = ClassLimits {
-                threads: threads?.value,
-                memory: memory?,
-                instances: instances?.value,
-                queue,
-                pipeline: pipeline?.value.min(queue),
-                connections: connections?.value,
-                stack_zeroing: stack_zeroing?.value,
-                renew_after_decisions: renew_after_decisions?.value,
-                renew_after_ms: u64::try_from(renew_after?.value.as_millis()).ok()?,
-            };
-            let group = GroupLimits {
-                memory_max: memory_max.map(|found| found.value),
-                tasks_max: tasks_max.map(|found| found.value),
-            };
-            Some(Class {
-                name: name?,
-                identity: identity.value,
-                cache: cache?.value,
-                cache_inode: cache_inode.unwrap_or_default(),
-                limits,
-                ceiling: ceiling?,
-                group,
-            })
-        };
-        Some((identity, class()))
-    }
-
-    /// Who has read it asks for no other key of it.
-    pub(super) fn tenant(
-        &self,
-        title: Found<&str>,
-        section: &mut Section<'d>,
-        known: &Known<'_>,
-    ) -> Option<TenantConfig> {
-        let Known { classes, identities, plans } = known;
-        let tenant_name = self.look(title.at, title.value.parse().map_err(|why| format!("{why}")));
-        if title.value == OTHER {
-            self.complain(
-                title.at,
-                format!("{OTHER}: telemetry calls so whoever is beyond its limit of tenants"),
-            );
-        }
-        let class = section.required("class", name::<TrustClass>);
-        let policies = section.list("policies", name);
-        let data = section.list("data", name::<PolicyName>).unwrap_or_default();
-        let (uids, gids) = (section.list("uids", grantable_id), section.list("gids", grantable_id));
-        let plan = plans.of(self.complaints, section.optional("plan", text));
-        let weight = section.defaulted("weight", plan.weight, number(1..=1000));
-        let longest = duration(100 * MICROSECOND..=MINUTE);
-        let max = section.defaulted("max_deadline", 100 * MILLISECOND, &longest);
-        let default = section.optional("default_deadline", &longest);
-        let ceiling = ceilings::read(section, &ceilings::MOST);
-        if policies.is_none() {
-            section.missing("policies");
-        }
-        if uids.is_none() && gids.is_none() {
-            section.missing("uids\" or \"gids");
-        }
-
-        distinct::names(self.complaints, policies.as_deref().unwrap_or_default(), &data);
-        if let Some(class) = &class
-            && !classes.iter().any(|title| title.value == class.value.as_str())
-        {
-            self.complain(class.at, format!("class: there is no [class.{}]", class.value));
-        }
-        if self.distinct() {
-            for uid in uids.iter().flatten() {
-                if let Some((role, _)) = identities.iter().find(|(_, role)| role.value.uid == uid.value) {
-                    let message = format!("uids: {} is the UID of {role}, which may not ask", uid.value);
-                    self.complain(uid.at, message);
-                }
-            }
-        }
-        if let (Some(max), Some(default)) = (&max, &default)
-            && default.value > max.value
-        {
-            let message = format!("default_deadline: is longer than max_deadline, {:?}", max.value);
-            self.complain(default.at, message);
-        }
-        let max_deadline = max?.value;
-        Some(TenantConfig {
-            name: tenant_name?,
-            class: class?.value,
-            policies: plain(policies?),
-            data: plain(data),
-            uids: plain(uids.unwrap_or_default()),
-            gids: plain(gids.unwrap_or_default()),
-            weight: weight?.value,
-            max_deadline,
-            default_deadline: default.map_or((20 * MILLISECOND).min(max_deadline), |found| found.value),
-            ceiling: ceiling?,
-            plan: plan.name.clone(),
-            quotas: plan.quotas.clone(),
-        })
-    }
-
     /// The role's own UID and GID; without privilege, ours, whatever the file says.
     pub(super) fn identity(&self, section: &mut Section<'d>) -> Option<Found<Identity>> {
         let (uid, gid) = if self.distinct() {
@@ -504,7 +337,7 @@ impl<'d> Reader<'_, 'd> {
         Some(Found { value: Identity { uid: uid.value, gid: gid.value }, at: uid.at })
     }
 
-    fn distinct(&self) -> bool {
+    pub(super) fn distinct(&self) -> bool {
         self.around.isolation == Isolation::DistinctUids
     }
 
@@ -540,6 +373,6 @@ fn required_section<'d>(document: &mut Section<'d>, name: &'static str) -> Optio
     section
 }
 
-fn plain<T>(list: Vec<Found<T>>) -> Vec<T> {
+pub(super) fn plain<T>(list: Vec<Found<T>>) -> Vec<T> {
     list.into_iter().map(|found| found.value).collect()
 }
