@@ -10,12 +10,14 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
@@ -118,7 +120,8 @@ fn allowed(service: &Service) {
 #[test]
 fn both_doors_tell_the_same_in_the_format_that_is_asked_for() {
     let port = free_port();
-    let service = site().telemetry(&format!("listen = \"127.0.0.1:{port}\"\nsocket_mode = \"0600\"\n")).start();
+    let service =
+        site().telemetry(&format!("listen = \"127.0.0.1:{port}\"\nsocket_mode = \"0600\"\n")).start();
     let until = Instant::now() + PATIENCE;
     while processes(&service, "exporter").is_empty() {
         assert!(Instant::now() < until, "{}", service.log());
@@ -202,8 +205,11 @@ fn slow_scrapers_do_not_keep_others_out() {
     let slow: Vec<UnixStream> = (0..100)
         .map(|number| {
             let mut scraper = by_unix(&service);
-            let asked: &[u8] =
-                if number % 2 == 0 { b"GET /metrics HT" } else { b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" };
+            let asked: &[u8] = if number % 2 == 0 {
+                b"GET /metrics HT"
+            } else {
+                b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+            };
             // Those that came first may be gone by now.
             let _ = scraper.write_all(asked);
             scraper
@@ -329,4 +335,49 @@ fn a_tenant_that_is_removed_has_no_series_and_one_beyond_the_limit_is_in_the_sum
     let told = scrape_until(&service, |told| !told.keys().any(|name| name.contains("\"blue\"")));
     // Who is in the sum stays there: a sum that became less would be taken for one that began anew.
     assert_eq!(there(&told), [true, false, false, true]);
+}
+
+/// As Prometheus itself judges it.
+#[test]
+fn promtool_reads_what_is_told_and_every_series_of_alerts_and_dashboard_is() {
+    let service = site().telemetry("").start();
+    scrape_until(&service, |_| true);
+    allowed(&service);
+    let told = get(by_unix(&service), "/metrics", "text/plain").body;
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().expect("promtool: apt-get install prometheus");
+    promtool.stdin.take().unwrap().write_all(told.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+    // Deadlines are a few milliseconds: docs/observability/README.md.
+    let known = "use base unit \"seconds\" instead of \"microseconds\"";
+    let others: Vec<&str> = said.lines().filter(|line| !line.ends_with(known)).collect();
+    assert_eq!(others, [""; 0]);
+    assert_eq!(said.lines().count(), 3, "the control: it does find something\n{said}");
+
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/observability");
+    let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&text("dashboard.json")).unwrap();
+    assert!(dashboard["panels"].as_array().unwrap().len() > 20);
+    let families: BTreeSet<&str> =
+        told.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let readme = text("README.md");
+    for family in &families {
+        assert!(readme.contains(&format!("`{family}")), "README.md says nothing of {family}");
+    }
+    for name in ["alerts.yml", "dashboard.json", "README.md"] {
+        let text = text(name);
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let series = words.filter(|word| {
+            (word.starts_with("wasm_") || word.starts_with("portcullis_")) && !word.ends_with('_')
+        });
+        let mut seen = 0;
+        for word in series {
+            seen += 1;
+            let family = word.strip_suffix("_bucket").unwrap_or(word);
+            assert!(families.contains(family), "{name} has {word}, which nothing tells");
+        }
+        assert!(seen > 10, "{name}: {seen} series");
+    }
 }

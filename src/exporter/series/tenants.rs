@@ -359,3 +359,140 @@ fn some(family: &mut Family<'_>, labels: &[(&str, &str)], count: u64) {
         family.count(labels, count);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounts::{Access, ClassAccount, Map, RegistryAccount, create};
+    use crate::decision::Outcome;
+    use crate::exporter::exposition::Format;
+    use crate::wire::control::Isolation;
+
+    fn class() -> TrustClass {
+        TrustClass::new("web").unwrap()
+    }
+
+    /// These tenants, each with one policy; the number is their slot and their policy's.
+    fn assignment(max_tenants: u32, tenants: &[(&str, u32)]) -> ExporterAssignment {
+        let tenant = |(name, slot): &(&str, u32)| ExporterTenant {
+            tenant: Tenant::new(name).unwrap(),
+            class: class(),
+            slot: *slot,
+            modules: vec![(PolicyName::new("gate").unwrap(), *slot)],
+        };
+        ExporterAssignment {
+            uid: 1,
+            gid: 1,
+            isolation: Isolation::SharedUid,
+            tcp: false,
+            max_tenants,
+            classes: vec![class()],
+            tenants: tenants.iter().map(tenant).collect(),
+        }
+    }
+
+    fn accounts() -> Accounts {
+        let memory = create::<ClassAccount>().unwrap();
+        let registry = create::<RegistryAccount>().unwrap();
+        Accounts {
+            classes: [(class(), Map::new(memory, Access::Write).unwrap())].into(),
+            registry: Some(Map::new(registry, Access::Write).unwrap()),
+        }
+    }
+
+    fn told(tenants: &Tenants, accounts: &Accounts) -> BTreeMap<String, String> {
+        let mut page = Page::new(Format::OpenMetrics);
+        tenants.tell(&mut page, accounts);
+        let text = page.finish();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let pairs = samples.map(|line| line.rsplit_once(' ').unwrap());
+        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    #[test]
+    fn what_was_counted_is_told_in_the_units_of_its_names() {
+        let (accounts, tenants) = (accounts(), Tenants::new(&assignment(10, &[("acme", 3)])));
+        let web = &accounts.classes[&class()];
+        let acme = &web.tenants[3];
+        acme.cpu_ns.add(1_500_000_000);
+        acme.egress_bytes.add(70);
+        acme.ingress_bytes.add(80);
+        acme.host_called[HostFunction::DataGet.index()].add(4);
+        acme.count(&Outcome::Allow);
+        acme.count(&Outcome::Allow);
+        let refusal = crate::decision::Refusal::Quota { which: Quota::Cpu, retry_after_ms: 1 };
+        acme.count(&Outcome::Refused(refusal));
+        acme.latency.record(3_000);
+        acme.latency.record(u64::MAX / 2);
+        web.modules[3].invocations.add(2);
+        let column = web.column(5).unwrap();
+        column.generation.set(5);
+        column.tenants[3].concurrent.add(6);
+        column.tenants[3].memory.add(65_537);
+        // Of a process that has died.
+        web.column(6).unwrap().tenants[3].concurrent.add(100);
+        accounts.registry.as_ref().unwrap().tenants[3].compile_ns.add(250_000_000);
+        let told = told(&tenants, &accounts);
+        for (series, value) in [
+            ("wasm_tenant_invocations_total{tenant=\"acme\",module=\"gate\"}", "2"),
+            ("wasm_tenant_cpu_seconds_total{tenant=\"acme\"}", "1.5"),
+            ("wasm_tenant_egress_bytes_total{tenant=\"acme\"}", "70"),
+            ("portcullis_tenant_ingress_bytes_total{tenant=\"acme\"}", "80"),
+            ("wasm_tenant_host_function_calls_total{tenant=\"acme\",function=\"data.get\"}", "4"),
+            ("wasm_tenant_quota_rejected_total{tenant=\"acme\",reason=\"cpu\"}", "1"),
+            ("portcullis_decisions_total{tenant=\"acme\",outcome=\"allow\"}", "2"),
+            ("portcullis_decisions_total{tenant=\"acme\",outcome=\"quota\"}", "1"),
+            ("wasm_tenant_concurrent_calls{tenant=\"acme\"}", "6"),
+            ("wasm_tenant_memory_pages{tenant=\"acme\"}", "2"),
+            ("wasm_tenant_jit_compile_seconds_total{tenant=\"acme\"}", "0.25"),
+            ("portcullis_decision_latency_microseconds_bucket{tenant=\"acme\",le=\"1.0\"}", "0"),
+            ("portcullis_decision_latency_microseconds_bucket{tenant=\"acme\",le=\"4.0\"}", "1"),
+            ("portcullis_decision_latency_microseconds_bucket{tenant=\"acme\",le=\"+Inf\"}", "2"),
+            ("portcullis_decision_latency_microseconds_count{tenant=\"acme\"}", "2"),
+        ] {
+            assert_eq!(told.get(series).map(String::as_str), Some(value), "{series}: {told:#?}");
+        }
+        assert!(!told.keys().any(|series| series.contains("other")), "there is nobody else");
+        assert!(!told.contains_key("portcullis_decisions_total{tenant=\"acme\",outcome=\"deny\"}"));
+    }
+
+    #[test]
+    fn a_sum_never_becomes_less_when_tenants_come_and_go() {
+        let accounts = accounts();
+        for slot in 0..6 {
+            accounts.classes[&class()].tenants[slot].egress_bytes.add(1 << slot);
+        }
+        let mut tenants = Tenants::new(&assignment(2, &[("c", 2), ("a", 0), ("b", 1)]));
+        let bytes = |tenants: &Tenants| -> Vec<(String, String)> {
+            let name = |series: &str| series.split('"').nth(1).unwrap().to_owned();
+            let told = told(tenants, &accounts).into_iter();
+            let told = told.filter(|(series, _)| series.starts_with("wasm_tenant_egress_bytes_total"));
+            told.map(|(series, value)| (name(&series), value)).collect()
+        };
+        let pairs = |pairs: &[(&str, u32)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), value.to_string())).collect()
+        };
+        // The first that came have places; there is one policy's series of each.
+        assert_eq!(bytes(&tenants), pairs(&[("a", 1), ("b", 2), ("other", 4)]));
+        // One more, and one of those with places goes: its place is for who comes next.
+        tenants.reassign(&assignment(2, &[("a", 0), ("c", 2), ("d", 3)]));
+        assert_eq!(bytes(&tenants), pairs(&[("a", 1), ("d", 8), ("other", 4)]));
+        // Who goes from the sum leaves there what it had.
+        tenants.reassign(&assignment(2, &[("a", 0), ("d", 3), ("e", 4)]));
+        assert_eq!(bytes(&tenants), pairs(&[("a", 1), ("d", 8), ("other", 20)]));
+        tenants.reassign(&assignment(2, &[("e", 4)]));
+        assert_eq!(bytes(&tenants), pairs(&[("other", 20)]));
+        // No place for anybody, because the operator says so.
+        tenants.reassign(&assignment(0, &[("e", 4), ("f", 5)]));
+        assert_eq!(bytes(&tenants), pairs(&[("other", 48)]));
+    }
+
+    #[test]
+    fn slots_beyond_the_accounts_and_classes_that_are_not_there_count_for_nothing() {
+        let mut assignment = assignment(2, &[("a", u32::MAX), ("b", 1)]);
+        assignment.tenants[1].class = TrustClass::new("elsewhere").unwrap();
+        let told = told(&Tenants::new(&assignment), &accounts());
+        assert_eq!(told["wasm_tenant_egress_bytes_total{tenant=\"a\"}"], "0");
+        assert_eq!(told["wasm_tenant_invocations_total{tenant=\"b\",module=\"gate\"}"], "0");
+    }
+}
