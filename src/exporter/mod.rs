@@ -120,7 +120,8 @@ fn prepare_and_seal(control: &Control) -> Result<(Sealed, Ready, Runtime, Export
     // The event loop's descriptors are made while that is still possible.
     let runtime =
         Builder::new_current_thread().enable_io().enable_time().build().map_err(ExporterError::Runtime)?;
-    let accounts = take_accounts(control, &assignment)?;
+    // For good: once this process is sealed nothing is unmapped any more.
+    let accounts = Box::leak(Box::new(take_accounts(control, &assignment)?));
     let exporter = {
         let _within = runtime.enter();
         Exporter::new(accounts, &assignment, unix, tcp).map_err(ExporterError::Runtime)?
@@ -188,7 +189,7 @@ struct Exporter {
 impl Exporter {
     /// Must be called within the runtime.
     fn new(
-        accounts: Accounts,
+        accounts: &'static Accounts,
         assignment: &ExporterAssignment,
         unix: OwnedFd,
         tcp: Option<OwnedFd>,

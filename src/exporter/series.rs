@@ -27,14 +27,14 @@ pub(super) struct Accounts {
 /// All that can be told.
 #[derive(Debug)]
 pub(super) struct Series {
-    accounts: Accounts,
+    accounts: &'static Accounts,
     processes: ProcessTable,
     classes: Vec<TrustClass>,
     tenants: Tenants,
 }
 
 impl Series {
-    pub(super) fn new(accounts: Accounts, assignment: &ExporterAssignment) -> Self {
+    pub(super) fn new(accounts: &'static Accounts, assignment: &ExporterAssignment) -> Self {
         Self {
             accounts,
             processes: ProcessTable::default(),
@@ -65,9 +65,9 @@ impl Series {
     fn page(&self, format: Format) -> String {
         let mut page = Page::new(format);
         service::processes(&mut page, &self.processes);
-        service::registry(&mut page, &self.accounts);
-        service::classes(&mut page, &self.accounts);
-        self.tenants.tell(&mut page, &self.accounts);
+        service::registry(&mut page, self.accounts);
+        service::classes(&mut page, self.accounts);
+        self.tenants.tell(&mut page, self.accounts);
         page.finish()
     }
 
@@ -120,7 +120,7 @@ mod tests {
             classes: ["a", "b"].map(|class| TrustClass::new(class).unwrap()).to_vec(),
             tenants: Vec::new(),
         };
-        let mut series = Series::new(Accounts::default(), &assignment);
+        let mut series = Series::new(Box::leak(Box::default()), &assignment);
         let health = |series: &Series| {
             let answer = series.answer(What::Health);
             (answer.well, String::from_utf8(answer.body.to_vec()).unwrap())

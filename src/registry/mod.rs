@@ -103,13 +103,14 @@ fn start(control: Control) -> Result<(Sealed, Registry), RegistryError> {
     }
 }
 
-type Parts = (crate::wire::control::RegistryAssignment, State, Clock, Map<RegistryAccount>);
+type Parts = (crate::wire::control::RegistryAssignment, State, Clock, &'static Map<RegistryAccount>);
 
 fn prepare_and_seal() -> Result<(Sealed, Ready, Parts), RegistryError> {
     let memfd = take_inherited(fd::ASSIGNMENT).map_err(RegistryError::Inherited)?;
     let assignment = read_assignment(memfd).map_err(RegistryError::Assignment)?;
     let account = take_inherited(fd::ACCOUNTS).map_err(RegistryError::Inherited)?;
-    let account = Map::<RegistryAccount>::new(account, Access::Write)?;
+    // For good: once this process is sealed nothing is unmapped any more.
+    let account = Box::leak(Box::new(Map::<RegistryAccount>::new(account, Access::Write)?));
     let given = Given::check(Role::Registry, assignment.uid, assignment.gid, assignment.isolation)?;
     // A state that is no good ends it here, with a sentence.
     let state = State::open(Path::new(&assignment.state))?;

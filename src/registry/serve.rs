@@ -96,7 +96,7 @@ impl Registry {
         assignment: RegistryAssignment,
         state: State,
         clock: Clock,
-        account: Option<Map<RegistryAccount>>,
+        account: Option<&'static Map<RegistryAccount>>,
     ) -> Result<Self, RevocationError> {
         Ok(Self {
             tally: Tally::new(account, &assignment),

@@ -24,14 +24,17 @@ pub(super) struct Spent {
 #[derive(Debug)]
 pub(super) struct Tally {
     /// `None` in tests of what does not count.
-    account: Option<Map<RegistryAccount>>,
+    account: Option<&'static Map<RegistryAccount>>,
     slots: HashMap<Tenant, u32>,
     /// Each bundle counts once, however often it is looked at.
     counted: BTreeMap<Digest, bool>,
 }
 
 impl Tally {
-    pub(super) fn new(account: Option<Map<RegistryAccount>>, assignment: &RegistryAssignment) -> Self {
+    pub(super) fn new(
+        account: Option<&'static Map<RegistryAccount>>,
+        assignment: &RegistryAssignment,
+    ) -> Self {
         let mut tally = Self { account, slots: HashMap::new(), counted: BTreeMap::new() };
         tally.assign(assignment);
         tally
@@ -44,7 +47,7 @@ impl Tally {
 
     /// What was found out about these bundles' signatures.
     pub(super) fn signed(&mut self, bundles: BTreeMap<Digest, bool>) {
-        let Some(account) = &self.account else { return };
+        let Some(account) = self.account else { return };
         if self.counted.len().saturating_add(bundles.len()) > REMEMBERED_MAX {
             self.counted.clear();
         }
@@ -59,7 +62,7 @@ impl Tally {
 
     pub(super) fn spent(&self, Spent { tenant, took, good }: &Spent) {
         let slot = self.slots.get(tenant).and_then(|slot| usize::try_from(*slot).ok());
-        let account = self.account.as_ref().zip(slot).and_then(|(account, slot)| account.tenants.get(slot));
+        let account = self.account.zip(slot).and_then(|(account, slot)| account.tenants.get(slot));
         let Some(account) = account else { return };
         account.compile_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         let counter = if *good { &account.compiled } else { &account.refused };
@@ -89,7 +92,7 @@ mod tests {
             secret: None,
         };
         let account = Map::new(create::<RegistryAccount>().unwrap(), Access::Write).unwrap();
-        let mut tally = Tally::new(Some(account), &assignment);
+        let mut tally = Tally::new(Some(Box::leak(Box::new(account))), &assignment);
         let numbers = |tally: &Tally| {
             let account = tally.account.as_ref().unwrap();
             (account.signatures_verified.get(), account.signatures_refused.get())
