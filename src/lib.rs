@@ -48,6 +48,7 @@ pub mod fetcher;
 pub mod frontend;
 pub mod journal;
 pub mod ledger;
+pub mod otlp;
 pub mod registry;
 #[cfg(feature = "compiler")]
 pub mod rehearsal;

@@ -27,6 +27,7 @@ const SHARED: [&str; 14] = [
     "engine",
     "journal",
     "ledger",
+    "otlp",
     "sandbox",
     "signature",
     "table",

@@ -6,6 +6,7 @@ use super::bucket::Bucket;
 use super::gauge::{Counter, Gauge};
 use super::histogram::{Histogram, Sampled};
 use super::host_function::HostFunction;
+use super::spans::SpanRing;
 use crate::decision::{Outcome, Quota, Refusal, Stage};
 
 /// Tenants that a service may have had since it started. Memory is used only for those there are.
@@ -37,6 +38,8 @@ pub struct ClassAccount {
     pub columns: [Column; COLUMNS],
     pub tenants: [TenantAccount; TENANTS_MAX],
     pub modules: [ModuleAccount; MODULES_MAX],
+    /// Decisions of traces that clients record, for the exporter.
+    pub spans: SpanRing,
 }
 
 /// The stages that are measured, by their places in [`ClassAccount::stages`].

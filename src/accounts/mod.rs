@@ -17,6 +17,7 @@ mod layout;
 mod map;
 mod meter;
 mod quotas;
+mod spans;
 
 pub use bucket::{Bucket, TooSoon};
 pub use gauge::{Counter, Gauge};
@@ -29,3 +30,4 @@ pub use layout::{
 pub use map::{Access, Layout, Map, MapError, create};
 pub use meter::{Exceeded, Memory, Meter, UnderWay};
 pub use quotas::{Quotas, Rate};
+pub use spans::{SPANS, Span, SpanReader, SpanRing};

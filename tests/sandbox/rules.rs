@@ -31,6 +31,24 @@ pub(crate) fn fetcher() {
     rules_of(Role::Fetcher);
 }
 
+/// Landlock's rules for TCP do not hold for MPTCP: a socket of it is not to be had.
+pub(crate) fn no_other_protocol() {
+    let made = |family: i32, protocol: i32| {
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        run_sealed(Role::Fetcher, |_| {
+            call(libc::SYS_socket, [family as u64, kind as u64, protocol as u64, 0, 0, 0]);
+        })
+    };
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for protocol in [libc::IPPROTO_MPTCP, libc::IPPROTO_SCTP, libc::IPPROTO_ICMP] {
+            assert_eq!(made(family, protocol), KILLED_BY_FILTER, "{family} {protocol}");
+        }
+        for protocol in [0, libc::IPPROTO_TCP] {
+            assert_eq!(made(family, protocol), allowed_end("socket"), "the control: {family} {protocol}");
+        }
+    }
+}
+
 pub(crate) fn builder() {
     rules_of(Role::Builder);
 }
