@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 const ROLES: [&str; 8] =
     ["supervisor", "spawner", "registry", "builder", "frontend", "worker", "exporter", "fetcher"];
 /// What roles and people's programs are made from. None of these knows who uses it.
-const SHARED: [&str; 14] = [
+const SHARED: [&str; 15] = [
     "accounts",
     "artifact",
     "bundle",

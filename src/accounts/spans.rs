@@ -298,7 +298,10 @@ mod tests {
         assert_eq!(reader.take(ring, NOW, 10), spans[2..]);
         assert!(reader.take(ring, NOW, 10).is_empty());
         assert_eq!(reader.lost(), 0);
-        assert!(SpanReader::new(ring).take(ring, NOW, 10).is_empty(), "who comes later hears what comes later");
+        assert!(
+            SpanReader::new(ring).take(ring, NOW, 10).is_empty(),
+            "who comes later hears what comes later"
+        );
     }
 
     #[test]

@@ -131,11 +131,15 @@ pub(super) mod tests {
         let body: Value = serde_json::from_slice(&encode(&[told(0xd1, OutcomeKind::Deny)])).unwrap();
         let span = &body["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
         assert_eq!(span["traceId"], "0af7651916cd43dd8448eb211c80319c");
-        assert_eq!((&span["parentSpanId"], &span["spanId"]), (&"b7ad6b7169203331".into(), &"d1d1d1d1d1d1d1d1".into()));
+        assert_eq!(
+            (&span["parentSpanId"], &span["spanId"]),
+            (&"b7ad6b7169203331".into(), &"d1d1d1d1d1d1d1d1".into())
+        );
         assert_eq!((&span["kind"], &span["flags"]), (&2.into(), &0x301.into()));
         assert_eq!(span["startTimeUnixNano"], "1700000000000000000");
         assert_eq!(span["endTimeUnixNano"], "1700000000000030000");
-        let starts: Vec<_> = span["events"].as_array().unwrap().iter().map(|one| &one["timeUnixNano"]).collect();
+        let starts: Vec<_> =
+            span["events"].as_array().unwrap().iter().map(|one| &one["timeUnixNano"]).collect();
         assert_eq!(starts, ["1700000000000000000", "1700000000000001000", "1700000000000005000"]);
         assert_eq!(span["events"][2]["attributes"][0]["value"]["intValue"], "21000");
         assert_eq!(span["status"], json!({}), "a denial is an answer");

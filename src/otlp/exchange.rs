@@ -19,9 +19,13 @@ const RETRY_AFTER_MAX: u64 = 300;
 pub(super) enum Answer {
     Taken,
     /// It may take the same later.
-    Later { after: Option<Duration> },
+    Later {
+        after: Option<Duration>,
+    },
     /// It never will.
-    Refused { status: u16 },
+    Refused {
+        status: u16,
+    },
 }
 
 pub(super) async fn post(collector: &Collector, body: &[u8]) -> io::Result<Answer> {
@@ -42,11 +46,15 @@ pub(super) async fn post(collector: &Collector, body: &[u8]) -> io::Result<Answe
     while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
         let length = stream.read(&mut part).await?;
         if length == 0 || answer.len() > HEAD_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the collector's answer has no end of its head"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the collector's answer has no end of its head",
+            ));
         }
         answer.extend_from_slice(part.get(..length).unwrap_or_default());
     }
-    understand(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the collector's answer is not HTTP"))
+    understand(&answer)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the collector's answer is not HTTP"))
 }
 
 fn understand(answer: &[u8]) -> Option<Answer> {
