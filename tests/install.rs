@@ -55,6 +55,7 @@ const TABLE: &str = "\
 644 usr/share/doc/portcullis/policies.md
 644 usr/share/doc/portcullis/portcullis.example.toml
 644 usr/share/doc/portcullis/systemd.md
+644 usr/share/doc/portcullis/tenancy.md
 644 usr/share/doc/portcullis/trust.md
 ";
 
@@ -925,6 +926,7 @@ fn the_first_configuration_runs() {
         ("/var/lib/portcullis/store", "store"),
         ("/var/lib/portcullis/state", "state"),
         ("/etc/portcullis/trust.toml", "trust.toml"),
+        ("/etc/portcullis/tenants.d", "tenants.d"),
         ("/var/cache/portcullis/shared", "cache"),
     ] {
         assert!(text.contains(&format!("\"{path}")), "{path} is not in it");

@@ -13,6 +13,7 @@ mod end;
 mod exporter;
 mod forward;
 mod reap;
+mod reload;
 mod start;
 mod survey;
 
@@ -20,10 +21,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
-use super::books::{Books, BooksFull};
+use super::books::Books;
 use super::child::{Child, Misbehaviour, Permitted, Stage, all_well};
 use super::config::Config;
-use super::control_groups::{ControlGroupError, ControlGroups};
+use super::control_groups::ControlGroups;
 use super::generations::{Edition, Lineage, Living};
 use super::listen::Sockets;
 use super::log::say;
@@ -49,8 +50,6 @@ const TRY_AGAIN: Duration = Duration::from_millis(2);
 const MESSAGES_A_ROUND: usize = 16;
 /// With this many old generations of one class still draining, nothing makes another.
 pub(super) const DRAINING_MAX: usize = 4;
-/// Of an error in the process table, bytes: it shares a message with the table.
-const ERROR_MAX: usize = 2048;
 
 /// Every child of this process, and the lines they come from.
 pub(super) struct Fleet {
@@ -327,56 +326,6 @@ impl Fleet {
             // They see the end of their channel to the frontend as well.
             let _ = child.channel.send(&ToChild::Drain, None);
         }
-    }
-
-    /// Limits of classes as `config` has them, or as they were.
-    pub(super) fn set_limits(&mut self, config: &Config) -> Result<(), ControlGroupError> {
-        self.groups.set(config).inspect_err(|_| {
-            let _ = self.groups.set(&self.current.config);
-        })
-    }
-
-    /// Gives a place in the accounts to everybody that `config` names.
-    pub(super) fn enter(&mut self, config: &Config) -> Result<(), BooksFull> {
-        self.books.enter(config)
-    }
-
-    /// Limits of classes as they are in force.
-    pub(super) fn restore_limits(&self) {
-        if let Err(why) = self.groups.set(&self.current.config) {
-            say!("{why}");
-        }
-    }
-
-    /// Counts a reload that ended, which somebody had asked for if it `began` (CLOCK_MONOTONIC, nanoseconds) with reading
-    /// the configuration.
-    pub(super) fn reloaded(&mut self, error: Option<&str>, began: Option<u64>) {
-        self.reloads = self.reloads.saturating_add(1);
-        self.last_reload_error = error.map(|error| {
-            let end = (0..=ERROR_MAX.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
-            error.get(..end.unwrap_or(0)).unwrap_or_default().to_owned()
-        });
-        if let Some(began_ns) = began {
-            let (number, error) = (self.reloads, self.last_reload_error.clone());
-            self.asked = Some(AskedReload { number, began_ns, error });
-        }
-        self.changed = true;
-    }
-
-    /// `None` until the frontend and every class are done with the present edition; then what would not start.
-    pub(super) fn settled(&self) -> Option<Vec<String>> {
-        let epoch = self.current.epoch;
-        self.find(|child| child.part == Part::Frontend && child.is_serving() && child.epoch() >= epoch)?;
-        let mut refused = Vec::new();
-        for lineage in &self.classes {
-            match lineage.settled(epoch, self.living(&lineage.part)) {
-                Some(Ok(())) => {}
-                Some(Err(why)) => refused.push(format!("{}: {why}", lineage.part)),
-                // Nobody can start without one. Once it is back what is outdated is replaced all the same.
-                None => return self.registry_unwell().map(|why| vec![format!("registry: {why}")]),
-            }
-        }
-        Some(refused)
     }
 
     /// The frontend and a worker of every class serve.
