@@ -289,3 +289,66 @@ fn reload_signals_nothing_that_is_not_the_supervisor() {
     bystander.kill().unwrap();
     assert_eq!(bystander.wait().unwrap().signal(), Some(9));
 }
+
+const BEFORE: &str = include_str!("../src/cli/top/fixtures/before.txt");
+const NOW: &str = include_str!("../src/cli/top/fixtures/now.txt");
+
+/// An exporter that tells these pages, one a connection, and the last one for ever after.
+fn exporter(directory: &Path, status: &'static str) -> std::path::PathBuf {
+    let socket = directory.join("metrics.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        for page in std::iter::once(BEFORE).chain(std::iter::repeat(NOW)) {
+            let Ok((mut stream, _)) = listener.accept() else { return };
+            let mut asked = Vec::new();
+            let mut byte = [0];
+            while !asked.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
+                asked.extend(byte);
+            }
+            assert!(asked.starts_with(b"GET /metrics HTTP/1.0\r\n"), "{asked:?}");
+            // Whoever asked may have had enough.
+            let _ = write!(stream, "HTTP/1.0 {status}\r\ncontent-length: {}\r\n\r\n{page}", page.len());
+        }
+    });
+    socket
+}
+
+fn top(socket: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.args(["top", "--interval", "100ms", "--config", "/nonexistent", "--socket"]).arg(socket);
+    command
+}
+
+#[test]
+fn top_shows_two_looks_at_the_exporter() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = top(&exporter(directory.path(), "200 OK")).arg("--once").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = text(&output.stdout);
+    assert!(said.starts_with("portcullis ") && said.contains("\nacme "), "{said}");
+    assert!(said.contains("class one ") && !said.contains('\u{1b}'), "{said}");
+    assert!(said.lines().all(|line| line.chars().count() <= 80), "{said}");
+
+    let output = top(&directory.path().join("nobody.sock")).arg("--once").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let output = top(&exporter(directory.path(), "503 Nothing")).arg("--once").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(text(&output.stderr).contains("503 Nothing"), "{output:?}");
+}
+
+#[test]
+fn top_gives_the_terminal_back_when_it_is_interrupted() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = top(&exporter(directory.path(), "200 OK")).stdout(Stdio::piped()).spawn().unwrap();
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let mut said = Vec::new();
+    while !text(&said).contains("DEC/S") {
+        assert_ne!(reader.read_until(b'\n', &mut said).unwrap(), 0, "{}", text(&said));
+    }
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    reader.read_to_end(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(said.starts_with(b"\x1b[?1049h") && said.ends_with(b"\x1b[?1049l"), "{}", text(&said));
+}

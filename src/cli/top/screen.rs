@@ -58,7 +58,7 @@ impl View<'_> {
         lines.extend(now.classes.iter().map(|(name, class)| of_class(name, class)));
         lines.push(String::new());
         lines.push(format!(
-            "{:<18} {:<8} {:>8} {:>7} {:>6} {:>5} {:>5} {:>6}  {}",
+            "{:<16} {:<8} {:>6} {:>6} {:>5} {:>5} {:>4} {:>5}  {}",
             "TENANT", "CLASS", "DEC/S", "P99", "CPU", "SHARE", "DUE", "CONC", "REFUSED/S"
         ));
         lines.extend(rows.iter().take(self.rows).map(|row| line(row, &rows)));
@@ -149,7 +149,7 @@ fn header(time: &str, passed: Duration, rows: &[Row<'_>]) -> String {
 fn of_class(name: &str, class: &ClassSample) -> String {
     let ClassSample { generation, queued, instances, instances_max, connections } = class;
     format!(
-        "class {:<12} generation {:<5} queued {:<6} instances {:<11} connections {}",
+        "class {:<12} gen {:<5} queued {:<5} instances {:<9} connections {}",
         cut(&printable(name), 12),
         generation,
         queued,
@@ -171,8 +171,8 @@ fn line(row: &Row<'_>, all: &[Row<'_>]) -> String {
     let refused: f64 = row.refused.values().sum();
     let most = row.refused.iter().max_by(|a, b| a.1.total_cmp(b.1)).map(|(kind, _)| printable(kind));
     format!(
-        "{:<18} {:<8} {:>8} {:>7} {:>6.2} {share:>5} {due:>5} {:>6}  {}",
-        cut(&printable(row.name), 18),
+        "{:<16} {:<8} {:>6} {:>6} {:>5.2} {share:>5} {due:>4} {:>5}  {}",
+        cut(&printable(row.name), 16),
         cut(&printable(row.class.unwrap_or("-")), 8),
         count(row.decisions),
         row.p99.map_or_else(|| "-".to_owned(), time),
@@ -215,6 +215,7 @@ fn count(value: f64) -> String {
 fn time(microseconds: f64) -> String {
     match microseconds {
         us if us >= 999_500.0 => format!("{:.1}s", us / 1e6),
+        us if us >= 99_950.0 => format!("{:.0}ms", us / 1e3),
         us if us >= 999.5 => format!("{:.1}ms", us / 1e3),
         us => format!("{us:.0}us"),
     }
@@ -299,8 +300,8 @@ mod tests {
         let counts = [0.0, 0.5, 9.0, 999.0, 9_999.0, 9_999.6, 123_456.0, 999_600.0, 12_345_678.0];
         assert_eq!(counts.map(count), ["0", "0.5", "9", "999", "9999", "10.0k", "123.5k", "1.0M", "12.3M"]);
         assert_eq!(
-            [0.0, 999.0, 999.6, 12_345.0, 2_500_000.0].map(time),
-            ["0us", "999us", "1.0ms", "12.3ms", "2.5s"]
+            [0.0, 999.0, 999.6, 12_345.0, 123_456.0, 2_500_000.0].map(time),
+            ["0us", "999us", "1.0ms", "12.3ms", "123ms", "2.5s"]
         );
     }
 }
