@@ -14,6 +14,7 @@ mod door;
 mod exposition;
 mod series;
 mod serve;
+mod traces;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,14 +26,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tracing::{error, info, warn};
 
 use self::door::{Door, Stream, next_at};
 use self::series::{Accounts, Series};
 use self::serve::{Ask, attend};
+use self::traces::Traces;
 use crate::accounts::{Access, Map, MapError};
 use crate::journal;
+use crate::otlp::{self, Collector};
 use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
 use crate::wire::assignment::{self, AssignmentError};
 use crate::wire::channel::{Channel, ReceiveError, Received, SendError, take_inherited};
@@ -43,6 +46,8 @@ use crate::wire::polled::Polled;
 const RENDERED_EVERY: Duration = Duration::from_millis(100);
 /// From this process's start to the accounts.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How often spans are taken from the accounts.
+const COLLECTED_EVERY: Duration = Duration::from_millis(200);
 /// Questions on their way to the loop.
 const ASKS_MAX: usize = 64;
 
@@ -126,7 +131,9 @@ fn prepare_and_seal(control: &Control) -> Result<(Sealed, Ready, Runtime, Export
         let _within = runtime.enter();
         Exporter::new(accounts, &assignment, unix, tcp).map_err(ExporterError::Runtime)?
     };
-    let confined = given.confine(&Places::default())?;
+    let port = assignment.otlp.as_ref().map(Collector::port);
+    let places = port.into_iter().fold(Places::default(), |places, port| places.with_port("collector", port));
+    let confined = given.confine(&places)?;
     let landlock_abi = confined.landlock_abi();
     sandbox::prove_landlock()?;
     let sealed = confined.seal()?;
@@ -184,6 +191,8 @@ struct Exporter {
     /// Since numbers were last put together.
     waiting: Vec<Ask>,
     rendered: Option<Instant>,
+    /// Where they are sent somewhere.
+    traces: Option<Traces>,
 }
 
 impl Exporter {
@@ -194,6 +203,12 @@ impl Exporter {
         unix: OwnedFd,
         tcp: Option<OwnedFd>,
     ) -> io::Result<Self> {
+        let traces = assignment.otlp.clone().map(|collector| {
+            let (sender, task) = otlp::sender(collector);
+            // It ends with the process, and with it what is under way.
+            drop(tokio::spawn(task));
+            Traces::new(sender, &accounts, assignment)
+        });
         Ok(Self {
             unix: Door::unix(unix)?,
             tcp: tcp.map(Door::tcp).transpose()?,
@@ -203,6 +218,7 @@ impl Exporter {
             asks: mpsc::channel(ASKS_MAX),
             waiting: Vec::new(),
             rendered: None,
+            traces,
         })
     }
 
@@ -210,6 +226,8 @@ impl Exporter {
     async fn run(mut self, control: Control) -> Result<(), ExporterError> {
         let control = Polled::new(control).map_err(ExporterError::Runtime)?;
         let mut buffer = Vec::new();
+        let mut collecting = tokio::time::interval(COLLECTED_EVERY);
+        collecting.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = self.due();
             tokio::select! {
@@ -228,6 +246,11 @@ impl Exporter {
                 Some(ask) = self.asks.1.recv() => self.waiting.push(ask),
                 // Aborted ones end with an error that says so.
                 Some(_) = self.connections.join_next() => {}
+                _ = collecting.tick(), if self.traces.is_some() => {
+                    if let Some(traces) = &mut self.traces {
+                        traces.collect(self.series.accounts());
+                    }
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.answer(),
             }
         }
@@ -248,6 +271,9 @@ impl Exporter {
 
     /// Puts together once what everybody who waits has asked for. It is of now: later than each question.
     fn answer(&mut self) {
+        if let Some(traces) = &self.traces {
+            self.series.spans(traces.told());
+        }
         let mut answers = Vec::new();
         for Ask { what, answer } in std::mem::take(&mut self.waiting) {
             if !answers.iter().any(|(of, _)| *of == what) {
@@ -278,7 +304,11 @@ impl Exporter {
             (ToChild::Drain, _) => return Ok(true),
             (ToChild::Processes(table), _) => self.series.processes(table),
             (ToChild::Reassign, Some(memfd)) => {
-                self.series.reassign(&assignment::read(memfd)?);
+                let assignment: ExporterAssignment = assignment::read(memfd)?;
+                self.series.reassign(&assignment);
+                if let Some(traces) = &mut self.traces {
+                    traces.reassign(&assignment);
+                }
                 info!("reassigned");
             }
             (ToChild::Reassign, None) => warn!("the supervisor's message came without its descriptor"),

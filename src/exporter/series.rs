@@ -31,6 +31,8 @@ pub(super) struct Series {
     processes: ProcessTable,
     classes: Vec<TrustClass>,
     tenants: Tenants,
+    /// Where they are sent somewhere: by what became of them.
+    spans: Option<[(&'static str, u64); 4]>,
 }
 
 impl Series {
@@ -40,6 +42,7 @@ impl Series {
             processes: ProcessTable::default(),
             classes: assignment.classes.clone(),
             tenants: Tenants::new(assignment),
+            spans: None,
         }
     }
 
@@ -47,8 +50,16 @@ impl Series {
         self.processes = table;
     }
 
+    pub(super) fn spans(&mut self, spans: [(&'static str, u64); 4]) {
+        self.spans = Some(spans);
+    }
+
     pub(super) fn reassign(&mut self, assignment: &ExporterAssignment) {
         self.tenants.reassign(assignment);
+    }
+
+    pub(super) fn accounts(&self) -> &'static Accounts {
+        self.accounts
     }
 
     pub(super) fn answer(&self, what: What) -> Answer {
@@ -67,6 +78,7 @@ impl Series {
         service::processes(&mut page, &self.processes);
         service::registry(&mut page, self.accounts);
         service::classes(&mut page, self.accounts);
+        service::spans(&mut page, self.spans);
         self.tenants.tell(&mut page, self.accounts);
         page.finish()
     }
@@ -117,6 +129,7 @@ mod tests {
             isolation: Isolation::SharedUid,
             tcp: false,
             max_tenants: 1,
+            otlp: None,
             classes: ["a", "b"].map(|class| TrustClass::new(class).unwrap()).to_vec(),
             tenants: Vec::new(),
         };

@@ -36,6 +36,11 @@ impl Collector {
     }
 
     #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    #[must_use]
     pub fn path(&self) -> &str {
         &self.path
     }

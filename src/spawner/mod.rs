@@ -124,7 +124,8 @@ fn places(assignment: &SpawnerAssignment) -> Result<Places, SpawnerError> {
         .into_iter()
         .fold(Places::default(), |places, name| places.with("programs", directory.join(name)));
     let places = programs.with("store", &assignment.store).with("state", &assignment.state);
-    Ok(assignment.caches.iter().fold(places, |places, cache| places.with("caches", cache)))
+    let places = assignment.caches.iter().fold(places, |places, cache| places.with("caches", cache));
+    Ok(assignment.collector.into_iter().fold(places, |places, port| places.with_port("collector", port)))
 }
 
 fn read_assignment() -> Result<SpawnerAssignment, SpawnerError> {

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::config::Config;
 use super::log::say;
+use crate::otlp::Collector;
 use crate::sandbox::launch::{self, EXIT_NOT_STARTED, ProgramError};
 use crate::sandbox::privileges::{ConfiguredLimits, endow};
 use crate::sandbox::witness::{self, Expected, WitnessError};
@@ -252,6 +253,11 @@ fn spawner_assignment(config: &Config, surroundings: &Surroundings) -> SpawnerAs
         store: config.service.store.display().to_string(),
         state: config.service.state.display().to_string(),
         caches: config.classes.iter().map(|class| class.cache.display().to_string()).collect(),
+        collector: config
+            .telemetry
+            .as_ref()
+            .and_then(|telemetry| telemetry.otlp.as_ref())
+            .map(Collector::port),
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::accounts::Quotas;
 use crate::artifact::Ceiling;
 use crate::decision::{PolicyName, Tenant, TrustClass};
+use crate::otlp::Collector;
 
 /// Largest control message, bytes.
 pub const CONTROL_MAX: usize = 64 * 1024;
@@ -351,6 +352,8 @@ pub struct ExporterAssignment {
     pub tcp: bool,
     /// Tenants with series of their own, at most; what is beyond is summed up as `other`.
     pub max_tenants: u32,
+    /// Where spans of decisions go, if anywhere.
+    pub otlp: Option<Collector>,
     /// Sorted by name.
     pub classes: Vec<TrustClass>,
     /// Sorted by name.

@@ -70,6 +70,8 @@ pub struct SpawnerAssignment {
     pub state: String,
     /// The classes' directories.
     pub caches: Vec<String>,
+    /// The port that the exporter connects to, where traces are sent somewhere.
+    pub collector: Option<u16>,
 }
 
 /// Somebody the spawner may start, and as whom.

@@ -101,6 +101,18 @@ pub(super) fn registry(page: &mut Page, accounts: &Accounts) {
         .count(&[], registry.signatures_verified.get());
 }
 
+/// `spans`: by what became of them.
+pub(super) fn spans(page: &mut Page, spans: Option<[(&'static str, u64); 4]>) {
+    let Some(spans) = spans else { return };
+    let mut family = page.family(
+        "portcullis_spans",
+        Kind::Counter,
+        None,
+        "Spans of traces: taken by the collector, dropped for want of room, failed there, or lost before.",
+    );
+    spans.into_iter().for_each(|(outcome, count)| family.count(&[("outcome", outcome)], count));
+}
+
 pub(super) fn classes(page: &mut Page, accounts: &Accounts) {
     let mut each = Classes { page, accounts };
     each.stages();

@@ -10,6 +10,7 @@ use super::values::{mode, socket_path};
 use super::{Config, Identity, Service, modules, places};
 use crate::document::values::{number, text};
 use crate::document::{Found, Section};
+use crate::otlp::{Collector, InvalidCollector};
 use crate::supervisor::books::Books;
 use crate::wire::control::{ExporterAssignment, ExporterTenant, Isolation};
 
@@ -27,6 +28,8 @@ pub struct Telemetry {
     pub listen: Option<SocketAddr>,
     /// Tenants with series of their own; the others are summed up.
     pub max_tenants: u32,
+    /// Where spans go of decisions whose client records a trace.
+    pub otlp: Option<Collector>,
 }
 
 impl Config {
@@ -50,6 +53,7 @@ impl Config {
             isolation,
             tcp,
             max_tenants: telemetry.max_tenants,
+            otlp: telemetry.otlp.clone(),
             classes: self.classes.iter().map(|class| class.name.clone()).collect(),
             tenants: tenants.collect(),
         })
@@ -68,6 +72,7 @@ pub(super) fn fixed_parts_changed(old: Option<&Telemetry>, new: Option<&Telemetr
         (old.socket == new.socket, "telemetry.socket"),
         (old.socket_mode == new.socket_mode, "telemetry.socket_mode"),
         (old.listen == new.listen, "telemetry.listen"),
+        (old.otlp == new.otlp, "telemetry.otlp"),
     ];
     compared.into_iter().filter(|(same, _)| !same).map(|(_, what)| what.to_owned()).collect()
 }
@@ -79,6 +84,7 @@ impl<'d> Reader<'_, 'd> {
         let socket_mode = section.defaulted("socket_mode", 0o660, mode);
         let listen = section.optional("listen", own_address);
         let max_tenants = section.defaulted("max_tenants", 1000, number(0..=TENANTS_MAX));
+        let otlp = section.optional("otlp", collector);
         section.finish();
         if let Some(socket) = &socket {
             self.look(socket.at, places::socket_directory(&socket.value, self.owners));
@@ -90,6 +96,7 @@ impl<'d> Reader<'_, 'd> {
                 socket_mode: socket_mode?.value,
                 listen: listen.map(|found| found.value),
                 max_tenants: max_tenants?.value,
+                otlp: otlp.map(|found| found.value),
             })
         };
         (identity, telemetry())
@@ -103,6 +110,10 @@ impl<'d> Reader<'_, 'd> {
             }
         }
     }
+}
+
+fn collector(value: &DeValue<'_>) -> Result<Collector, String> {
+    text(value)?.parse().map_err(|why: InvalidCollector| why.to_string())
 }
 
 /// Whoever reaches it reads it, without being asked who they are: so it is for this machine alone.
