@@ -386,6 +386,7 @@ mod tests {
             isolation: Isolation::SharedUid,
             tcp: false,
             max_tenants,
+            otlp: None,
             classes: vec![class()],
             tenants: tenants.iter().map(tenant).collect(),
         }
