@@ -207,7 +207,7 @@ impl Exporter {
             let (sender, task) = otlp::sender(collector);
             // It ends with the process, and with it what is under way.
             drop(tokio::spawn(task));
-            Traces::new(sender, &accounts, assignment)
+            Traces::new(sender, accounts, assignment)
         });
         Ok(Self {
             unix: Door::unix(unix)?,
