@@ -106,7 +106,7 @@ fn evaluate(policy: &Arc<Policy>, input: &[u8], slice: &Arc<Slice>) -> Decision 
     let input = bytes::Bytes::copy_from_slice(input);
     let call = Call { input, clock_ns: engine::realtime_ns(), seed: [7; 32], id: None };
     slice.set_end(engine::monotonic_ns() + SLICE_NS);
-    let mut evaluation = pin!(engine::evaluate(Arc::clone(policy), call, Arc::clone(slice)));
+    let mut evaluation = pin!(engine::evaluate(Arc::clone(policy), call, Arc::clone(slice), None));
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Evaluated { decision, .. }) => {
             assert_eq!(decision.outcome, Outcome::Allow);

@@ -56,7 +56,7 @@ pub(super) fn decides(
     let longest = u64::from(manifest.limits.deadline_us).saturating_mul(1000).min(LONGEST_NS);
     let until = monotonic_ns().saturating_add(longest);
     slice.set_end(until);
-    let mut evaluation = Box::pin(engine::evaluate(policy, call, Arc::clone(&slice)));
+    let mut evaluation = Box::pin(engine::evaluate(policy, call, Arc::clone(&slice), None));
     let PolicyConfig { tenant, policy, .. } = manifest;
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         // Its slice is its time: whoever yields has used all of it.

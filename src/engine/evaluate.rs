@@ -12,6 +12,7 @@ use super::load::{Policy, Pre};
 use super::outcome;
 use super::slice::{Slice, monotonic_ns};
 use super::watch::{FUEL, Watch};
+use crate::accounts::{Memory, Meter};
 use crate::decision::{
     Address, Attribute, Decision, DecisionId, Header, HttpRequest, Input, Outcome, Peer, Refusal, Timing,
 };
@@ -38,7 +39,7 @@ macro_rules! peer {
 }
 
 /// What one evaluation needs to know besides its policy.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Call {
     /// A postcard-encoded [`Input`].
     pub input: Bytes,
@@ -76,7 +77,22 @@ pub struct Used {
 
 /// What is left of the instance.
 #[derive(Debug)]
-pub struct Residue(#[expect(dead_code, reason = "held to be dropped later")] Option<Store<Host>>);
+pub struct Residue(#[expect(dead_code, reason = "held to be dropped later")] Option<Live>);
+
+/// A store, and what its instance's memory counts for: that goes when the memory has gone, and not before.
+#[derive(Debug)]
+struct Live {
+    store: Store<Host>,
+    /// In the store until that is dropped.
+    account: Option<Memory>,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // Fields are dropped in order.
+        self.account = self.store.data_mut().account.take();
+    }
+}
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -87,9 +103,15 @@ impl std::fmt::Debug for Host {
 /// Decides one request in a fresh instance of `policy`.
 ///
 /// The future yields whenever `slice` is over and an epoch has passed; it knows no deadline: who polls it stops doing
-/// so, and drops it, which frees the instance. It must be polled on the thread that `slice` belongs to.
-pub async fn evaluate(policy: Arc<Policy>, call: Call, slice: Arc<Slice>) -> Evaluated {
-    evaluate_watched(policy, call, slice, None).await
+/// so, and drops it, which frees the instance. It must be polled on the thread that `slice` belongs to. What the instance
+/// takes is taken from `meter`.
+pub async fn evaluate(
+    policy: Arc<Policy>,
+    call: Call,
+    slice: Arc<Slice>,
+    meter: Option<Arc<Meter>>,
+) -> Evaluated {
+    evaluate_watched(policy, call, slice, meter, None).await
 }
 
 /// The same, noted.
@@ -97,6 +119,7 @@ pub async fn evaluate_watched(
     policy: Arc<Policy>,
     call: Call,
     slice: Arc<Slice>,
+    meter: Option<Arc<Meter>>,
     watch: Option<Arc<Watch>>,
 ) -> Evaluated {
     let (digest, id) = (Some(policy.digest()), call.id);
@@ -124,31 +147,34 @@ pub async fn evaluate_watched(
 
     let started = monotonic_ns();
     let mut timing = Timing::default();
-    let Ok(mut store) = fresh_store(&policy, &call, slice, watch) else {
+    let Ok(store) = fresh_store(&policy, &call, slice, meter, watch) else {
         // Only an engine that does not count what is to be counted.
         return ended(Err(Refusal::Unavailable), timing, (false, false), Used::default(), Residue(None));
     };
+    let mut live = Live { store, account: None };
+    let store = &mut live.store;
     let (instantiated, result) = match &policy.pre {
-        Pre::V0_1(pre) => match pre.instantiate_async(&mut store).await {
+        Pre::V0_1(pre) => match pre.instantiate_async(&mut *store).await {
             Err(error) => (false, Err(error)),
             Ok(instance) => {
                 let run_ns = made(&mut timing, started);
                 store.data().slice.made_one();
-                let returned =
-                    with_old_request(&input, async |request| instance.call_decide(&mut store, request).await)
-                        .await;
+                let returned = with_old_request(&input, async |request| {
+                    instance.call_decide(&mut *store, request).await
+                })
+                .await;
                 timing.run_ns = monotonic_ns().saturating_sub(run_ns);
                 // A policy of that world cannot say that it has failed.
                 (true, returned.map(|decision| Ok(decision.into())))
             }
         },
-        Pre::V1_0(pre) => match pre.instantiate_async(&mut store).await {
+        Pre::V1_0(pre) => match pre.instantiate_async(&mut *store).await {
             Err(error) => (false, Err(error)),
             Ok(instance) => {
                 let run_ns = made(&mut timing, started);
                 store.data().slice.made_one();
                 let returned =
-                    with_request(&input, async |request| instance.call_decide(&mut store, request).await)
+                    with_request(&input, async |request| instance.call_decide(&mut *store, request).await)
                         .await;
                 timing.run_ns = monotonic_ns().saturating_sub(run_ns);
                 (true, returned)
@@ -179,7 +205,7 @@ pub async fn evaluate_watched(
             .fuel
             .and_then(|given| store.get_fuel().ok().map(|left| given.saturating_sub(left))),
     };
-    ended(result, timing, (false, instantiated), used, Residue(Some(store)))
+    ended(result, timing, (false, instantiated), used, Residue(Some(live)))
 }
 
 /// Notes how long making the instance took. Returns when that was.
@@ -193,6 +219,7 @@ fn fresh_store(
     policy: &Policy,
     call: &Call,
     slice: Arc<Slice>,
+    meter: Option<Arc<Meter>>,
     watch: Option<Arc<Watch>>,
 ) -> wasmtime::Result<Store<Host>> {
     let limits = policy.limits();
@@ -207,6 +234,7 @@ fn fresh_store(
         metrics: Arc::clone(&policy.metrics),
         metric_calls: 0,
         data: watch.as_ref().and_then(|watch| watch.data()).or_else(|| policy.data.clone()),
+        account: meter.as_ref().map(Meter::memory),
         memory: limits.memory as usize,
         table_elements: limits.table_elements as usize,
         memory_used: 0,

@@ -17,7 +17,8 @@ use super::metric::{self, Metrics};
 use super::slice::{Slice, monotonic_ns};
 use super::watch::{HostCall, Listed, LogLevel as Level, Watch};
 use super::world::World;
-use crate::decision::DecisionId;
+use crate::accounts::{Exceeded, HostFunction, Memory};
+use crate::decision::{DecisionId, Quota};
 use v1_0::portcullis::policy::data::Entry;
 
 /// Log lines of one decision, and bytes of each, that are kept.
@@ -28,6 +29,9 @@ const RANDOM_BYTES: u32 = 4096;
 /// Entries of one call, and bytes of them: a listing is never long enough to keep anybody waiting.
 const DATA_ENTRIES: u32 = 1000;
 const DATA_BYTES: usize = 256 << 10;
+
+/// Who needs more calls in one decision than its plan has will need them the next time too, milliseconds.
+const AGAIN_MS: u32 = 1000;
 
 /// A capability that a policy may ask for, by the name of its WIT interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +99,8 @@ pub(super) struct Host {
     pub(super) metric_calls: u8,
     /// What the manifest names, if it names any.
     pub(super) data: Option<Arc<Data>>,
+    /// Where its tenant is counted, and what of the tenant's memory is this instance's.
+    pub(super) account: Option<Memory>,
     pub(super) memory: usize,
     pub(super) table_elements: usize,
     /// By all memories, and by all tables, together.
@@ -115,19 +121,25 @@ pub(super) struct Host {
 pub(super) struct CallsExhausted;
 
 impl Host {
-    fn timed<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Result<T> {
-        self.called()?;
+    fn timed<T>(&mut self, function: HostFunction, work: impl FnOnce(&mut Self) -> T) -> Result<T> {
+        self.called(function)?;
         let start = monotonic_ns();
         let result = work(self);
         self.host_ns = self.host_ns.saturating_add(monotonic_ns().saturating_sub(start));
         Ok(result)
     }
 
-    fn called(&mut self) -> Result<()> {
+    fn called(&mut self, function: HostFunction) -> Result<()> {
         if self.host_calls >= self.host_calls_max {
             return Err(CallsExhausted.into());
         }
         self.host_calls += 1;
+        let Some(account) = &self.account else { return Ok(()) };
+        let meter = account.meter();
+        if meter.quotas().host_calls_per_decision.is_some_and(|most| self.host_calls > most) {
+            return Err(Exceeded { which: Quota::HostCalls, retry_after_ms: AGAIN_MS }.into());
+        }
+        meter.call(monotonic_ns, function)?;
         Ok(())
     }
 
@@ -165,7 +177,7 @@ impl Host {
 
 impl Host {
     fn write(&mut self, level: Level, message: String) -> Result<()> {
-        self.timed(|host| {
+        self.timed(HostFunction::LogWrite, |host| {
             if host.log_lines >= LOG_LINES {
                 return;
             }
@@ -191,14 +203,14 @@ impl Host {
     }
 
     fn random_u64(&mut self) -> Result<u64> {
-        self.timed(|host| {
+        self.timed(HostFunction::RandomGetU64, |host| {
             host.note(|| HostCall::Random { bytes: 8 });
             host.generator().next_u64()
         })
     }
 
     fn random_bytes(&mut self, len: u32) -> Result<Vec<u8>> {
-        self.timed(|host| {
+        self.timed(HostFunction::RandomGetBytes, |host| {
             let len = len.min(RANDOM_BYTES);
             host.note(|| HostCall::Random { bytes: len });
             let mut bytes = vec![0; len as usize];
@@ -227,7 +239,7 @@ macro_rules! interfaces {
 
             impl clock::Host for Host {
                 fn now(&mut self) -> Result<u64> {
-                    self.called()?;
+                    self.called(HostFunction::ClockNow)?;
                     self.note(|| HostCall::Clock { ns: self.clock_ns });
                     Ok(self.clock_ns)
                 }
@@ -252,7 +264,7 @@ interfaces!(v1_0);
 
 impl v1_0::portcullis::policy::data::Host for Host {
     fn get(&mut self, key: String) -> Result<Option<Vec<u8>>> {
-        self.timed(|host| {
+        self.timed(HostFunction::DataGet, |host| {
             let value = host.data.as_ref().and_then(|data| data.get(&key)).map(<[u8]>::to_vec);
             host.note(|| HostCall::DataGet { key, value: value.clone() });
             value
@@ -260,7 +272,7 @@ impl v1_0::portcullis::policy::data::Host for Host {
     }
 
     fn entries(&mut self, prefix: String, after: Option<String>, limit: u32) -> Result<Vec<Entry>> {
-        self.timed(|host| {
+        self.timed(HostFunction::DataEntries, |host| {
             let nothing = Data::default();
             let data = host.data.as_deref().unwrap_or(&nothing);
             let mut bytes = 0_usize;
@@ -288,7 +300,7 @@ impl v1_0::portcullis::policy::data::Host for Host {
 
 impl v1_0::portcullis::policy::metric::Host for Host {
     fn add(&mut self, name: String, value: u64) -> Result<()> {
-        self.timed(|host| {
+        self.timed(HostFunction::MetricAdd, |host| {
             let counted = host.metric_calls < metric::CALLS;
             let counted = if counted { host.metrics.add(&name, value) } else { host.metrics.drop_one() };
             host.metric_calls = host.metric_calls.saturating_add(1);
@@ -299,7 +311,12 @@ impl v1_0::portcullis::policy::metric::Host for Host {
 
 impl ResourceLimiter for Host {
     fn memory_growing(&mut self, current: usize, desired: usize, own: Option<usize>) -> Result<bool> {
-        Ok(self.grow(|host| (&mut host.memory_used, host.memory), (current, desired, own)))
+        let granted = self.grow(|host| (&mut host.memory_used, host.memory), (current, desired, own));
+        if granted && let Some(account) = &mut self.account {
+            // All its tenant's instances together: that is no matter of this policy's, so it is not asked to cope.
+            account.grow(desired.saturating_sub(current) as u64)?;
+        }
+        Ok(granted)
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, own: Option<usize>) -> Result<bool> {

@@ -5,6 +5,7 @@ use wasmtime::Trap;
 
 use super::bindings::v1_0::portcullis::policy::types;
 use super::host::CallsExhausted;
+use crate::accounts::Exceeded;
 use crate::artifact::Limits;
 use crate::decision::{
     CacheHint, CacheScope, HeaderValue, Metadatum, Obligations, Outcome, Refusal, TrapKind,
@@ -75,6 +76,9 @@ pub(super) fn from_failure(types::Failure { reason, detail }: types::Failure) ->
 
 /// Names the way a guest ended without an answer.
 pub(super) fn from_error(error: &wasmtime::Error, growth_refused: bool, limits: &Limits) -> Refusal {
+    if let Some(exceeded) = error.downcast_ref::<Exceeded>() {
+        return Refusal::from(*exceeded);
+    }
     if error.is::<CallsExhausted>() {
         return Refusal::Trap(TrapKind::HostCalls);
     }

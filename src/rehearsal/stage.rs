@@ -82,7 +82,8 @@ impl Subject {
         let slice = Arc::new(Slice::default());
         slice.set_end(deadline);
         let _ticking = self.stage.ticker.tick();
-        let mut evaluation = Box::pin(engine::evaluate(Arc::clone(&self.policy), call, Arc::clone(&slice)));
+        let mut evaluation =
+            Box::pin(engine::evaluate(Arc::clone(&self.policy), call, Arc::clone(&slice), None));
         loop {
             match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Evaluated { instantiated: false, decision, .. }) => {
@@ -109,7 +110,7 @@ impl Subject {
         let digest = Some(policy.digest());
         let refused = |refusal| Decision { digest, ..Decision::refused(refusal) };
         let _ticking = self.stage.ticker.tick();
-        let mut evaluation = Box::pin(engine::evaluate_watched(policy, call, slice, watch));
+        let mut evaluation = Box::pin(engine::evaluate_watched(policy, call, slice, None, watch));
         loop {
             let polled = evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             let late = monotonic_ns() > deadline;
@@ -131,7 +132,7 @@ impl Subject {
 pub fn count(policy: &Arc<Policy>, call: Call, data: Option<Arc<Data>>) -> Asked {
     let watch = Arc::new(Watch::counting(data));
     let evaluation =
-        engine::evaluate_watched(Arc::clone(policy), call, Arc::default(), Some(Arc::clone(&watch)));
+        engine::evaluate_watched(Arc::clone(policy), call, Arc::default(), None, Some(Arc::clone(&watch)));
     let mut evaluation = Box::pin(evaluation);
     loop {
         // What it waits for is its own next poll.

@@ -2,20 +2,35 @@
 
 use std::sync::Arc;
 
-use super::policies::{PolicySet, Served};
+use super::policies::{PolicySet, Served, TenantPolicies};
+use crate::accounts::{Exceeded, Meter, UnderWay};
 use crate::decision::{Quota, Refusal, Stage};
 use crate::wire::client::Deadline;
+
+/// Nanoseconds in a microsecond.
+const US: u64 = 1_000;
 
 /// Room that is left, in questions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room<'a> {
     /// On the connection the request came by.
     pub(super) connection: usize,
-    /// On this executor.
-    pub(super) executor: usize,
-    /// Questions of each tenant that wait or run there, and how many a tenant may have.
+    /// Questions of each tenant that wait or run on this executor, and how many a tenant may have.
     pub(super) asked: &'a [usize],
     pub(super) tenant: usize,
+}
+
+/// What is asked, as far as admission looks at it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) tenant: &'a str,
+    pub(super) policy: &'a str,
+    pub(super) deadline: Deadline,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub(super) received_ns: u64,
+    /// Questions of one request, and bytes of their inputs together.
+    pub(super) questions: usize,
+    pub(super) bytes: usize,
 }
 
 /// A request that may wait.
@@ -24,44 +39,75 @@ pub(super) struct Admitted {
     /// The tenant's index.
     pub(super) flow: usize,
     pub(super) policy: Arc<Served>,
+    pub(super) meter: Arc<Meter>,
     /// CLOCK_MONOTONIC, nanoseconds.
     pub(super) deadline_ns: u64,
+    /// Until when it may wait for its turn.
+    pub(super) due_ns: u64,
+    /// For each question one; it counts until that is dropped.
+    pub(super) under_way: Vec<UnderWay>,
 }
 
-/// Checks grant, names, that the policy still may decide, deadline and room for `questions` of one request, in that order.
+/// A request that may not.
+#[derive(Debug)]
+pub(super) struct NotAdmitted<'a> {
+    pub(super) refusal: Refusal,
+    /// Whose it is, if there is such a tenant.
+    pub(super) meter: Option<&'a Arc<Meter>>,
+}
+
+/// Checks grant, names, that the policy still may decide, deadline, room and the tenant's quotas, in that order. Room on
+/// the executor is the caller's business: there somebody else may have to make it.
 ///
 /// Who is not granted a tenant learns nothing about it: not even whether it exists here.
-pub(super) fn admit(
-    set: &PolicySet,
+pub(super) fn admit<'a>(
+    set: &'a PolicySet,
     grant: &[bool],
-    (tenant, policy): (&str, &str),
-    deadline: Deadline,
-    received_ns: u64,
+    asked: &Asked<'_>,
     room: Room<'_>,
-    questions: usize,
+) -> Result<Admitted, NotAdmitted<'a>> {
+    let Some((flow, tenant)) = set.tenant(asked.tenant) else {
+        return Err(NotAdmitted { refusal: Refusal::UnknownTenant, meter: None });
+    };
+    let admitted = if grant.get(flow).copied().unwrap_or(false) {
+        admit_to(flow, tenant, asked, room)
+    } else {
+        Err(Refusal::NotPermitted)
+    };
+    admitted.map_err(|refusal| NotAdmitted { refusal, meter: Some(&tenant.meter) })
+}
+
+fn admit_to(
+    flow: usize,
+    tenant: &TenantPolicies,
+    asked: &Asked<'_>,
+    room: Room<'_>,
 ) -> Result<Admitted, Refusal> {
-    let Some((flow, tenant)) = set.tenant(tenant) else { return Err(Refusal::UnknownTenant) };
-    if !grant.get(flow).copied().unwrap_or(false) {
-        return Err(Refusal::NotPermitted);
-    }
-    let policy = tenant.policy(policy).ok_or(Refusal::UnknownPolicy)?;
+    let Asked { received_ns, questions, .. } = *asked;
+    let policy = tenant.policy(asked.policy).ok_or(Refusal::UnknownPolicy)?;
     if policy.is_withdrawn() {
         return Err(Refusal::Revoked);
     }
-    let deadline_ns = deadline_ns(deadline, received_ns, tenant.deadlines(policy.policy()));
+    let deadline_ns = deadline_ns(asked.deadline, received_ns, tenant.deadlines(policy.policy()));
     if deadline_ns <= received_ns {
         return Err(Refusal::Deadline(Stage::Receipt));
     }
     if questions > room.connection {
         return Err(Refusal::Quota { which: Quota::Pipeline, retry_after_ms: 1 });
     }
-    if questions > room.executor {
-        return Err(Refusal::Overloaded);
-    }
     if questions + room.asked.get(flow).copied().unwrap_or(0) > room.tenant {
         return Err(Refusal::Quota { which: Quota::Queue, retry_after_ms: 1 });
     }
-    Ok(Admitted { flow, policy: Arc::clone(policy), deadline_ns })
+    let meter = &tenant.meter;
+    // First what gives itself back.
+    let under_way = (0..questions).map(|_| meter.enter()).collect::<Result<Vec<_>, Exceeded>>()?;
+    meter.ask(received_ns, questions, asked.bytes)?;
+    let due_ns = match meter.quotas().max_wait_us {
+        Some(us) => deadline_ns.min(received_ns.saturating_add(u64::from(us) * US)),
+        None => deadline_ns,
+    };
+    let (policy, meter) = (Arc::clone(policy), Arc::clone(meter));
+    Ok(Admitted { flow, policy, meter, deadline_ns, due_ns, under_way })
 }
 
 fn deadline_ns(deadline: Deadline, received_ns: u64, (longest, default): (u64, u64)) -> u64 {

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -17,20 +16,19 @@ use super::counters::Counters;
 use super::mailbox::Mailbox;
 use super::outbound::{Flushed, Outbound};
 use super::policies::PolicySet;
-use super::schedule::{Pick, Schedule};
-use super::tasks::{State, Tasks};
+use super::schedule::{Schedule, Shares, Slots};
+use super::tasks::Tasks;
 use super::ticker::{Pace, Ticker};
 use super::tickets::Tickets;
-use crate::decision::{Decision, Refusal, Stage};
-use crate::engine::{Evaluated, Slice, monotonic_ns};
+use super::warm::Warm;
+use crate::accounts::Gauge;
+use crate::engine::{Slice, monotonic_ns};
 use crate::wire::handover::Cookie;
-
-use running::Running;
 
 mod endings;
 mod intake;
 mod questions;
-mod running;
+mod slices;
 #[cfg(feature = "compiler")]
 #[cfg(test)]
 mod tests;
@@ -42,8 +40,6 @@ const SLICE_NS: u64 = 150_000;
 const IO_EVERY_NS: u64 = 100_000;
 /// Longest that requests are taken in before guests run.
 const INTAKE_NS: u64 = 100_000;
-/// How often every deadline is looked at while guests do not end by themselves.
-const SWEEP_EVERY_NS: u64 = 200_000;
 /// The ticker goes off when nothing has run for that long.
 const IDLE_NS: u64 = 5_000_000;
 /// Back to coarse ticks when nothing has needed a fine one for that long.
@@ -117,6 +113,8 @@ pub(super) struct Capacity {
     pub(super) queue_per_tenant: usize,
     /// Of one connection.
     pub(super) pipeline: usize,
+    /// Executors that share what is said of the class.
+    pub(super) executors: usize,
 }
 
 pub(super) struct Executor {
@@ -132,7 +130,10 @@ pub(super) struct Executor {
     seeds: ChaCha20Rng,
     schedule: Schedule,
     tasks: Tasks,
-    running: Running,
+    /// Questions of each tenant that wait or run.
+    asked: Vec<usize>,
+    published: Published,
+    warm: Warm,
     connections: Slab<Connection>,
     connections_made: u64,
     /// Slots of connections with bytes to write.
@@ -144,7 +145,6 @@ pub(super) struct Executor {
     draining: Option<Draining>,
     last_work_ns: u64,
     last_yield_ns: u64,
-    last_sweep_ns: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -153,12 +153,30 @@ struct Draining {
     said: bool,
 }
 
+/// What the class's account has of this executor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Published {
+    queued: u64,
+    instances: u64,
+    connections: u64,
+}
+
+/// Executors share one number: each changes its part of it.
+fn change(gauge: &Gauge, before: u64, now: u64) {
+    if now > before {
+        gauge.add(now - before);
+    } else {
+        gauge.subtract(before - now);
+    }
+}
+
 /// What an executor is made of.
 pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
     pub(super) steward: Arc<Mailbox<FromExecutor>>,
     pub(super) watchdog: Arc<Mailbox<()>>,
     pub(super) set: Arc<PolicySet>,
+    pub(super) shares: Arc<Shares>,
     pub(super) capacity: Capacity,
     pub(super) ticker: Ticker,
     pub(super) seeds: ChaCha20Rng,
@@ -167,10 +185,12 @@ pub(super) struct Parts {
 impl Executor {
     /// Before sealing, on the thread that will run it: makes an epoll descriptor.
     pub(super) fn new(parts: Parts) -> nix::Result<Self> {
-        let Parts { shared, steward, watchdog, set, capacity, ticker, seeds } = parts;
+        let Parts { shared, steward, watchdog, set, shares, capacity, ticker, seeds } = parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&shared.mailbox, EpollEvent::new(EpollFlags::EPOLLIN, MAILBOX))?;
-        let schedule = Schedule::new(set.weights());
+        let slots = Slots { instances: capacity.instances, of_one: capacity.instances_per_tenant };
+        let reserved = set.reserved().map(|of_class| (of_class as usize).div_ceil(capacity.executors.max(1)));
+        let schedule = Schedule::new(shares, slots, reserved);
         let tenants = set.weights().count();
         Ok(Self {
             shared,
@@ -184,12 +204,9 @@ impl Executor {
             seeds,
             schedule,
             tasks: Tasks::new(),
-            running: Running {
-                total: 0,
-                by_flow: vec![0; tenants],
-                asked: vec![0; tenants],
-                parked: Vec::new(),
-            },
+            asked: vec![0; tenants],
+            published: Published::default(),
+            warm: Warm::new(capacity.instances),
             connections: Slab::new(),
             connections_made: 0,
             dirty: Vec::new(),
@@ -199,7 +216,6 @@ impl Executor {
             draining: None,
             last_work_ns: 0,
             last_yield_ns: 0,
-            last_sweep_ns: 0,
         })
     }
 
@@ -223,6 +239,7 @@ impl Executor {
             }
             self.run_guests();
             self.flush_dirty();
+            self.publish();
             if self.draining.is_some() {
                 self.let_go();
             }
@@ -242,137 +259,18 @@ impl Executor {
         }
     }
 
-    /// Runs guests until none is left to run, or it is time to look at I/O.
-    fn run_guests(&mut self) {
-        let mut now = monotonic_ns();
-        let until = now.saturating_add(IO_EVERY_NS);
-        while let Some(pick) = self.schedule.pick() {
-            if self.ticker.pace() == Pace::Off {
-                self.start_ticking();
-            }
-            self.shared.step_began_ns.store(now, Ordering::Relaxed);
-            now = self.run_slice(pick, now);
-            self.last_work_ns = now;
-            if now >= until {
-                break;
-            }
-        }
-        let overdue = now.saturating_sub(self.last_sweep_ns) >= SWEEP_EVERY_NS;
-        if overdue && (self.schedule.len() > 0 || !self.running.parked.is_empty()) {
-            self.last_sweep_ns = now;
-            self.sweep(now);
-        }
-    }
-
-    /// One slice of one task. Returns the time after it.
-    fn run_slice(&mut self, pick: Pick, now: u64) -> u64 {
-        let Some(task) = self.tasks.get_mut(pick.task) else {
-            self.schedule.settle(pick, 0, false);
-            return now;
-        };
-        if let State::Done = task.state {
-            self.schedule.settle(pick, 0, false);
-            self.tasks.remove(pick.task);
-            return now;
-        }
-        let refusal = if task.policy.is_withdrawn() {
-            Some(Refusal::Revoked)
-        } else {
-            (task.deadline_ns <= now).then(|| Refusal::Deadline(task.stage()))
-        };
-        if let Some(refusal) = refusal {
-            self.finish(pick.task, Err(refusal));
-            self.schedule.settle(pick, 0, false);
-            self.tasks.try_remove(pick.task);
-            return now;
-        }
-        if let State::Waiting { .. } = task.state {
-            if !self.running.has_room(task.flow, &self.capacity) {
-                self.running.parked.push(pick);
-                self.schedule.settle(pick, 0, false);
-                return now;
-            }
-            task.start(now, &self.slice);
-            self.running.began(task.flow);
-            self.shared.tickets.started(task.ticket);
-        }
-        let State::Running { evaluation, started_ns } = &mut task.state else { return now };
-        let queue_ns = started_ns.saturating_sub(task.received_ns);
-        self.slice.set_end(task.deadline_ns.min(now.saturating_add(SLICE_NS)));
-        let polled = evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        let after = monotonic_ns();
-        let used = after.saturating_sub(now);
-        match polled {
-            Poll::Pending => {
-                self.last_yield_ns = after;
-                self.schedule.settle(pick, used, true);
-            }
-            Poll::Ready(Evaluated { mut decision, malformed, residue, .. }) => {
-                decision.timing.queue_ns = queue_ns;
-                let too_late = if task.policy.is_withdrawn() {
-                    Some(Refusal::Revoked)
-                } else {
-                    (after > task.deadline_ns).then_some(Refusal::Deadline(Stage::Reply))
-                };
-                if let Some(refusal) = too_late {
-                    let Decision { digest, timing, id, .. } = decision;
-                    decision = Decision { digest, timing, id, ..Decision::refused(refusal) };
-                }
-                let connection = task.connection;
-                self.finish(pick.task, Ok(decision));
-                if malformed {
-                    self.malformed_input(connection);
-                }
-                self.schedule.settle(pick, used, false);
-                self.tasks.try_remove(pick.task);
-                // Not before the reply is on its way: see `Residue`.
-                drop(residue);
-            }
-        }
-        after
-    }
-
-    /// Answers a task and marks it done; its slot is freed by the caller or when the schedule comes by.
-    fn finish(&mut self, key: usize, result: Result<Decision, Refusal>) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        let state = std::mem::replace(&mut task.state, State::Done);
-        if let Some(asked) = self.running.asked.get_mut(task.flow) {
-            *asked = asked.saturating_sub(1);
-        }
-        let (ticket, index, connection, flow) = (task.ticket, task.index, task.connection, task.flow);
-        let (digest, id) = (Some(task.policy.digest()), Some(task.id));
-        let decision = result.unwrap_or_else(|refusal| Decision { digest, id, ..Decision::refused(refusal) });
-        self.shared.counters.count(&decision.outcome);
-        let reply = self.shared.tickets.answer(ticket, index, decision);
-        if let Some(reply) = reply {
-            reply.connection.push(&reply.frame);
-        }
-        self.settle_request(connection, ticket);
-        if let State::Running { evaluation, .. } = state {
-            // Dropping a suspended guest unwinds its fiber and frees its slot.
-            drop(evaluation);
-            self.running.ended(flow);
-            self.unpark();
-        }
-    }
-
-    /// Tasks that waited for an instance slot go back to the schedule.
-    fn unpark(&mut self) {
-        for pick in std::mem::take(&mut self.running.parked) {
-            self.schedule.enqueue(pick.flow, pick.task);
-        }
-    }
-
-    /// Refuses everything whose deadline has passed, wherever it waits.
-    fn sweep(&mut self, now: u64) {
-        let late: Vec<(usize, Stage)> = self
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.deadline_ns <= now && !matches!(task.state, State::Done))
-            .map(|(key, task)| (key, task.stage()))
-            .collect();
-        for (key, stage) in late {
-            self.finish(key, Err(Refusal::Deadline(stage)));
+    /// Tells of what there is now, if it is something else than at the end of the last round.
+    fn publish(&mut self) {
+        let instances = self.schedule.instances() as u64;
+        let queued = (self.tasks.len() as u64).saturating_sub(instances);
+        let now = Published { instances, queued, connections: self.connections.len() as u64 };
+        if now != self.published
+            && let Some(column) = self.set.column()
+        {
+            let before = std::mem::replace(&mut self.published, now);
+            change(&column.queued, before.queued, now.queued);
+            change(&column.instances, before.instances, now.instances);
+            change(&column.connections, before.connections, now.connections);
         }
     }
 

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::policies::{PolicySet, Served};
-use crate::accounts::Histogram;
+use crate::accounts::{ClassAccount, Map};
 use crate::artifact::{
     ARTIFACT_MAX, Artifact, Ceiling, Expected, KeyError, PublicKey, SealError, SealedBytes, VerifyError,
     verify, verify_data,
@@ -89,16 +89,16 @@ pub(super) fn load(
     engines: &Engines,
     assignment: &WorkerAssignment,
     supply: &Supply,
-    took: &Histogram,
+    accounts: &Arc<Map<ClassAccount>>,
 ) -> Result<Loaded, LoadError> {
     let keys = [PublicKey::from_pem(&assignment.host_key)?];
     let mut loading = Loading {
         engines,
-        took,
         keys: &keys,
         ceilings: ceilings(assignment),
         data: BTreeMap::new(),
         named: assigned(assignment),
+        accounts,
     };
     let mut buffer = Vec::new();
     loop {
@@ -165,8 +165,6 @@ struct Named {
 
 struct Loading<'a> {
     engines: &'a Engines,
-    /// How long each policy takes.
-    took: &'a Histogram,
     keys: &'a [PublicKey],
     /// What each tenant's policies may have at most.
     ceilings: HashMap<Tenant, Ceiling>,
@@ -174,6 +172,7 @@ struct Loading<'a> {
     data: BTreeMap<Key, Result<Mapped, String>>,
     /// All that are assigned; `None` while the registry has not named them.
     named: BTreeMap<Key, Option<Named>>,
+    accounts: &'a Arc<Map<ClassAccount>>,
 }
 
 /// A snapshot that policies may read.
@@ -260,7 +259,7 @@ impl Loading<'_> {
         let began = Instant::now();
         let named = match self.load_one(&tenant, &name, signed, code) {
             Ok((policy, serving)) => {
-                self.took.record(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                self.accounts.aot_load.record(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
                 if let Some(why) = &held_back {
                     tracing::warn!(%tenant, policy = %name, why, "a newer policy is held back; this one serves");
                 }
@@ -321,10 +320,12 @@ impl Loading<'_> {
     }
 
     fn complete(mut self, assignment: &WorkerAssignment) -> Loaded {
-        let (mut set, mut statuses) = (PolicySet::default(), Vec::new());
+        let mut set = PolicySet::new(Arc::clone(self.accounts), assignment.generation);
+        let mut statuses = Vec::new();
         for tenant in &assignment.tenants {
             let mut policies = HashMap::new();
-            for name in &tenant.policies {
+            let modules = tenant.modules.iter().copied().chain(std::iter::repeat(u32::MAX));
+            for (name, module) in tenant.policies.iter().zip(modules) {
                 let key = (tenant.tenant.clone(), name.clone());
                 let Named { policy, status } = self.named.remove(&key).flatten().unwrap_or_else(|| {
                     let why =
@@ -332,7 +333,7 @@ impl Loading<'_> {
                     refused(key.0, key.1, why)
                 });
                 if let Some(policy) = policy {
-                    policies.insert(name.clone(), Arc::new(Served::new(Arc::new(policy))));
+                    policies.insert(name.clone(), Arc::new(Served::new(Arc::new(policy), module)));
                 }
                 statuses.push(status);
             }
@@ -373,7 +374,7 @@ mod tests {
     use crate::table::Builder;
     use crate::wire::control::{ClassLimits, Isolation};
     use crate::wire::supply::SUPPLY_MAX;
-    use crate::worker::samples;
+    use crate::worker::{samples, tally};
 
     fn built() -> &'static Built {
         static BUILT: OnceLock<Built> = OnceLock::new();
@@ -461,7 +462,7 @@ mod tests {
                     renew_after_ms: 0,
                 },
             };
-            load(&samples::engines(), &assignment, &self.supply, &Histogram::default())
+            load(&samples::engines(), &assignment, &self.supply, &tally::samples::accounts())
         }
 
         #[track_caller]

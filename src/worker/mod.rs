@@ -18,10 +18,12 @@ mod policies;
 mod samples;
 mod schedule;
 mod steward;
+mod tally;
 mod tasks;
 mod threads;
 mod ticker;
 mod tickets;
+mod warm;
 mod watchdog;
 
 use std::fs::File;
@@ -120,7 +122,8 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     };
     // While /proc/self/pagemap can still be opened.
     let engines = Engines::new(pool).map_err(|error| WorkerError::Engine(format!("{error:#}")))?;
-    let loaded = load::load(&engines, &assignment, &supply, &accounts.aot_load)?;
+    let accounts = Arc::new(accounts);
+    let loaded = load::load(&engines, &assignment, &supply, &accounts)?;
     let set = Arc::new(loaded.set);
 
     let confined = given.confine(&Places::default())?;
@@ -129,6 +132,9 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     let steward_mailbox = Arc::new(Mailbox::new()?);
     let count = limits.threads.max(1) as usize;
     let capacity = capacity(limits, count, assignment.tenants.len());
+    if let Some(column) = set.column() {
+        column.instances_max.set((capacity.instances * count) as u64);
+    }
     let threads = threads::start(&engines.all(), &set, count, capacity, &steward_mailbox)?;
     let refused = loaded.statuses.iter().filter(|status| status.serving.is_none()).count();
     let ready = Ready {
@@ -184,6 +190,7 @@ fn capacity(limits: &ClassLimits, executors: usize, tenants: usize) -> Capacity 
         // One that fills its half leaves the other to the rest.
         queue_per_tenant: if tenants > 1 { share(limits.queue).div_ceil(2) } else { usize::MAX },
         pipeline: (limits.pipeline as usize).max(1),
+        executors,
     }
 }
 

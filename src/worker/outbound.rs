@@ -48,12 +48,13 @@ impl Outbound {
         Self { socket, state: Mutex::default() }
     }
 
-    /// Appends a frame; writes nothing yet.
-    pub(super) fn push(&self, message: &ServerFrame) {
+    /// Appends a frame, and returns how many bytes that were; writes nothing yet.
+    pub(super) fn push(&self, message: &ServerFrame) -> usize {
         let mut state = self.state();
         if state.broken {
-            return;
+            return 0;
         }
+        let before = state.buffer.len();
         if state.buffer.len() > BUFFER_MAX {
             state.broken = true;
         } else if frame::encode_frame(message, &mut state.buffer, SERVER_FRAME_MAX).is_err() {
@@ -69,10 +70,11 @@ impl Outbound {
                 ServerFrame::Decisions { id, decisions } => {
                     ServerFrame::Decisions { id: *id, decisions: decisions.iter().map(too_large).collect() }
                 }
-                _ => return,
+                _ => return 0,
             };
             state.broken = frame::encode_frame(&instead, &mut state.buffer, SERVER_FRAME_MAX).is_err();
         }
+        state.buffer.len().saturating_sub(before)
     }
 
     /// Bytes that wait.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::accounts::{ClassAccount, Column, Map, Meter};
 use crate::artifact::Digest;
 use crate::decision::{PolicyName, Tenant};
 use crate::engine::Policy;
@@ -14,8 +15,10 @@ use crate::wire::control::TenantAssignment;
 const US: u64 = 1_000;
 
 /// Every tenant of the class. A tenant's index is its flow in the schedule and its place in a connection's grant.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PolicySet {
+    accounts: Arc<Map<ClassAccount>>,
+    generation: u64,
     index: HashMap<Tenant, usize>,
     tenants: Vec<TenantPolicies>,
 }
@@ -23,6 +26,8 @@ pub(super) struct PolicySet {
 /// One tenant's policies and what the class allows it.
 #[derive(Debug)]
 pub(super) struct TenantPolicies {
+    /// Its quotas, and where it is counted.
+    pub(super) meter: Arc<Meter>,
     pub(super) weight: u32,
     max_deadline_ns: u64,
     default_deadline_ns: u64,
@@ -33,12 +38,18 @@ pub(super) struct TenantPolicies {
 #[derive(Debug)]
 pub(super) struct Served {
     policy: Arc<Policy>,
+    /// Its place in the accounts.
+    module: u32,
     withdrawn: AtomicBool,
 }
 
 impl Served {
-    pub(super) fn new(policy: Arc<Policy>) -> Self {
-        Self { policy, withdrawn: AtomicBool::new(false) }
+    pub(super) fn new(policy: Arc<Policy>, module: u32) -> Self {
+        Self { policy, module, withdrawn: AtomicBool::new(false) }
+    }
+
+    pub(super) fn module(&self) -> u32 {
+        self.module
     }
 
     pub(super) fn policy(&self) -> &Arc<Policy> {
@@ -60,9 +71,21 @@ impl Served {
 }
 
 impl PolicySet {
+    /// Without tenants yet; this process is counted in `accounts` as its class's `generation`.
+    pub(super) fn new(accounts: Arc<Map<ClassAccount>>, generation: u64) -> Self {
+        Self { accounts, generation, index: HashMap::new(), tenants: Vec::new() }
+    }
+
+    /// Whoever has no place in the accounts cannot be held to its quotas: for that one nothing serves.
     pub(super) fn insert(&mut self, tenant: &TenantAssignment, policies: HashMap<PolicyName, Arc<Served>>) {
+        let accounts = Arc::clone(&self.accounts);
+        let Some(meter) = Meter::new(accounts, tenant.slot, self.generation, tenant.quotas.clone()) else {
+            tracing::error!(tenant = %tenant.tenant, slot = tenant.slot, "tenant without a place in the accounts");
+            return;
+        };
         self.index.insert(tenant.tenant.clone(), self.tenants.len());
         self.tenants.push(TenantPolicies {
+            meter: Arc::new(meter),
             weight: tenant.weight,
             max_deadline_ns: u64::from(tenant.max_deadline_us) * US,
             default_deadline_ns: u64::from(tenant.default_deadline_us) * US,
@@ -87,6 +110,20 @@ impl PolicySet {
 
     pub(super) fn weights(&self) -> impl Iterator<Item = u32> {
         self.tenants.iter().map(|tenant| tenant.weight)
+    }
+
+    /// Instances of the class that are kept for each tenant.
+    pub(super) fn reserved(&self) -> impl Iterator<Item = u32> {
+        self.tenants.iter().map(|tenant| tenant.meter.quotas().reserved)
+    }
+
+    pub(super) fn accounts(&self) -> &ClassAccount {
+        &self.accounts
+    }
+
+    /// What the accounts have of this process.
+    pub(super) fn column(&self) -> Option<&Column> {
+        self.accounts.column(self.generation)
     }
 
     /// One place for each tenant, true for those named.

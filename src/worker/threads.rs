@@ -11,6 +11,7 @@ use super::counters::Counters;
 use super::executor::{Capacity, Executor, FromExecutor, Parts, Shared};
 use super::mailbox::Mailbox;
 use super::policies::PolicySet;
+use super::schedule::Shares;
 use super::ticker::Ticker;
 use super::tickets::Tickets;
 use super::watchdog::Watchdog;
@@ -60,6 +61,7 @@ pub(super) fn start(
     steward: &Arc<Mailbox<FromExecutor>>,
 ) -> Result<Threads, ThreadsError> {
     let bell = Arc::new(Mailbox::new()?);
+    let shares = Arc::new(Shares::new(set.weights()));
     let barrier = Arc::new(Barrier::new(count + 2));
     let (report, reports) = mpsc::channel::<Result<(), ThreadsError>>();
     let mut executors = Vec::with_capacity(count);
@@ -74,6 +76,7 @@ pub(super) fn start(
         executors.push(Arc::clone(&shared));
         let (engines, set, steward, bell) =
             (engines.to_vec(), Arc::clone(set), Arc::clone(steward), Arc::clone(&bell));
+        let shares = Arc::clone(&shares);
         let (barrier, report) = (Arc::clone(&barrier), report.clone());
         spawn(format!("executor-{number}"), move || {
             let prepared = (|| {
@@ -84,8 +87,9 @@ pub(super) fn start(
                 // What wasmtime sets up once a thread (its signal stack) is set up before sealing. No guest runs for
                 // that: until the process is sealed it could do what a sealed one cannot.
                 Engine::tls_eager_initialize();
+                let watchdog = bell;
                 let executor =
-                    Executor::new(Parts { shared, steward, watchdog: bell, set, capacity, ticker, seeds })?;
+                    Executor::new(Parts { shared, steward, watchdog, set, shares, capacity, ticker, seeds })?;
                 sandbox::prove_landlock()?;
                 Ok(executor)
             })();

@@ -59,7 +59,7 @@ impl Watchdog {
 }
 
 fn answer_for(executor: &Shared, now: u64) {
-    for connection in executor.tickets.expire(now.saturating_sub(STUCK_NS)) {
+    for connection in executor.tickets.expire(now.saturating_sub(STUCK_NS), now) {
         executor.counters.watchdog.add(1);
         if connection.flush() == Flushed::Blocked {
             executor.mailbox.put(ToExecutor::Blocked(connection));

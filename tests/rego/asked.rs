@@ -62,7 +62,7 @@ pub(crate) fn ask(policy: &Arc<Policy>, input: &Input<'_>) -> Decision {
     let slice = Arc::new(Slice::default());
     slice.set_end(monotonic_ns() + 60_000_000_000);
     let call = Call { input: Bytes::from(input), clock_ns: NOW, seed: [7; 32], id: None };
-    let mut evaluation = pin!(evaluate(Arc::clone(policy), call, slice));
+    let mut evaluation = pin!(evaluate(Arc::clone(policy), call, slice, None));
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(evaluated) => evaluated.decision,
         Poll::Pending => panic!("nothing ticks here, so nothing yields"),

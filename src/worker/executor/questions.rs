@@ -7,14 +7,19 @@ use rand_chacha::rand_core::Rng;
 
 use super::Executor;
 use super::intake::Receipt;
+use crate::accounts::Meter;
 use crate::decision::{Decision, DecisionId, Outcome, Refusal};
-use crate::engine::Call;
+use crate::engine::{Call, monotonic_ns};
 use crate::wire::client::{BATCH_MAX, ClientFrame, Deadline, ServerFrame, Violation};
 use crate::wire::frame;
-use crate::worker::admission::{Room, admit};
+use crate::worker::admission::{Admitted, Asked, NotAdmitted, Room, admit};
 use crate::worker::connection::InProgress;
+use crate::worker::tally;
 use crate::worker::tasks::{ConnectionKey, State, Task};
-use crate::worker::tickets::TicketKey;
+use crate::worker::tickets::{Opened, TicketKey};
+
+/// Bytes of inputs whose copying is worth measuring.
+const LARGE: usize = 16 << 10;
 
 /// A Decide or a DecideBatch, taken apart.
 struct Question<'a> {
@@ -63,65 +68,129 @@ impl Executor {
         receipt: Receipt,
     ) -> Result<(), Violation> {
         let Some(connection) = self.connections.get_mut(slot) else { return Ok(()) };
-        let Question { id, names, deadline, inputs, batch } = *question;
+        let Question { id, names, deadline, inputs, .. } = *question;
         if connection.requests.iter().any(|request| request.id == id) {
             return Err(Violation::DuplicateId);
         }
-        let first = self.draw_id();
-        let Some(connection) = self.connections.get_mut(slot) else { return Ok(()) };
+        let asked = Asked {
+            tenant: names.0,
+            policy: names.1,
+            deadline,
+            received_ns: receipt.monotonic_ns,
+            questions: inputs.len(),
+            bytes: inputs.iter().map(|input| input.len()).sum(),
+        };
         let room = Room {
             connection: self.capacity.pipeline.saturating_sub(connection.in_progress()),
-            executor: self.capacity.queue.saturating_sub(self.tasks.len()),
-            asked: &self.running.asked,
+            asked: &self.asked,
             tenant: self.capacity.queue_per_tenant,
         };
-        let admitted =
-            admit(&self.set, &connection.grant, names, deadline, receipt.monotonic_ns, room, inputs.len());
-        let admitted = match admitted {
+        let admitted = match admit(&self.set, &connection.grant, &asked, room) {
             Ok(admitted) => admitted,
-            Err(refusal) => {
-                let refused =
-                    |index| Decision { id: Some(first.nth(index)), ..Decision::refused(refusal.clone()) };
-                let outcome = Outcome::Refused(refusal.clone());
-                inputs.iter().for_each(|_| self.shared.counters.count(&outcome));
-                let frame = if batch {
-                    ServerFrame::Decisions { id, decisions: (0..inputs.len()).map(refused).collect() }
-                } else {
-                    ServerFrame::Decision { id, decision: refused(0) }
-                };
-                connection.outbound.push(&frame);
-                self.dirty.push(slot);
+            Err(NotAdmitted { refusal, meter }) => {
+                let meter = meter.map(Arc::clone);
+                self.refuse(slot, question, refusal, meter.as_deref());
                 return Ok(());
             }
         };
+        if !self.make_room(admitted.flow, inputs.len()) {
+            self.refuse(slot, question, Refusal::Overloaded, Some(&admitted.meter));
+            return Ok(());
+        }
+        let flow = admitted.flow;
+        let began_ns = if asked.bytes > LARGE { monotonic_ns() } else { 0 };
+        self.take_in(slot, question, admitted, receipt);
+        if asked.bytes > LARGE {
+            // Who sends much pays for it as for a slice.
+            self.schedule.charge(flow, monotonic_ns().saturating_sub(began_ns));
+        }
+        Ok(())
+    }
+
+    /// Sees to it that so many more questions find room. What has expired goes first, then what others have in excess.
+    fn make_room(&mut self, flow: usize, questions: usize) -> bool {
+        if self.tasks.len() + questions <= self.capacity.queue {
+            return true;
+        }
+        let now = monotonic_ns();
+        self.sweep(now);
+        let needed = (self.tasks.len() + questions).saturating_sub(self.capacity.queue);
+        if needed == 0 {
+            return true;
+        }
+        let Some(displaced) = self.schedule.displace(flow, questions, needed) else { return false };
+        for task in displaced {
+            self.finish(task, Err(Refusal::Overloaded), now, None);
+        }
+        true
+    }
+
+    /// Answers a request that is not admitted.
+    fn refuse(&mut self, slot: usize, question: &Question<'_>, refusal: Refusal, meter: Option<&Meter>) {
+        let first = self.draw_id();
+        let Some(connection) = self.connections.get(slot) else { return };
+        let refused = |index| Decision { id: Some(first.nth(index)), ..Decision::refused(refusal.clone()) };
+        let outcome = Outcome::Refused(refusal.clone());
+        for _ in question.inputs {
+            self.shared.counters.count(&outcome);
+            tally::refused(self.set.accounts(), meter, &outcome);
+        }
+        let id = question.id;
+        let frame = if question.batch {
+            ServerFrame::Decisions { id, decisions: (0..question.inputs.len()).map(refused).collect() }
+        } else {
+            ServerFrame::Decision { id, decision: refused(0) }
+        };
+        connection.outbound.push(&frame);
+        self.dirty.push(slot);
+    }
+
+    /// Puts the questions of a request where their turn will come.
+    fn take_in(&mut self, slot: usize, question: &Question<'_>, admitted: Admitted, receipt: Receipt) {
+        let Admitted { flow, policy, meter, deadline_ns, due_ns, under_way } = admitted;
+        let Question { id, inputs, batch, .. } = *question;
         let size = batch.then_some(inputs.len());
-        let (deadline_ns, digest) = (admitted.deadline_ns, admitted.policy.digest());
-        let ticket = self.shared.tickets.open(&connection.outbound, (id, first), deadline_ns, digest, size);
+        let first = self.draw_id();
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let opened = Opened {
+            id,
+            first,
+            deadline_ns,
+            digest: policy.digest(),
+            received_ns: receipt.monotonic_ns,
+            meter: Arc::clone(&meter),
+        };
+        let ticket = self.shared.tickets.open(&connection.outbound, opened, size);
         connection.requests.push(InProgress { id, ticket, left: inputs.len() });
         let connection = ConnectionKey { slot, serial: connection.serial };
-        for (index, input) in inputs.iter().enumerate() {
+        for ((index, input), under_way) in inputs.iter().enumerate().zip(under_way) {
             let mut seed = [0; 32];
             self.seeds.fill_bytes(&mut seed);
             let decision = first.nth(index);
             let input = Bytes::copy_from_slice(input);
             let call = Call { input, clock_ns: receipt.realtime_ns, seed, id: Some(decision) };
-            let task = self.tasks.insert(Task {
+            let entry = self.tasks.vacant_entry();
+            // Every tenant of the set is a flow of the schedule.
+            let Some(seat) = self.schedule.enqueue(flow, entry.key(), deadline_ns, due_ns) else { continue };
+            entry.insert(Task {
                 ticket,
                 index,
                 id: decision,
                 connection,
-                flow: admitted.flow,
+                seat,
                 received_ns: receipt.monotonic_ns,
-                deadline_ns: admitted.deadline_ns,
-                policy: Arc::clone(&admitted.policy),
+                realtime_ns: receipt.realtime_ns,
+                deadline_ns,
+                due_ns,
+                policy: Arc::clone(&policy),
                 state: State::Waiting { call },
+                meter: Arc::clone(&meter),
+                _under_way: under_way,
             });
-            self.schedule.enqueue(admitted.flow, task);
-            if let Some(asked) = self.running.asked.get_mut(admitted.flow) {
+            if let Some(asked) = self.asked.get_mut(flow) {
                 *asked += 1;
             }
         }
-        Ok(())
     }
 
     /// A name for the first decision of a request.
@@ -148,11 +217,11 @@ impl Executor {
     }
 
     fn refuse_all(&mut self, which: impl Fn(&Task) -> bool, refusal: &Refusal) {
-        let unfinished = |task: &Task| which(task) && !matches!(task.state, State::Done);
         let tasks: Vec<usize> =
-            self.tasks.iter().filter(|(_, task)| unfinished(task)).map(|(key, _)| key).collect();
+            self.tasks.iter().filter(|(_, task)| which(task)).map(|(key, _)| key).collect();
+        let now = monotonic_ns();
         for task in tasks {
-            self.finish(task, Err(refusal.clone()));
+            self.finish(task, Err(refusal.clone()), now, None);
         }
     }
 

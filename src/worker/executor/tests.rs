@@ -11,13 +11,13 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::*;
 use crate::artifact::{Expected, SealedBytes, SigningKey, sign, verify};
-use crate::decision::{Input, Outcome, PolicyName, Tenant};
+use crate::decision::{Decision, Input, Outcome, PolicyName, Refusal, Tenant};
 use crate::engine::{self, Granted};
 use crate::wire::client::{CLIENT_FRAME_MAX, ClientFrame, Deadline, SERVER_FRAME_MAX, ServerFrame};
 use crate::wire::control::TenantAssignment;
 use crate::wire::frame;
 use crate::worker::policies::Served;
-use crate::worker::samples;
+use crate::worker::{samples, tally};
 
 fn tenant(name: &str) -> Tenant {
     Tenant::new(name).unwrap()
@@ -36,8 +36,8 @@ fn engines() -> &'static engine::Engines {
 /// The tenant "spins" has a policy that never answers, "answers" one that does.
 fn set() -> PolicySet {
     let key = SigningKey::generate_ed25519().unwrap();
-    let mut set = PolicySet::default();
-    for (name, decide) in [("spins", samples::SPINS), ("answers", samples::ANSWERS)] {
+    let mut set = PolicySet::new(tally::samples::accounts(), 1);
+    for (slot, name, decide) in [(0, "spins", samples::SPINS), (1, "answers", samples::ANSWERS)] {
         let built = samples::built(decide);
         let signed = sign(&samples::statement(&built, tenant(name), gate()), &key).unwrap();
         let expected = Expected { tenant: &tenant(name), policy: &gate(), minimum_version: 0 };
@@ -46,7 +46,7 @@ fn set() -> PolicySet {
         let policy = engine::load(engines(), artifact, Granted::default()).unwrap();
         let assignment = TenantAssignment {
             tenant: tenant(name),
-            slot: 0,
+            slot,
             policies: vec![gate()],
             modules: vec![0],
             quotas: crate::accounts::Quotas::default(),
@@ -55,7 +55,7 @@ fn set() -> PolicySet {
             default_deadline_us: 60_000_000,
             ceiling: crate::artifact::Ceiling::MOST,
         };
-        set.insert(&assignment, HashMap::from([(gate(), Arc::new(Served::new(Arc::new(policy))))]));
+        set.insert(&assignment, HashMap::from([(gate(), Arc::new(Served::new(Arc::new(policy), slot)))]));
     }
     set
 }
@@ -109,12 +109,19 @@ fn start(set: &Arc<PolicySet>) -> (Arc<Shared>, Client) {
     let (engines, set, its) = (engines().all(), Arc::clone(set), Arc::clone(&shared));
     // It ends with the process: an executor never leaves its loop.
     std::thread::spawn(move || {
-        let capacity =
-            Capacity { instances: 4, instances_per_tenant: 1, queue: 64, queue_per_tenant: 64, pipeline: 64 };
+        let capacity = Capacity {
+            instances: 4,
+            instances_per_tenant: 1,
+            queue: 64,
+            queue_per_tenant: 64,
+            pipeline: 64,
+            executors: 1,
+        };
         let executor = Executor::new(Parts {
             shared: its,
             steward: Arc::new(Mailbox::new().unwrap()),
             watchdog: Arc::new(Mailbox::new().unwrap()),
+            shares: Arc::new(Shares::new(set.weights())),
             set,
             capacity,
             ticker: Ticker::new(&engines).unwrap(),

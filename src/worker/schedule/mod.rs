@@ -4,9 +4,12 @@
 //! Each tenant has a virtual time that grows by the time its guests ran, in whichever executor, divided by its weight;
 //! the smallest runs next. Where a tenant wakes up in an executor it starts at most [`CREDIT`] behind those it finds
 //! there: enough that a short request does not wait behind those who used the processor meanwhile, too little to take it
-//! from them for long. What it has had elsewhere, while that was idle, is held against it up to [`DEBT`] only: else who was
-//! alone on one thread would starve on another. So each executor has a *now* of its own, and an offset for each tenant
-//! between what it has had and where it stands here.
+//! from them for long. What it has had elsewhere is held against it up to [`DEBT`] when it wakes, and up to [`ELSEWHERE`] from
+//! one turn to the next: else who is alone on one thread would starve on another. So each executor has a *now* of its own,
+//! and knows of each tenant where it stands here.
+//!
+//! A task that has used more than [`LONG`] takes turns with the rest of its flow: one that does not end would otherwise hold
+//! up all that its tenant asks after it until its deadline.
 //!
 //! Everything in here is exact: a task is in its queue, or picked, or not here. Nothing is parked and woken: a flow without
 //! room for an instance is looked at whenever there is room.
@@ -30,6 +33,10 @@ pub(super) use shares::Shares;
 const CREDIT: u64 = 3_000_000;
 /// Virtual nanoseconds that a waking tenant may be ahead.
 const DEBT: u64 = 3_000_000;
+/// Virtual nanoseconds that a tenant's turn is put off by what it has elsewhere meanwhile, at most.
+const ELSEWHERE: u64 = 10_000_000;
+/// Nanoseconds that a task may use before the others of its flow get every other turn, whatever their deadlines.
+const LONG: u64 = 1_000_000;
 /// Fineness of queue lengths relative to weights.
 const LENGTHS: u64 = 1 << 20;
 
@@ -58,8 +65,13 @@ struct Flow {
     waiting: BTreeMap<Order, Queued>,
     /// Begun, and put back at the end of a slice.
     begun: BTreeMap<Order, Queued>,
-    /// From what the flow was served to its virtual time here.
-    offset: u64,
+    /// Begun, and long.
+    long: BTreeMap<Order, Queued>,
+    /// The turn before was a long one's.
+    was_long: bool,
+    /// Virtual time here when the flow had been served `seen`.
+    base: u64,
+    seen: u64,
     /// Where what was done for it in this executor has brought it. That is never forgiven.
     finish: u64,
     picked: bool,
@@ -80,6 +92,7 @@ type Order = (u64, u64);
 struct Queued {
     task: usize,
     due_ns: u64,
+    used_ns: u64,
 }
 
 /// A task's ticket to the schedule. One for each; lost when the task is over.
@@ -94,6 +107,7 @@ pub(super) struct Seat {
 pub(super) struct Pick {
     pub(super) seat: Seat,
     pub(super) task: usize,
+    used_ns: u64,
 }
 
 /// What becomes of a pick.
@@ -103,6 +117,13 @@ pub(super) enum Next {
     Again,
     /// It is done with, however it ended.
     Over,
+}
+
+impl Flow {
+    /// Nothing of it is here, but for what may be picked.
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.begun.is_empty() && self.long.is_empty()
+    }
 }
 
 impl Schedule {
@@ -135,12 +156,18 @@ impl Schedule {
 
     /// Takes in a task that has not begun. It is [`Schedule::overdue`] from `due_ns` on: its deadline, or before that when
     /// it is to wait no longer.
-    pub(super) fn enqueue(&mut self, flow: usize, task: usize, deadline_ns: u64, due_ns: u64) -> Option<Seat> {
+    pub(super) fn enqueue(
+        &mut self,
+        flow: usize,
+        task: usize,
+        deadline_ns: u64,
+        due_ns: u64,
+    ) -> Option<Seat> {
         self.serial += 1;
         let seat = Seat { flow, order: (deadline_ns, self.serial) };
         self.flows.get(flow)?;
         self.wake(flow);
-        self.put_waiting(seat, Queued { task, due_ns: due_ns.min(deadline_ns) });
+        self.put_waiting(seat, Queued { task, due_ns: due_ns.min(deadline_ns), used_ns: 0 });
         self.place(flow);
         Some(seat)
     }
@@ -168,10 +195,12 @@ impl Schedule {
         let (seat, virtual_time) = picked?;
         let queued = self.take(seat)?;
         self.now = self.now.max(virtual_time);
+        let served = self.shares.served(seat.flow);
         let of = self.flows.get_mut(seat.flow)?;
         of.picked = true;
-        of.finish = virtual_time;
-        Some(Pick { seat, task: queued.task })
+        (of.base, of.seen, of.finish) = (virtual_time, served, virtual_time);
+        of.was_long = queued.used_ns > LONG;
+        Some(Pick { seat, task: queued.task, used_ns: queued.used_ns })
     }
 
     /// Whose turn it is, should it have a task that can go on.
@@ -184,7 +213,9 @@ impl Schedule {
         let of = self.flows.get(flow)?;
         let begun = of.begun.first_key_value();
         let waiting = of.waiting.first_key_value().filter(|_| self.room.has_for(flow));
-        begun.into_iter().chain(waiting).map(|(order, _)| *order).min()
+        let short = begun.into_iter().chain(waiting).map(|(order, _)| *order).min();
+        let long = of.long.first_key_value().map(|(order, _)| *order);
+        if of.was_long { short.or(long) } else { long.or(short) }
     }
 
     /// A picked task has an instance from now on, until [`Schedule::ended`].
@@ -194,6 +225,10 @@ impl Schedule {
 
     pub(super) fn ended(&mut self, flow: usize) {
         self.room.ended(flow);
+        if self.flows.get(flow).is_some_and(|of| matches!(of.place, Some((Place::Stalled, _)))) {
+            self.unplace(flow);
+            self.place(flow);
+        }
     }
 
     /// Charges what a pick used, and puts it back among the others of its flow if it has more to do.
@@ -203,8 +238,9 @@ impl Schedule {
         let Some(of) = self.flows.get_mut(flow) else { return };
         of.picked = false;
         if next == Next::Again {
-            let due_ns = order.0;
-            of.begun.insert(order, Queued { task: pick.task, due_ns });
+            let (due_ns, used_ns) = (order.0, pick.used_ns.saturating_add(used_ns));
+            let queue = if used_ns > LONG { &mut of.long } else { &mut of.begun };
+            queue.insert(order, Queued { task: pick.task, due_ns, used_ns });
             self.due.insert((due_ns, pick.task));
         }
         self.place(flow);
@@ -214,6 +250,8 @@ impl Schedule {
     pub(super) fn charge(&mut self, flow: usize, used_ns: u64) {
         let virtual_ns = self.shares.charge(flow, used_ns);
         if let Some(of) = self.flows.get_mut(flow) {
+            of.base = of.base.saturating_add(virtual_ns);
+            of.seen = of.seen.saturating_add(virtual_ns);
             let start = if of.picked { of.finish } else { of.finish.max(self.now) };
             of.finish = start.saturating_add(virtual_ns);
         }
@@ -222,8 +260,7 @@ impl Schedule {
     /// Takes a task out, wherever it is; does nothing to one that is picked.
     pub(super) fn remove(&mut self, seat: Seat) {
         self.take(seat);
-        let empty = |of: &Flow| of.waiting.is_empty() && of.begun.is_empty();
-        if self.flows.get(seat.flow).is_some_and(empty) {
+        if self.flows.get(seat.flow).is_some_and(Flow::is_empty) {
             self.unplace(seat.flow);
         }
     }
@@ -260,21 +297,21 @@ impl Schedule {
 
     /// Where a flow stands in this executor.
     fn virtual_time(&self, flow: usize) -> u64 {
-        let offset = self.flows.get(flow).map_or(0, |of| of.offset);
-        self.shares.served(flow).wrapping_sub(offset)
+        let served = self.shares.served(flow);
+        self.flows
+            .get(flow)
+            .map_or(0, |of| of.base.saturating_add(served.saturating_sub(of.seen).min(ELSEWHERE * SCALE)))
     }
 
     /// A flow that has nothing here is about to: it starts near the others.
     fn wake(&mut self, flow: usize) {
-        let served = self.shares.served(flow);
+        let (served, virtual_time) = (self.shares.served(flow), self.virtual_time(flow));
         let (least, most) = (self.now.saturating_sub(CREDIT * SCALE), self.now.saturating_add(DEBT * SCALE));
         if let Some(of) = self.flows.get_mut(flow)
             && !of.picked
-            && of.waiting.is_empty()
-            && of.begun.is_empty()
+            && of.is_empty()
         {
-            let virtual_time = served.wrapping_sub(of.offset).clamp(least, most.max(of.finish));
-            of.offset = served.wrapping_sub(virtual_time);
+            (of.base, of.seen) = (virtual_time.clamp(least, most.max(of.finish)), served);
         }
     }
 
@@ -300,7 +337,7 @@ impl Schedule {
                 self.measure(seat.flow, before, before - 1);
                 queued
             }
-            None => of.begun.remove(&seat.order)?,
+            None => of.begun.remove(&seat.order).or_else(|| of.long.remove(&seat.order))?,
         };
         self.due.remove(&(queued.due_ns, queued.task));
         Some(queued)
@@ -319,7 +356,7 @@ impl Schedule {
     /// Sees to it that a flow with tasks is where it will be picked from.
     fn place(&mut self, flow: usize) {
         let Some(of) = self.flows.get(flow).filter(|of| !of.picked) else { return };
-        let nothing = of.waiting.is_empty() && of.begun.is_empty();
+        let nothing = of.is_empty();
         match of.place {
             // What stalls it is that it has no instance, and a task that arrives has none either.
             Some(_) => {}

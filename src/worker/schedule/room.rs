@@ -19,6 +19,7 @@ pub(super) struct Room {
     of_one: usize,
     /// Common slots that are free.
     common: usize,
+    instances: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +40,7 @@ impl Room {
                 Taken { reserved, instances: 0 }
             })
             .collect();
-        Self { flows, of_one: slots.of_one.max(1), common }
+        Self { flows, of_one: slots.of_one.max(1), common, instances: 0 }
     }
 
     /// Is there a slot that any flow may take?
@@ -56,6 +57,7 @@ impl Room {
     pub(super) fn began(&mut self, flow: usize) {
         if let Some(of) = self.flows.get_mut(flow) {
             of.instances += 1;
+            self.instances += 1;
             if of.instances > of.reserved {
                 self.common = self.common.saturating_sub(1);
             }
@@ -68,10 +70,11 @@ impl Room {
                 self.common += 1;
             }
             of.instances -= 1;
+            self.instances = self.instances.saturating_sub(1);
         }
     }
 
     pub(super) fn instances(&self) -> usize {
-        self.flows.iter().map(|of| of.instances).sum()
+        self.instances
     }
 }

@@ -21,7 +21,7 @@ fn put(schedule: &mut Schedule, flow: usize, task: usize) -> Seat {
 /// Runs slices, each task for ever, and returns how many slices each flow got.
 fn shares(weights: &[u32], slices: u32) -> Vec<u32> {
     let mut schedule = schedule(weights);
-    (0..weights.len()).for_each(|flow| drop(put(&mut schedule, flow, flow)));
+    (0..weights.len()).for_each(|flow| _ = put(&mut schedule, flow, flow));
     let mut got = vec![0; weights.len()];
     for _ in 0..slices {
         let pick = schedule.pick().unwrap();
@@ -54,6 +54,29 @@ fn within_a_tenant_the_earliest_deadline_runs_first_and_ties_run_in_order() {
         schedule.settle(pick, SLICE, Next::Over);
     }
     assert_eq!(order, [4, 3, 1, 2, 0]);
+}
+
+/// Two loops came first, and their deadlines are first: what their tenant asks after them has every other turn.
+#[test]
+fn a_task_that_does_not_end_does_not_hold_up_its_tenant() {
+    let mut schedule = schedule(&[1]);
+    for task in [0, 1] {
+        schedule.enqueue(0, task, 1_000 + task as u64, NEVER).unwrap();
+    }
+    for _ in 0..40 {
+        let pick = schedule.pick().unwrap();
+        schedule.settle(pick, SLICE, Next::Again);
+    }
+    (2..5).for_each(|task| _ = schedule.enqueue(0, task, 10_000, NEVER).unwrap());
+    let mut order = vec![];
+    for _ in 0..7 {
+        let pick = schedule.pick().unwrap();
+        order.push(pick.task);
+        schedule.settle(pick, SLICE, if pick.task < 2 { Next::Again } else { Next::Over });
+    }
+    let short: Vec<_> = order.iter().copied().filter(|task| *task >= 2).collect();
+    assert_eq!(short, [2, 3, 4], "{order:?}");
+    assert!(order.windows(2).all(|two| two.iter().any(|task| *task >= 2) || two == [0, 0]), "{order:?}");
 }
 
 #[test]
@@ -149,7 +172,7 @@ fn who_had_another_thread_to_itself_does_not_starve_on_this_one() {
 fn without_a_slot_what_has_begun_goes_on_and_the_rest_waits_in_order() {
     let slots = Slots { instances: 1, of_one: 1 };
     let mut schedule = Schedule::new(Arc::new(Shares::new([1, 1, 1])), slots, []);
-    (0..3).for_each(|flow| drop(put(&mut schedule, flow, flow)));
+    (0..3).for_each(|flow| _ = put(&mut schedule, flow, flow));
     let first = schedule.pick().unwrap();
     assert_eq!(first.task, 0);
     schedule.began(0);
@@ -246,13 +269,29 @@ fn what_waits_too_long_is_overdue_until_it_has_begun() {
 /// What can happen to a schedule.
 #[derive(Debug, Clone)]
 enum Step {
-    Enqueue { flow: usize, deadline: u64, due: u64 },
+    Enqueue {
+        flow: usize,
+        deadline: u64,
+        due: u64,
+    },
     /// Picks and settles.
-    Run { used: u64, again: bool },
-    Remove { which: usize },
-    Displace { flow: usize, count: usize, needed: usize },
+    Run {
+        used: u64,
+        again: bool,
+    },
+    Remove {
+        which: usize,
+    },
+    Displace {
+        flow: usize,
+        count: usize,
+        needed: usize,
+    },
     /// Another executor served a flow.
-    Elsewhere { flow: usize, used: u64 },
+    Elsewhere {
+        flow: usize,
+        used: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -274,6 +313,7 @@ struct Known {
     deadline: u64,
     due: u64,
     begun: bool,
+    used: u64,
 }
 
 proptest! {
@@ -297,7 +337,7 @@ proptest! {
                     let seat = schedule.enqueue(flow, number, deadline, due);
                     prop_assert_eq!(seat.is_some(), flow < weights.len());
                     let due = due.min(deadline);
-                    known.extend(seat.map(|seat| (number, Known { seat, deadline, due, begun: false })));
+                    known.extend(seat.map(|seat| (number, Known { seat, deadline, due, begun: false, used: 0 })));
                 }
                 Step::Run { used, again } => {
                     let pick = schedule.pick();
@@ -306,7 +346,10 @@ proptest! {
                     let one = known[&pick.task];
                     prop_assert_eq!(one.seat, pick.seat);
                     let flow = pick.seat.flow;
-                    let more_urgent = |other: &&Known| other.seat.flow == flow && other.deadline < one.deadline;
+                    let more_urgent = |other: &&Known| {
+                        let alike = (other.used > LONG) == (one.used > LONG);
+                        other.seat.flow == flow && alike && other.deadline < one.deadline
+                    };
                     let begun = known.values().filter(more_urgent).any(|other| other.begun || !one.begun);
                     prop_assert!(!begun, "one that could run is more urgent");
                     if !one.begun {
@@ -314,7 +357,7 @@ proptest! {
                     }
                     prop_assert!(schedule.instances() <= instances);
                     if again {
-                        known.insert(pick.task, Known { begun: true, due: one.deadline, ..one });
+                        known.insert(pick.task, Known { begun: true, due: one.deadline, used: one.used + used, ..one });
                     } else {
                         known.remove(&pick.task);
                         schedule.ended(flow);
@@ -341,7 +384,7 @@ proptest! {
                         prop_assert!(known.values().any(|other| others(&other)), "its only one");
                     }
                 }
-                Step::Elsewhere { flow, used } => drop(shares.charge(flow, used)),
+                Step::Elsewhere { flow, used } => _ = shares.charge(flow, used),
             }
             prop_assert_eq!(schedule.len(), known.len());
             prop_assert_eq!(schedule.instances(), known.values().filter(|one| one.begun).count());

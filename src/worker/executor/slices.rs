@@ -1,0 +1,155 @@
+//! The executor's dealings with guests: pick one, see whether it may, run a slice of it, settle, answer.
+
+use std::task::{Context, Poll, Waker};
+
+use super::{Executor, IO_EVERY_NS, SLICE_NS};
+use crate::decision::{Decision, Refusal, Stage};
+use crate::engine::{Evaluated, monotonic_ns};
+use crate::worker::schedule::{Next, Pick};
+use crate::worker::tally::{self, Times};
+use crate::worker::tasks::State;
+use crate::worker::ticker::Pace;
+
+/// Memory of an instance whose reset is worth measuring, bytes.
+const LARGE: usize = 1 << 20;
+
+impl Executor {
+    /// Runs guests until none is left to run, or it is time to look at I/O.
+    pub(super) fn run_guests(&mut self) {
+        let mut now = monotonic_ns();
+        let until = now.saturating_add(IO_EVERY_NS);
+        while let Some(pick) = self.schedule.pick() {
+            if self.ticker.pace() == Pace::Off {
+                self.start_ticking();
+            }
+            self.shared.step_began_ns.store(now, std::sync::atomic::Ordering::Relaxed);
+            now = self.run_slice(pick, now);
+            self.last_work_ns = now;
+            if now >= until {
+                break;
+            }
+        }
+        self.sweep(now);
+    }
+
+    /// One slice of one task. Returns the time after it.
+    fn run_slice(&mut self, pick: Pick, now: u64) -> u64 {
+        let Some(task) = self.tasks.get_mut(pick.task) else {
+            self.schedule.settle(pick, 0, Next::Over);
+            return now;
+        };
+        let reserved_ns = task.deadline_ns.saturating_sub(now).min(SLICE_NS);
+        let reserved = match task.too_late(now) {
+            Some(refusal) => Err(refusal),
+            None => task.meter.reserve_cpu(now, reserved_ns).map_err(Refusal::from),
+        };
+        if let Err(refusal) = reserved {
+            self.finish(pick.task, Err(refusal), now, None);
+            self.schedule.settle(pick, 0, Next::Over);
+            return now;
+        }
+        if task.start(now, &self.slice, &mut self.warm) {
+            self.schedule.began(pick.seat.flow);
+            self.shared.tickets.started(task.ticket);
+        }
+        // From here to where it is settled there is no other way.
+        let State::Running { evaluation, started_ns, .. } = &mut task.state else { return now };
+        let queue_ns = started_ns.saturating_sub(task.received_ns);
+        self.slice.set_end(now.saturating_add(reserved_ns));
+        let polled = evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let after = monotonic_ns();
+        let used_ns = after.saturating_sub(now);
+        task.meter.settle_cpu(after, reserved_ns, used_ns);
+        match polled {
+            Poll::Pending => {
+                self.last_yield_ns = after;
+                self.schedule.settle(pick, used_ns, Next::Again);
+                after
+            }
+            Poll::Ready(Evaluated { mut decision, malformed, instantiated, used, residue, .. }) => {
+                decision.timing.queue_ns = queue_ns;
+                let too_late = if task.policy.is_withdrawn() {
+                    Some(Refusal::Revoked)
+                } else {
+                    (after > task.deadline_ns).then_some(Refusal::Deadline(Stage::Reply))
+                };
+                if let Some(refusal) = too_late {
+                    let Decision { digest, timing, id, .. } = decision;
+                    decision = Decision { digest, timing, id, ..Decision::refused(refusal) };
+                }
+                let (connection, id, at_ns) = (task.connection, task.id, task.realtime_ns);
+                self.finish(pick.task, Ok(decision), after, Some(instantiated));
+                let replied = monotonic_ns();
+                if instantiated {
+                    tally::replied(self.set.accounts(), replied.saturating_sub(after), id, at_ns);
+                }
+                if malformed {
+                    self.malformed_input(connection);
+                }
+                // Not before the reply is on its way: see `Residue`. Whose it was pays for it.
+                drop(residue);
+                let end = if used.memory >= LARGE { monotonic_ns() } else { replied };
+                self.schedule.settle(pick, end.saturating_sub(now), Next::Over);
+                end
+            }
+        }
+    }
+
+    /// Answers a task, wherever it is, and gives back all that it had taken.
+    pub(super) fn finish(
+        &mut self,
+        key: usize,
+        result: Result<Decision, Refusal>,
+        now: u64,
+        instantiated: Option<bool>,
+    ) {
+        let Some(task) = self.tasks.try_remove(key) else { return };
+        // Does nothing to one that is picked: who has it settles it.
+        self.schedule.remove(task.seat);
+        let flow = task.seat.flow;
+        if let Some(asked) = self.asked.get_mut(flow) {
+            *asked = asked.saturating_sub(1);
+        }
+        let (digest, id) = (Some(task.policy.digest()), Some(task.id));
+        let decision = result.unwrap_or_else(|refusal| Decision { digest, id, ..Decision::refused(refusal) });
+        let times = Times {
+            received_ns: task.received_ns,
+            deadline_ns: task.deadline_ns,
+            now_ns: now,
+            realtime_ns: task.realtime_ns.saturating_add(now.saturating_sub(task.received_ns)),
+        };
+        let counters = &self.shared.counters;
+        if let State::Running { warm, .. } = task.state
+            && instantiated != Some(false)
+        {
+            tally::invoked(&task.meter, task.policy.module(), warm);
+        }
+        let warm = matches!(task.state, State::Running { warm: true, .. });
+        let reply = self.shared.tickets.answer(task.ticket, task.index, decision, |decision| {
+            counters.count(&decision.outcome);
+            tally::answered(&task.meter, decision, &times);
+            if instantiated == Some(true) {
+                tally::decided(task.meter.class(), warm, decision, &times);
+            }
+        });
+        if let Some(reply) = reply {
+            task.meter.sent(now, reply.connection.push(&reply.frame));
+        }
+        self.settle_request(task.connection, task.ticket);
+        if let State::Running { evaluation, .. } = task.state {
+            // Dropping a suspended guest unwinds its fiber and frees its slot.
+            drop(evaluation);
+            self.schedule.ended(flow);
+            self.warm.end(task.policy.module());
+        }
+    }
+
+    /// Refuses everything that has passed its deadline or waits for too long.
+    pub(super) fn sweep(&mut self, now: u64) {
+        while let Some(key) = self.schedule.overdue(now) {
+            let refusal = self.tasks.get(key).and_then(|task| task.too_late(now));
+            let Some(refusal) = refusal else { break };
+            self.finish(key, Err(refusal), now, None);
+        }
+    }
+}
