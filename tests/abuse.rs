@@ -19,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use bytes::BytesMut;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use portcullis::client::{ClientError, Question};
-use portcullis::decision::{Decision, Input, Outcome, Quota, Refusal, Stage};
+use portcullis::decision::{Input, Outcome, Quota, Refusal, Stage};
 use portcullis::wire::client::{
     BATCH_MAX, CLIENT_FRAME_MAX, ClientFrame, Deadline, Farewell, HELLO_MAX, PROTOCOL_VERSION,
     SERVER_FRAME_MAX, ServerFrame, Violation,
@@ -137,11 +137,11 @@ fn a_tenant_that_is_not_granted_is_refused() {
     for (name, refusal) in [("secret", Refusal::NotPermitted), ("nobody", Refusal::UnknownTenant)] {
         connection.send(&tenant(name), &policy("gate"), Deadline::Default, &ALLOW).unwrap();
         connection.flush().unwrap();
-        assert_eq!(connection.receive().unwrap().1, Decision::refused(refusal));
+        assert_eq!(connection.receive().unwrap().1.outcome, Outcome::Refused(refusal));
     }
     connection.send(&tenant("acme"), &policy("nothing"), Deadline::Default, &ALLOW).unwrap();
     connection.flush().unwrap();
-    assert_eq!(connection.receive().unwrap().1, Decision::refused(Refusal::UnknownPolicy));
+    assert_eq!(connection.receive().unwrap().1.outcome, Outcome::Refused(Refusal::UnknownPolicy));
 }
 
 #[test]
@@ -292,7 +292,7 @@ fn a_queue_that_is_full_refuses_before_any_work() {
     stream.write_all(&encoded(&ClientFrame::Ping { nonce: 1 })).unwrap();
     assert_eq!(next(&mut stream), Some(ServerFrame::Pong { nonce: 1 }));
     // The same executor, another connection: its pipeline is empty, the queue is not.
-    assert_eq!(service.ask("acme", "gate", b"allow"), Decision::refused(Refusal::Overloaded));
+    assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Refused(Refusal::Overloaded));
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn a_batch_is_answered_in_order_with_one_frame() {
 fn a_deadline_that_has_passed_is_refused_on_receipt() {
     let service = service("", "");
     let decision = service.ask_within("acme", "gate", b"allow", Deadline::Absolute { ns: 1 });
-    assert_eq!(decision, Decision::refused(Refusal::Deadline(Stage::Receipt)));
+    assert_eq!(decision.outcome, Outcome::Refused(Refusal::Deadline(Stage::Receipt)));
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn service(class: &str) -> Service {
         .class("two", "threads = 2")
         .tenant("victim", "one", &[("gate", "hostile/selective")], "")
         .tenant("noisy", class, &[("gate", "hostile/selective")], "")
-        .tenant("other", "two", &[("gate", "hostile/selective")], "")
+        .tenant("third", "two", &[("gate", "hostile/selective")], "")
         .start()
 }
 
