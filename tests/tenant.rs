@@ -18,16 +18,19 @@ mod cutting;
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use portcullis::client::blocking::Connection;
 use portcullis::client::{ClientError, Deadline, Question};
 use portcullis::decision::{Outcome, Refusal};
 use portcullis::wire::client::Farewell;
 use serde_json::Value;
-use support::{Service, Site, policy, tenant};
+use support::{PATIENCE, Service, Site, policy, tenant};
 
 /// A neighbour in the configuration, and a directory of tenants without any.
 fn site() -> Site {
@@ -101,6 +104,16 @@ fn unfinished(site: &Site) -> bool {
     site.path("tenants.d/.unfinished").exists()
 }
 
+/// Whether the exporter tells anything of it.
+fn has_series(site: &Site, name: &str) -> bool {
+    let mut stream = UnixStream::connect(site.path("run/telemetry.sock")).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.contains(" 200 "), "{text}");
+    text.contains(&format!("tenant=\"{name}\""))
+}
+
 fn ask(connection: &mut Connection, name: &str) -> Outcome {
     let question = Question::opaque("", b"x");
     connection.send(&tenant(name), &policy("gate"), Deadline::Default, question.input()).unwrap();
@@ -131,7 +144,7 @@ fn is_served(service: &Service, name: &str) -> bool {
 
 #[test]
 fn a_tenant_comes_is_suspended_comes_back_and_goes_for_good() {
-    let service = with_acme().start();
+    let service = with_acme().telemetry("").start();
     let site = &service.site;
     assert!(!is_served(&service, "acme") && is_served(&service, "neighbour"), "control");
     says(site, "list", 0, "neighbour active one");
@@ -145,6 +158,11 @@ fn a_tenant_comes_is_suspended_comes_back_and_goes_for_good() {
         says(site, &add(name), 1, "already");
     }
 
+    // It hears of a reload after the others: control.
+    let patience = Instant::now() + PATIENCE;
+    while !(has_series(site, "acme") && has_series(site, "neighbour")) {
+        assert!(Instant::now() < patience, "no series of it");
+    }
     let done = json(site, "suspend acme", 0);
     assert_eq!((&done["outcome"], &done["state"]), (&"done".into(), &"suspended".into()), "{done}");
     assert!(!is_served(&service, "acme") && is_served(&service, "neighbour"));
@@ -162,6 +180,8 @@ fn a_tenant_comes_is_suspended_comes_back_and_goes_for_good() {
             .iter()
             .all(|place| place["left"] == Value::Array(vec![]))
     );
+    assert!(gone["residue"]["places"].as_array().unwrap().iter().any(|place| place["place"] == "metrics"));
+    assert!(!has_series(site, "acme") && has_series(site, "neighbour"));
     assert!(gone["residue"]["store"].as_str().unwrap().contains("--purge-store"), "{gone}");
     assert!(site.path("store/acme/gate").exists(), "that is the operator's");
     assert!(!is_served(&service, "acme") && is_served(&service, "neighbour"));

@@ -186,6 +186,10 @@ impl Cache {
                 continue;
             }
             match fs::remove_file(&path) {
+                // No builder made it, so no tenant's code is in it.
+                Err(source) if source.kind() == io::ErrorKind::IsADirectory => {
+                    tracing::warn!(?path, "a directory in the cache is nobody's; remove it");
+                }
                 Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed(path, source)),
                 _ => {}
             }

@@ -213,6 +213,42 @@ fn what_nobody_asks_for_goes_and_what_a_neighbour_may_be_writing_stays() {
     assert!(Path::new("/etc/passwd").exists());
 }
 
+/// Where a tenant is removed, its code goes however young it is; what somebody is about to rename, and what no builder made, stays.
+#[test]
+fn a_cache_is_cleared_of_all_but_what_is_named() {
+    let (class, _, cwasm, code) = with_code();
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    let put_aged = |name: &str, modified: SystemTime| {
+        let path = class.cache().join(name);
+        put(&path, &code);
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    };
+    put_aged(&format!("{}.cwasm", hex::encode([7; 32])), old);
+    put_aged(&format!("{}.cwasm", hex::encode([8; 32])), SystemTime::now());
+    put_aged(".left-behind.cwasm.4711.tmp", old);
+    put_aged(".being-written.cwasm.4712.tmp", SystemTime::now());
+    symlink("/etc/passwd", class.cache().join("link")).unwrap();
+    fs::create_dir(class.cache().join("nobodys")).unwrap();
+    let clear = |named: &[u8]| {
+        let answers = class.ask(&Job::Clear, &[&SealedBytes::of(named).unwrap()]);
+        answers[0].report.clone()
+    };
+    assert!(matches!(clear(&[1; 33]), Report::Refused { .. }), "no whole number of digests");
+    assert_eq!(class.names().len(), 7, "control");
+    assert_eq!(clear(cwasm.as_bytes()), Report::Cleared);
+    let mut left = vec![
+        ".being-written.cwasm.4712.tmp".to_owned(),
+        class.entry(cwasm).file_name().unwrap().to_str().unwrap().to_owned(),
+        "nobodys".to_owned(),
+    ];
+    left.sort();
+    assert_eq!(class.names(), left);
+    assert_eq!(recall(&class, cwasm), Report::Recalled { cwasm }, "and is whole");
+    assert_eq!(clear(&[]), Report::Cleared, "nothing is named");
+    assert_eq!(class.names().len(), 2);
+    assert!(Path::new("/etc/passwd").exists());
+}
+
 #[test]
 fn a_cache_that_is_not_the_classs_own_is_refused_with_the_way_out() {
     let (class, source, cwasm, _) = with_code();
