@@ -70,6 +70,13 @@ impl Meter {
         &self.quotas
     }
 
+    /// The tenant's place in the accounts.
+    #[must_use]
+    pub fn slot(&self) -> u32 {
+        // `new` was given it as one.
+        u32::try_from(self.slot).unwrap_or(u32::MAX)
+    }
+
     /// The class's, with everything that is counted for all tenants.
     #[must_use]
     pub fn class(&self) -> &ClassAccount {

@@ -1,8 +1,8 @@
 //! What is counted of each answer, in the accounts of its tenant and its class. Relaxed additions, no locks: all of it
 //! costs less than reading the question did.
 
-use crate::accounts::{ClassAccount, Meter, StageOf};
-use crate::decision::{Decision, DecisionId, Outcome, Refusal};
+use crate::accounts::{ClassAccount, Meter, OutcomeKind, Span, StageOf};
+use crate::decision::{Decision, DecisionId, Outcome, Refusal, TraceContext};
 
 /// When what happened to one question.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,29 @@ pub(super) fn replied(class: &ClassAccount, ns: u64, id: DecisionId, at_ns: u64)
     if let Some(sampled) = class.stage(StageOf::Reply) {
         sampled.record(ns, *id.as_bytes(), at_ns);
     }
+}
+
+/// A decision of a trace that its client records. One that the watchdog has answered is told of too, when its guest is
+/// done away with.
+pub(super) fn traced(
+    meter: &Meter,
+    (trace, id): (TraceContext, DecisionId),
+    module: u32,
+    decision: &Decision,
+    times: &Times,
+) {
+    let took_ns = times.now_ns.saturating_sub(times.received_ns);
+    meter.class().spans.put(&Span {
+        trace,
+        decision: id,
+        tenant: meter.slot(),
+        module,
+        digest: decision.digest.map_or([0; 32], |digest| *digest.as_bytes()),
+        outcome: OutcomeKind::of(&decision.outcome),
+        start_ns: times.realtime_ns.saturating_sub(took_ns),
+        took_ns,
+        timing: decision.timing,
+    });
 }
 
 #[cfg(test)]

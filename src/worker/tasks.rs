@@ -11,7 +11,7 @@ use super::schedule::Seat;
 use super::tickets::TicketKey;
 use super::warm::Warm;
 use crate::accounts::{Meter, UnderWay};
-use crate::decision::{DecisionId, Quota, Refusal, Stage};
+use crate::decision::{DecisionId, Quota, Refusal, Stage, TraceContext};
 use crate::engine::{Call, Evaluated, Slice, evaluate};
 
 pub(super) type Tasks = Slab<Task>;
@@ -36,6 +36,8 @@ pub(super) struct Task {
     /// The policy that is asked.
     pub(super) policy: Arc<Served>,
     pub(super) state: State,
+    /// Of the client, if it records one.
+    pub(super) trace: Option<TraceContext>,
     pub(super) meter: Arc<Meter>,
     /// Given back with the task.
     pub(super) _under_way: UnderWay,

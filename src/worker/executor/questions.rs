@@ -8,7 +8,7 @@ use rand_chacha::rand_core::Rng;
 use super::Executor;
 use super::intake::Receipt;
 use crate::accounts::Meter;
-use crate::decision::{Decision, DecisionId, Outcome, Refusal};
+use crate::decision::{Decision, DecisionId, Outcome, Refusal, TraceContext};
 use crate::engine::{Call, monotonic_ns};
 use crate::wire::client::{BATCH_MAX, ClientFrame, Deadline, ServerFrame, Violation};
 use crate::wire::frame;
@@ -28,23 +28,24 @@ struct Question<'a> {
     deadline: Deadline,
     inputs: &'a [&'a [u8]],
     batch: bool,
+    trace: Option<TraceContext>,
 }
 
 impl Executor {
     pub(super) fn on_frame(&mut self, slot: usize, frame: &[u8], receipt: Receipt) -> Result<(), Violation> {
         match frame::decode(frame).map_err(|_| Violation::Malformed)? {
             ClientFrame::Hello { .. } => Err(Violation::HelloTwice),
-            ClientFrame::Decide { id, tenant, policy, deadline, trace: _, input } => {
+            ClientFrame::Decide { id, tenant, policy, deadline, trace, input } => {
                 let question =
-                    Question { id, names: (tenant, policy), deadline, inputs: &[input], batch: false };
+                    Question { id, names: (tenant, policy), deadline, inputs: &[input], batch: false, trace };
                 self.on_question(slot, &question, receipt)
             }
-            ClientFrame::DecideBatch { id, tenant, policy, deadline, trace: _, inputs } => {
+            ClientFrame::DecideBatch { id, tenant, policy, deadline, trace, inputs } => {
                 if inputs.is_empty() || inputs.len() > BATCH_MAX {
                     return Err(Violation::BatchSize);
                 }
                 let question =
-                    Question { id, names: (tenant, policy), deadline, inputs: &inputs, batch: true };
+                    Question { id, names: (tenant, policy), deadline, inputs: &inputs, batch: true, trace };
                 self.on_question(slot, &question, receipt)
             }
             ClientFrame::Cancel { id } => {
@@ -148,7 +149,7 @@ impl Executor {
     /// Puts the questions of a request where their turn will come.
     fn take_in(&mut self, slot: usize, question: &Question<'_>, admitted: Admitted, receipt: Receipt) {
         let Admitted { flow, policy, meter, deadline_ns, due_ns, under_way } = admitted;
-        let Question { id, inputs, batch, .. } = *question;
+        let Question { id, inputs, batch, trace, .. } = *question;
         let size = batch.then_some(inputs.len());
         let first = self.draw_id();
         let Some(connection) = self.connections.get_mut(slot) else { return };
@@ -184,6 +185,7 @@ impl Executor {
                 due_ns,
                 policy: Arc::clone(&policy),
                 state: State::Waiting { call },
+                trace: trace.filter(TraceContext::is_sampled),
                 meter: Arc::clone(&meter),
                 _under_way: under_way,
             });

@@ -118,6 +118,9 @@ impl Executor {
             now_ns: now,
             realtime_ns: task.realtime_ns.saturating_add(now.saturating_sub(task.received_ns)),
         };
+        if let Some(trace) = task.trace {
+            tally::traced(&task.meter, (trace, task.id), task.policy.module(), &decision, &times);
+        }
         let counters = &self.shared.counters;
         if let State::Running { warm, .. } = task.state
             && instantiated != Some(false)
