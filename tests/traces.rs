@@ -32,7 +32,9 @@ fn start(listener: &TcpListener) -> Service {
 fn ask(client: &mut blocking::Client, traceparent: Option<&str>, what: &[u8]) -> Decision {
     client.set_trace(traceparent.map(|text| text.parse().unwrap()));
     let question = Question::opaque("", what);
-    client.decide(&support::tenant("acme"), &support::policy("gate"), Deadline::Default, question.input()).unwrap()
+    client
+        .decide(&support::tenant("acme"), &support::policy("gate"), Deadline::Default, question.input())
+        .unwrap()
 }
 
 /// The spans of the next request, which is answered.
@@ -75,7 +77,8 @@ fn a_decision_is_a_child_of_the_clients_span() {
     let unsampled = TRACEPARENT.replace("-01", "-00");
     ask(&mut client, None, b"allow");
     ask(&mut client, Some(&unsampled), b"allow");
-    let expected = [b"allow".as_slice(), b"deny", b"trap"].map(|what| ask(&mut client, Some(TRACEPARENT), what));
+    let expected =
+        [b"allow".as_slice(), b"deny", b"trap"].map(|what| ask(&mut client, Some(TRACEPARENT), what));
     assert_eq!(expected[0].outcome, Outcome::Allow);
     let mut found = Vec::new();
     while found.len() < expected.len() {
@@ -93,7 +96,10 @@ fn a_decision_is_a_child_of_the_clients_span() {
             found.map_or(Value::Null, |one| one["value"]["stringValue"].clone())
         };
         assert_eq!(attribute("portcullis.decision_id"), id);
-        assert_eq!((attribute("portcullis.tenant"), attribute("portcullis.policy")), ("acme".into(), "gate".into()));
+        assert_eq!(
+            (attribute("portcullis.tenant"), attribute("portcullis.policy")),
+            ("acme".into(), "gate".into())
+        );
         assert_eq!(attribute("portcullis.digest"), decision.digest.unwrap().to_string());
         let outcome = match decision.outcome {
             Outcome::Allow => "allow",

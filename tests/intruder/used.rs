@@ -25,7 +25,14 @@ const UNSEEN: &[(&str, &str, &str)] = &[
         "futex (FUTEX_WAKE,",
         "locks of std and tokio: one thread has nobody to wake, unless it crashes",
     ),
+    ("exporter", "socket (AF_INET6", V6),
+    ("spawner", "socket (AF_INET6", V6),
     ("builder", "clock_gettime", VDSO),
+    (
+        "builder",
+        "pwritev2",
+        "a builder has something to say when it fails in a way of its own, which none here does",
+    ),
     ("builder", "restart_syscall", "a builder that was stopped in a timed wait; its waits are milliseconds"),
     (
         "builder",
@@ -39,6 +46,7 @@ const UNSEEN: &[(&str, &str, &str)] = &[
     ("spawner", "arch_prctl (ARCH_CET_STATUS)", "ld.so of glibc 2.39 and later asks for shadow stacks"),
 ];
 const VDSO: &str = "on a machine whose clock the vDSO cannot read, asking for the time is a system call";
+const V6: &str = "there is one collector at a time, and this one is at an address of IPv4";
 const MALLOC: &str =
     "glibc's own locks: two threads in malloc at the same moment, which only chance brings about";
 

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -24,6 +26,9 @@ pub(crate) type Run = fn(Service);
 /// Each ends its service in its own way.
 pub(crate) const RUNS: &[Run] = &[live_and_stop, crash];
 
+/// Where traces go: whoever accepts there has seen the exporter connect.
+static COLLECTOR: LazyLock<TcpListener> = LazyLock::new(|| TcpListener::bind("127.0.0.1:0").expect("bind"));
+
 /// Tracing makes everything slow, and nothing here is about time.
 pub(crate) fn site() -> Site {
     let policies = [
@@ -39,7 +44,8 @@ pub(crate) fn site() -> Site {
         .tenant("acme", "one", &policies, "")
         .class("two", "renew_after_decisions = 5\n")
         .tenant("globex", "two", &[("gate", "hostile/selective")], "");
-    site = site.telemetry("");
+    let collector = COLLECTOR.local_addr().expect("address");
+    site = site.telemetry(&format!("otlp = \"http://{collector}\"\n"));
     site.service = "answer_within = \"1m\"\ndrain = \"1m\"\n".into();
     site.frontend = "hello_timeout = \"200ms\"\n".into();
     site
@@ -48,6 +54,7 @@ pub(crate) fn site() -> Site {
 fn live_and_stop(service: Service) {
     service.status();
     scrape(&service);
+    be_traced(&service);
     decide(&service);
     refused(&service);
     be_frozen(&service);
@@ -83,6 +90,17 @@ fn scrape(service: &Service) {
     let mut told = String::new();
     scraper.read_to_string(&mut told).expect("an answer");
     assert!(told.starts_with("HTTP/1.1 200 OK"), "{told}");
+}
+
+/// A decision of a trace is brought to the collector.
+fn be_traced(service: &Service) {
+    let mut client = service.client();
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    client.set_trace(Some(trace.parse().expect("a traceparent")));
+    let question = Question::opaque("", b"allow");
+    client.decide(&tenant("acme"), &policy("gate"), Deadline::Default, question.input()).expect("a decision");
+    // It has connected; more of it nobody wants.
+    drop(COLLECTOR.accept().expect("accept"));
 }
 
 /// One question of every kind, several at a time.
