@@ -335,7 +335,14 @@ mod tests {
             let files = declared.landlock.iter().filter(|domain| !domain.allow.is_empty());
             assert!(files.clone().all(|domain| domain.handles.contains(&Handled::Files)), "{role}");
             let strict = matches!(role, Role::Frontend | Role::Worker | Role::Exporter);
-            assert!(!strict || files.count() == 0, "{role} is allowed a file");
+            let mut allowed = files.flat_map(|domain| &domain.allow);
+            assert!(
+                !strict || allowed.all(|one| one.access == DeclaredAccess::ConnectTcp),
+                "{role} is allowed a file"
+            );
+            let ports = declared.landlock.iter().flat_map(|domain| &domain.allow);
+            let ports = ports.filter(|one| one.access == DeclaredAccess::ConnectTcp).count();
+            assert!(ports == 0 || matches!(role, Role::Exporter | Role::Fetcher), "{role} is allowed a port");
         }
     }
 

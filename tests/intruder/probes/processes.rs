@@ -55,7 +55,11 @@ pub(crate) fn no_other_process_is_touched() -> Vec<Probe> {
             thread.call(libc::SYS_tgkill, [stranger, stranger, flag(libc::SIGABRT), 0, 0, 0])
         })
         // The call is there for a process's own end; whom it reaches is Landlock's to say.
-        .but(&[("worker", Errno(libc::EPERM)), ("frontend", Errno(libc::EPERM))]),
+        .but(&[
+            ("worker", Errno(libc::EPERM)),
+            ("frontend", Errno(libc::EPERM)),
+            ("exporter", Errno(libc::EPERM)),
+        ]),
         probe("signal by descriptor", Works, |thread, around| {
             then(thread.call(libc::SYS_pidfd_open, [number(around.stranger), 0, 0, 0, 0, 0]), |fd| {
                 thread.call(libc::SYS_pidfd_send_signal, [fd, 0, 0, 0, 0, 0])
