@@ -63,7 +63,7 @@ fn evaluated(policy: &Arc<Policy>, bytes: &[u8], clock_ns: u64, seed: [u8; 32]) 
     let slice = Arc::new(Slice::default());
     slice.set_end(monotonic_ns() + 10_000_000_000);
     let call = Call { input: Bytes::from(input), clock_ns, seed, id: None };
-    let mut evaluation = pin!(evaluate(Arc::clone(policy), call, slice));
+    let mut evaluation = pin!(evaluate(Arc::clone(policy), call, slice, None));
     match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(evaluated) => evaluated,
         Poll::Pending => panic!("nothing ticks here, so nothing yields"),

@@ -337,6 +337,65 @@ fn a_tenant_that_is_removed_has_no_series_and_one_beyond_the_limit_is_in_the_sum
     assert_eq!(there(&told), [true, false, false, true]);
 }
 
+/// Asked by one client that is answered before the next question: so all of it was counted by then.
+#[test]
+fn what_was_decided_is_what_is_told_by_tenant_policy_and_outcome() {
+    let policies = [("gate", "hostile/selective"), ("hash", "hash")];
+    let service = Site::new()
+        .class("one", "threads = 1\n")
+        .tenant("acme", "one", &policies, "")
+        .tenant("blue", "one", &policies[..1], "")
+        .telemetry("")
+        .start();
+    scrape_until(&service, |_| true);
+    let asked = [[("acme", "gate", "allow"); 5].as_slice(), &[("acme", "gate", "deny"); 3]].concat();
+    let asked =
+        [asked, vec![("acme", "hash", "x"), ("acme", "gate", "trap"), ("blue", "gate", "allow")]].concat();
+    let mut ids = BTreeSet::new();
+    for (tenant, policy, word) in asked {
+        let decision = service.ask(tenant, policy, word.as_bytes());
+        ids.insert(hex::encode(decision.id.expect("a decision has a name").as_bytes()));
+    }
+
+    let outcome = |tenant: &str, outcome: &str| {
+        format!("portcullis_decisions_total{{tenant=\"{tenant}\",outcome=\"{outcome}\"}}")
+    };
+    let invoked = |tenant: &str, module: &str| {
+        format!("wasm_tenant_invocations_total{{tenant=\"{tenant}\",module=\"{module}\"}}")
+    };
+    let expected = [
+        (outcome("acme", "allow"), 6.0),
+        (outcome("acme", "deny"), 3.0),
+        (outcome("acme", "trap"), 1.0),
+        (outcome("blue", "allow"), 1.0),
+        (invoked("acme", "gate"), 9.0),
+        (invoked("acme", "hash"), 1.0),
+        (invoked("blue", "gate"), 1.0),
+        ("portcullis_decision_latency_microseconds_count{tenant=\"acme\"}".to_owned(), 10.0),
+        ("portcullis_decision_stage_microseconds_count{class=\"one\",stage=\"run\"}".to_owned(), 11.0),
+    ];
+    let as_expected =
+        |told: &BTreeMap<String, f64>| expected.iter().all(|(series, value)| told.get(series) == Some(value));
+    let told = scrape_until(&service, as_expected);
+    assert!(told["wasm_tenant_cpu_seconds_total{tenant=\"acme\"}"] > 0.0);
+    assert!(told["wasm_tenant_egress_bytes_total{tenant=\"acme\"}"] > 0.0);
+    let slots = told["wasm_pool_hit_total{class=\"one\"}"] + told["wasm_pool_miss_total{class=\"one\"}"];
+    assert_eq!(slots, 11.0, "each instance found its image in a slot, or did not");
+    assert_eq!(told["wasm_tenant_concurrent_calls{tenant=\"acme\"}"], 0.0);
+
+    // Exemplars are named as the client heard it.
+    let body = get(by_unix(&service), "/metrics", OPEN_METRICS).body;
+    let exemplars: Vec<&str> =
+        body.lines().filter_map(|line| line.split_once("decision_id=\"")?.1.split('"').next()).collect();
+    assert!(!exemplars.is_empty() && exemplars.iter().all(|id| ids.contains(*id)), "{exemplars:?}: {ids:?}");
+
+    // All of it outlives the worker that counted.
+    let worker = processes(&service, "worker")[0].pid;
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    again(&service, "worker", worker);
+    scrape_until(&service, as_expected);
+}
+
 /// As Prometheus itself judges it.
 #[test]
 fn promtool_reads_what_is_told_and_every_series_of_alerts_and_dashboard_is() {

@@ -98,7 +98,9 @@ fn be_traced(service: &Service) {
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     client.set_trace(Some(trace.parse().expect("a traceparent")));
     let question = Question::opaque("", b"allow");
-    let _ = client.decide(&tenant("acme"), &policy("gate"), Deadline::Default, question.input()).expect("a decision");
+    let _ = client
+        .decide(&tenant("acme"), &policy("gate"), Deadline::Default, question.input())
+        .expect("a decision");
     // It has connected; more of it nobody wants.
     drop(COLLECTOR.accept().expect("accept"));
 }
