@@ -75,8 +75,8 @@ fn a_decision_is_a_child_of_the_clients_span() {
     let service = start(&listener);
     let mut client = service.client();
     let unsampled = TRACEPARENT.replace("-01", "-00");
-    ask(&mut client, None, b"allow");
-    ask(&mut client, Some(&unsampled), b"allow");
+    let _ = ask(&mut client, None, b"allow");
+    let _ = ask(&mut client, Some(&unsampled), b"allow");
     let expected =
         [b"allow".as_slice(), b"deny", b"trap"].map(|what| ask(&mut client, Some(TRACEPARENT), what));
     assert_eq!(expected[0].outcome, Outcome::Allow);
