@@ -19,6 +19,7 @@ use super::watch::{HostCall, Listed, LogLevel as Level, Watch};
 use super::world::World;
 use crate::accounts::{Exceeded, HostFunction, Memory};
 use crate::decision::{DecisionId, Quota};
+use crate::journal::left_out_here;
 use v1_0::portcullis::policy::data::Entry;
 
 /// Log lines of one decision, and bytes of each, that are kept.
@@ -179,7 +180,7 @@ impl Host {
     fn write(&mut self, level: Level, message: String) -> Result<()> {
         self.timed(HostFunction::LogWrite, |host| {
             if host.log_lines >= LOG_LINES {
-                return;
+                return host.left_out();
             }
             host.log_lines += 1;
             let mut end = message.len().min(LOG_LINE_BYTES);
@@ -194,12 +195,23 @@ impl Host {
             let drawn = host.generator.as_ref().map(|_| hex::encode(host.seed));
             let seed = drawn.as_deref();
             let decision = host.id.map(tracing::field::display);
+            let before = left_out_here();
             match level {
                 Level::Debug => tracing::debug!(%tenant, %policy, %digest, decision, guest = ?message, seed),
                 Level::Info => tracing::info!(%tenant, %policy, %digest, decision, guest = ?message, seed),
                 Level::Warn => tracing::warn!(%tenant, %policy, %digest, decision, guest = ?message, seed),
             }
+            if left_out_here() != before {
+                host.left_out();
+            }
         })
+    }
+
+    /// A line of the guest's is not written.
+    fn left_out(&self) {
+        if let Some(account) = self.account.as_ref().and_then(|memory| memory.meter().account()) {
+            account.log_lines_dropped.add(1);
+        }
     }
 
     fn random_u64(&mut self) -> Result<u64> {

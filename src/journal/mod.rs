@@ -13,6 +13,7 @@
 mod rate;
 pub mod stderr;
 
+use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::io;
 use std::sync::Mutex;
@@ -40,6 +41,21 @@ const TENANT: &str = "tenant";
 pub fn start(role: &str) {
     // An error means that there is a journal already; it goes on.
     let _ = tracing::subscriber::set_global_default(journal(role, Sink::new(role, offer)));
+}
+
+thread_local! {
+    static LEFT_OUT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Lines that were not written of all that this thread had to say, beyond the limit or for want of a reader. Who looks before
+/// and after a line knows what became of it.
+#[must_use]
+pub fn left_out_here() -> u64 {
+    LEFT_OUT.get()
+}
+
+fn one_more_left_out() {
+    LEFT_OUT.set(LEFT_OUT.get().wrapping_add(1));
 }
 
 fn journal<W>(role: &str, writer: W) -> impl Subscriber + Send + Sync + use<W>
@@ -81,7 +97,10 @@ where
             // Somebody panicked while counting; the count does not matter then.
             Err(_) => Allowed::Yes { dropped: 0 },
         };
-        let Allowed::Yes { dropped } = allowed else { return Ok(()) };
+        let Allowed::Yes { dropped } = allowed else {
+            one_more_left_out();
+            return Ok(());
+        };
         let role = &self.role;
         if dropped > 0 {
             writeln!(writer, "{} {role}: lines left out lines={dropped}", Level::WARN)?;
@@ -142,6 +161,7 @@ impl Sink {
         }
         if self.give(line) != Taken::All {
             self.lost.fetch_add(1, Ordering::Relaxed);
+            one_more_left_out();
         }
     }
 
@@ -287,6 +307,15 @@ mod tests {
     #[test]
     fn details_are_not_written() {
         assert_eq!(written(|| tracing::debug!("a client was refused")), "");
+    }
+
+    #[test]
+    fn who_has_written_knows_whether_it_was_left_out() {
+        let before = left_out_here();
+        let lines =
+            written(|| (0..2 * LINES_MAX).for_each(|_| tracing::warn!(tenant = %"acme", guest = ?"noise")));
+        let noise = lines.lines().filter(|line| line.contains("guest=")).count();
+        assert_eq!(left_out_here() - before, u64::from(2 * LINES_MAX) - u64::try_from(noise).unwrap());
     }
 
     #[test]
