@@ -108,7 +108,7 @@ fn a_bad_hello_ends_with_its_reason() {
         ("truncated inside", vec![0, 0, 0, 1, 0], violation(Violation::Malformed)),
         ("trailing byte", trailing, violation(Violation::Malformed)),
         ("ping before hello", encoded(&ClientFrame::Ping { nonce: 1 }), violation(Violation::NotHello)),
-        ("unknown tenant", hello("nobody"), Farewell::UnknownTenant),
+        ("unknown tenant", hello("nobody"), Farewell::NotPermitted),
         (
             "another version",
             encoded(&ClientFrame::Hello { version: 999, tenant: "acme" }),
@@ -131,10 +131,13 @@ fn a_tenant_that_is_not_granted_is_refused() {
     let mut site = site;
     site.tables.push_str("[tenant.secret]\nclass = \"one\"\npolicies = [\"gate\"]\nuids = [4242]\n");
     let service = site.start();
-    assert_eq!(farewell_to(raw(&service), &hello("secret")), Farewell::NotPermitted);
+    for name in ["secret", "nobody"] {
+        assert_eq!(farewell_to(raw(&service), &hello(name)), Farewell::NotPermitted);
+    }
     // Through a connection that is granted another tenant of the class.
     let mut connection = service.connect("acme");
-    for (name, refusal) in [("secret", Refusal::NotPermitted), ("nobody", Refusal::UnknownTenant)] {
+    // One answer for both: who may not ask for a tenant does not learn that there is one.
+    for (name, refusal) in [("secret", Refusal::NotPermitted), ("nobody", Refusal::NotPermitted)] {
         connection.send(&tenant(name), &policy("gate"), Deadline::Default, &ALLOW).unwrap();
         connection.flush().unwrap();
         assert_eq!(connection.receive().unwrap().1.outcome, Outcome::Refused(refusal));

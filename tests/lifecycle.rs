@@ -288,7 +288,7 @@ fn a_reload_takes_new_tenants_grants_and_policies_and_reaches_open_connections()
         connection.flush().unwrap();
         connection.receive().unwrap().1.outcome
     };
-    assert_eq!(ask(&mut connection, "globex"), Outcome::Refused(Refusal::UnknownTenant));
+    assert_eq!(ask(&mut connection, "globex"), Outcome::Refused(Refusal::NotPermitted));
 
     service.site.install("globex", "gate", "hostile/selective", 1);
     let path = service.site.path("portcullis.toml");

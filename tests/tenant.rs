@@ -137,7 +137,7 @@ fn is_served(service: &Service, name: &str) -> bool {
             Outcome::Allow | Outcome::Deny { .. } => true,
             refused @ Outcome::Refused(_) => panic!("{refused:?}\n{}", service.log()),
         },
-        Err(ClientError::Farewell(Farewell::UnknownTenant)) => false,
+        Err(ClientError::Farewell(Farewell::NotPermitted)) => false,
         Err(error) => panic!("{error}\n{}", service.log()),
     }
 }
@@ -222,7 +222,7 @@ fn suspension_reaches_connections_that_are_open() {
     // The generation before may have it for a moment still, and gives it back.
     let mut answers = std::iter::repeat_with(|| ask("acme")).take_while(|one| *one == Outcome::Allow);
     assert!(answers.by_ref().take(1_000_000).count() < 1_000_000, "it still decides");
-    assert_eq!(ask("acme"), Outcome::Refused(Refusal::UnknownTenant), "on the same connection");
+    assert_eq!(ask("acme"), Outcome::Refused(Refusal::NotPermitted), "on the same connection");
     assert_eq!(ask("bystander"), Outcome::Allow, "which goes on for others");
     ends(site, "resume acme", 0);
     let mut answers = std::iter::repeat_with(|| ask("acme")).take(1_000_000);

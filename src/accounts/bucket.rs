@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::quotas::Rate;
 
 const SECOND_NS: u128 = 1_000_000_000;
+/// Longest that anybody is refused for what was used before.
+const DEBT_MAX_NS: u64 = 60_000_000_000;
 
 /// Zeroed memory is a full bucket.
 #[derive(Debug, Default)]
@@ -19,17 +21,20 @@ pub struct Bucket(AtomicU64);
 /// There is not enough in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooSoon {
-    /// When there will be, if nobody else takes anything, nanoseconds from now.
+    /// When there will be, if nobody else takes anything, nanoseconds from now; `u64::MAX` if it never holds that much.
     pub after_ns: u64,
 }
 
 impl Bucket {
     /// Takes `units`, all or none.
     pub fn take(&self, now_ns: u64, units: u64, rate: Rate) -> Result<(), TooSoon> {
+        if units > rate.burst {
+            return Err(TooSoon { after_ns: u64::MAX });
+        }
         let (cost, burst) = (time_of(units, rate), time_of(rate.burst, rate));
         let mut full_at = self.0.load(Ordering::Relaxed);
         loop {
-            let after = full_at.max(now_ns).saturating_add(cost);
+            let after = sane(full_at, now_ns, burst).saturating_add(cost);
             let ahead = after.saturating_sub(now_ns);
             if ahead > burst {
                 return Err(TooSoon { after_ns: ahead - burst });
@@ -43,8 +48,8 @@ impl Bucket {
 
     /// Takes what has been used already, into debt if need be.
     pub fn charge(&self, now_ns: u64, units: u64, rate: Rate) {
-        let cost = time_of(units, rate);
-        self.update(|full_at| full_at.max(now_ns).saturating_add(cost));
+        let (cost, burst) = (time_of(units, rate), time_of(rate.burst, rate));
+        self.update(|full_at| sane(sane(full_at, now_ns, burst).saturating_add(cost), now_ns, burst));
     }
 
     /// Gives back what was taken and not used.
@@ -55,8 +60,9 @@ impl Bucket {
 
     /// Whether there is anything in it, taking nothing.
     pub fn look(&self, now_ns: u64, rate: Rate) -> Result<(), TooSoon> {
-        let ahead = self.0.load(Ordering::Relaxed).saturating_sub(now_ns);
-        match ahead.checked_sub(time_of(rate.burst, rate)) {
+        let burst = time_of(rate.burst, rate);
+        let ahead = sane(self.0.load(Ordering::Relaxed), now_ns, burst).saturating_sub(now_ns);
+        match ahead.checked_sub(burst) {
             Some(debt) if debt > 0 => Err(TooSoon { after_ns: debt }),
             _ => Ok(()),
         }
@@ -66,6 +72,12 @@ impl Bucket {
         // Always `Some`, so it always succeeds.
         let _ = self.0.try_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| Some(change(full_at)));
     }
+}
+
+/// Not before now, and not so far ahead that more than [`DEBT_MAX_NS`] would have to be paid off: whatever a process wrote that
+/// was taken over, and whatever the plan was when the debt was made, a bucket is good again by then.
+fn sane(full_at: u64, now_ns: u64, burst_ns: u64) -> u64 {
+    full_at.clamp(now_ns, now_ns.saturating_add(burst_ns).saturating_add(DEBT_MAX_NS))
 }
 
 /// In how many nanoseconds so many units are earned.
@@ -113,6 +125,21 @@ mod tests {
         bucket.give_back(u64::MAX, RATE);
         bucket.take(START, 10, RATE).unwrap();
         assert!(bucket.take(START, 1, RATE).is_err());
+    }
+
+    #[test]
+    fn what_never_fits_is_told_so_and_no_debt_is_for_ever() {
+        let bucket = Bucket::default();
+        assert_eq!(bucket.take(START, 11, RATE), Err(TooSoon { after_ns: u64::MAX }));
+        bucket.take(START, 10, RATE).unwrap();
+        bucket.charge(START, u64::MAX, RATE);
+        assert_eq!(bucket.look(START, RATE), Err(TooSoon { after_ns: DEBT_MAX_NS }));
+        bucket.take(START + DEBT_MAX_NS + 1_000_000, 1, RATE).unwrap();
+        // Somebody wrote the end of time there.
+        let forged = Bucket(AtomicU64::new(u64::MAX));
+        forged.take(START, 1, RATE).unwrap_err();
+        forged.charge(START, 1, RATE);
+        forged.take(START + DEBT_MAX_NS + 1_000_000, 1, RATE).unwrap();
     }
 
     #[test]

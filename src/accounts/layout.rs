@@ -33,8 +33,8 @@ pub struct ClassAccount {
     pub aot_load: Histogram,
     pub pool_hits: Counter,
     pub pool_misses: Counter,
-    /// Questions for tenants that are not there.
-    pub unknown_tenant: Counter,
+    /// Questions for tenants that their connections may not ask for, whether there are such or not.
+    pub not_permitted: Counter,
     pub columns: [Column; COLUMNS],
     pub tenants: [TenantAccount; TENANTS_MAX],
     pub modules: [ModuleAccount; MODULES_MAX],
@@ -100,17 +100,23 @@ pub struct Column {
 }
 
 impl Column {
-    /// Makes it a new process's, with nothing yet for the tenants of these slots.
-    pub fn begin(&self, generation: u64, slots: impl Iterator<Item = u32>) {
+    /// Makes it a new process's, with nothing yet for the first so many slots: all that have ever been given. False if it is
+    /// another's, which lives.
+    #[must_use]
+    pub fn begin(&self, generation: u64, slots: u32) -> bool {
+        if ![0, generation].contains(&self.generation.get()) {
+            return false;
+        }
         self.generation.set(0);
         for gauge in [&self.queued, &self.instances, &self.instances_max, &self.connections] {
             gauge.set(0);
         }
-        for gauges in slots.filter_map(|slot| self.tenants.get(slot as usize)) {
+        for gauges in self.tenants.iter().take(slots as usize) {
             gauges.concurrent.set(0);
             gauges.memory.set(0);
         }
         self.generation.set(generation);
+        true
     }
 }
 

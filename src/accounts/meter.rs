@@ -2,6 +2,7 @@
 //! dropping it: no path can forget to, and none can do it twice.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use super::bucket::TooSoon;
 use super::gauge::Gauge;
@@ -37,6 +38,11 @@ impl Exceeded {
     fn new(which: Quota, TooSoon { after_ns }: TooSoon) -> Self {
         let retry_after_ms = u32::try_from(after_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX);
         Self { which, retry_after_ms: retry_after_ms.max(1) }
+    }
+
+    /// It will never be admitted: less has to be asked at once.
+    pub(crate) const fn as_it_is(which: Quota) -> Self {
+        Self { which, retry_after_ms: u32::MAX }
     }
 
     const fn for_now(which: Quota) -> Self {
@@ -119,16 +125,17 @@ impl Meter {
         Ok(())
     }
 
-    /// One more question under way; until what is returned is dropped.
+    /// So many more questions under way, all or none; each until its part of what is returned is dropped.
     ///
     /// # Errors
     /// There are as many as there may be.
-    pub fn enter(self: &Arc<Self>) -> Result<UnderWay, Exceeded> {
-        if self.raise(1, |gauges| &gauges.concurrent, self.quotas.concurrent.map(u64::from)) {
-            Ok(UnderWay(Arc::clone(self)))
-        } else {
-            Err(Exceeded::for_now(Quota::Concurrent))
+    pub fn enter(self: &Arc<Self>, questions: usize) -> Result<Vec<UnderWay>, Exceeded> {
+        let (questions, limit) = (questions as u64, self.quotas.concurrent.map(u64::from));
+        if !self.raise(questions, |gauges| &gauges.concurrent, limit) {
+            let never = limit.is_some_and(|limit| questions > limit);
+            return Err(if never { Exceeded::as_it_is } else { Exceeded::for_now }(Quota::Concurrent));
         }
+        Ok((0..questions).map(|_| UnderWay(Arc::clone(self))).collect())
     }
 
     /// Memory of one instance, nothing yet.
@@ -195,18 +202,29 @@ impl Meter {
         self.column().and_then(|column| column.tenants.get(self.slot))
     }
 
-    /// Raises this process's number if all processes' together stay within the limit. Theirs only fall: who has a successor
-    /// takes no more questions.
+    /// Raises this process's number if all processes' together stay within the limit. Between threads of this process looking
+    /// and taking are one step; between processes the own number is raised first and looked at together with the others' after
+    /// that, so that of two that do so at the same time at least one sees the other.
     fn raise(&self, more: u64, of: impl Fn(&TenantGauges) -> &Gauge, limit: Option<u64>) -> bool {
         let Some(own) = self.gauges().map(&of) else { return true };
         let Some(limit) = limit else {
             own.add(more);
             return true;
         };
-        let others = self.accounts.other_columns(self.generation);
-        let others = others.filter_map(|column| column.tenants.get(self.slot)).map(|gauges| of(gauges).get());
-        let taken = others.fold(0, u64::saturating_add);
-        limit.checked_sub(taken).is_some_and(|left| own.add_within(more, left))
+        let others = || {
+            let others = self.accounts.other_columns(self.generation);
+            let others = others.filter_map(|column| column.tenants.get(self.slot));
+            others.map(|gauges| of(gauges).get()).fold(0, u64::saturating_add)
+        };
+        if !limit.checked_sub(others()).is_some_and(|left| own.add_within(more, left)) {
+            return false;
+        }
+        fence(Ordering::SeqCst);
+        let within = own.get().saturating_add(others()) <= limit;
+        if !within {
+            own.subtract(more);
+        }
+        within
     }
 }
 
@@ -280,8 +298,11 @@ mod tests {
         let accounts = Arc::new(fresh());
         let meter = meter(&accounts, 1, quotas);
         let refused = meter.ask(NOW, 1, 101).unwrap_err();
+        assert_eq!(refused, Exceeded { which: Quota::BytesIn, retry_after_ms: u32::MAX }, "it never fits");
+        meter.ask(NOW, 1, 100).unwrap();
+        let refused = meter.ask(NOW, 1, 1).unwrap_err();
         assert_eq!(refused, Exceeded { which: Quota::BytesIn, retry_after_ms: 10 });
-        meter.ask(NOW, 2, 100).unwrap();
+        meter.ask(NOW, 1, 0).unwrap();
         let refused = meter.ask(NOW, 1, 0).unwrap_err();
         assert_eq!(refused, Exceeded { which: Quota::Requests, retry_after_ms: 1000 });
         assert_eq!(meter.account().unwrap().ingress_bytes.get(), 100);
@@ -301,24 +322,25 @@ mod tests {
         let quotas = Quotas { concurrent: Some(3), memory: Some(100), ..Quotas::default() };
         let accounts = Arc::new(fresh());
         let (old, new) = (meter(&accounts, 1, quotas.clone()), meter(&accounts, 2, quotas));
-        let (first, mut large) = (old.enter().unwrap(), old.memory());
+        let (first, mut large) = (old.enter(1).unwrap(), old.memory());
         large.grow(60).unwrap();
         assert_eq!(large.grow(41).unwrap_err().which, Quota::Memory);
-        let _second = new.enter().unwrap();
-        let _third = new.enter().unwrap();
-        assert_eq!(new.enter().unwrap_err(), Exceeded { which: Quota::Concurrent, retry_after_ms: 1 });
+        let _second = new.enter(1).unwrap();
+        let _third = new.enter(1).unwrap();
+        assert_eq!(new.enter(1).unwrap_err(), Exceeded { which: Quota::Concurrent, retry_after_ms: 1 });
+        assert_eq!(new.enter(4).unwrap_err(), Exceeded::as_it_is(Quota::Concurrent));
         assert_eq!(new.memory().grow(41).unwrap_err().which, Quota::Memory);
         drop((first, large));
-        let _fourth = new.enter().unwrap();
+        let _fourth = new.enter(1).unwrap();
         new.memory().grow(100).unwrap();
         // A process that has died gives nothing back; its column counts for nothing.
-        std::mem::forget(old.enter());
-        std::mem::forget((old.enter(), old.enter()));
-        assert!(new.enter().is_err());
+        std::mem::forget(old.enter(1));
+        std::mem::forget((old.enter(1), old.enter(1)));
+        assert!(new.enter(1).is_err());
         accounts.column(1).unwrap().generation.set(0);
-        assert!(new.enter().is_err(), "three of its own");
+        assert!(new.enter(1).is_err(), "three of its own");
         drop(_fourth);
-        assert!(new.enter().is_ok());
+        assert!(new.enter(1).is_ok());
     }
 
     #[test]

@@ -46,12 +46,10 @@ impl Grants {
         grants
     }
 
-    /// For a client that says it is here for `tenant`.
+    /// For a client that says it is here for `tenant`. Who may not ask for it is not told whether there is such a tenant.
     pub(super) fn for_tenant(&self, tenant: &str, peer: Peer, groups: &[u32]) -> Result<Grant, Farewell> {
-        let (tenant, granted) = self.tenants.get_key_value(tenant).ok_or(Farewell::UnknownTenant)?;
-        if !granted.to(peer, groups) {
-            return Err(Farewell::NotPermitted);
-        }
+        let granted = self.tenants.get_key_value(tenant).filter(|(_, granted)| granted.to(peer, groups));
+        let (tenant, granted) = granted.ok_or(Farewell::NotPermitted)?;
         Ok(self.collect(&granted.class, Some(tenant), peer, groups))
     }
 
@@ -142,8 +140,8 @@ mod tests {
     fn who_is_not_listed_is_refused() {
         let peer = Peer { uid: 1001, gid: 5 };
         assert_eq!(grants().for_tenant("acme", peer, &[]), Err(Farewell::NotPermitted));
-        assert_eq!(grants().for_tenant("nope", peer, &[]), Err(Farewell::UnknownTenant));
-        assert_eq!(grants().for_tenant("Not A Name", peer, &[]), Err(Farewell::UnknownTenant));
+        assert_eq!(grants().for_tenant("nope", peer, &[]), Err(Farewell::NotPermitted));
+        assert_eq!(grants().for_tenant("Not A Name", peer, &[]), Err(Farewell::NotPermitted));
         assert_eq!(
             grants().for_class(&TrustClass::new("iron").unwrap(), peer, &[]),
             Err(Farewell::NotPermitted)

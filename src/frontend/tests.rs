@@ -295,7 +295,7 @@ async fn a_hello_may_come_byte_by_byte() {
 
 #[tokio::test]
 async fn each_bad_beginning_is_answered_with_its_farewell() {
-    use Farewell::{NotPermitted, Protocol, Unavailable, UnknownTenant, Version};
+    use Farewell::{NotPermitted, Protocol, Unavailable, Version};
     let service = Service::start(assignment());
     let _worker = service.route("gold", 1).await;
     let prefixed = |length: u32, body: &[u8]| [&length.to_be_bytes(), body].concat();
@@ -318,8 +318,8 @@ async fn each_bad_beginning_is_answered_with_its_farewell() {
             framed(&ClientFrame::Hello { version: 9, tenant: "acme" }),
             Version { theirs: 9, ours: PROTOCOL_VERSION },
         ),
-        ("unknown tenant", hello("nope"), UnknownTenant),
-        ("no name at all", hello("../../etc"), UnknownTenant),
+        ("unknown tenant", hello("nope"), NotPermitted),
+        ("no name at all", hello("../../etc"), NotPermitted),
         ("somebody else's tenant", hello("other"), NotPermitted),
         ("no worker for the class", hello("crow"), Unavailable),
     ];
@@ -619,7 +619,7 @@ async fn a_peer_that_lost_its_grant_is_sent_away_when_it_comes_back() {
     drop(adopted);
     assert_eq!(farewell(client).await, Farewell::NotPermitted);
     assert_eq!(farewell(service.client(&hello("acme")).await).await, Farewell::NotPermitted);
-    assert_eq!(farewell(service.client(&hello("apex")).await).await, Farewell::UnknownTenant);
+    assert_eq!(farewell(service.client(&hello("apex")).await).await, Farewell::NotPermitted);
 }
 
 /// Two workers of two classes with a client each; the gold one is to drain.

@@ -5,11 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::config::Config;
-use crate::accounts::{self, ClassAccount, MODULES_MAX, RegistryAccount, TENANTS_MAX, end_of_column};
+use crate::accounts::{
+    self, COLUMNS, ClassAccount, MODULES_MAX, RegistryAccount, TENANTS_MAX, end_of_column,
+};
 use crate::decision::{PolicyName, Tenant, TrustClass};
 
 /// There are no more slots.
@@ -97,11 +99,27 @@ impl Books {
         self.to_read.iter().map(|(whose, memory)| (whose.as_ref(), memory.as_fd()))
     }
 
-    /// A worker has ended: what it had counts for nothing from now on.
-    pub(super) fn end(&self, class: &TrustClass, generation: u64) -> io::Result<()> {
+    /// How many slots of tenants have been given.
+    pub(super) fn slots(&self) -> u32 {
+        u32::try_from(self.tenants.len()).unwrap_or(u32::MAX)
+    }
+
+    /// A worker has ended: what it had counts for nothing from now on, nor does anything else that is no living process's,
+    /// whoever wrote it there.
+    pub(super) fn end(&self, class: &TrustClass, living: &[u64]) -> io::Result<()> {
         let Some(mut memory) = self.classes.get(class) else { return Ok(()) };
-        memory.seek(SeekFrom::Start(end_of_column(generation) as u64))?;
-        memory.write_all(&[0; 8])
+        for column in 0..COLUMNS as u64 {
+            let place = SeekFrom::Start(end_of_column(column) as u64);
+            let mut generation = [0; 8];
+            memory.seek(place)?;
+            memory.read_exact(&mut generation)?;
+            let generation = u64::from_ne_bytes(generation);
+            if generation != 0 && !living.contains(&generation) {
+                memory.seek(place)?;
+                memory.write_all(&[0; 8])?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -131,10 +149,16 @@ mod tests {
         let account =
             Map::<ClassAccount>::new(books.class(&class).expect("class"), Access::Write).expect("map");
         for generation in [3, 4] {
-            account.column(generation).expect("column").begin(generation, [7].into_iter());
+            assert!(account.column(generation).expect("column").begin(generation, 8), "its own");
         }
         assert_eq!(account.other_columns(4).count(), 1);
-        books.end(&class, 3).expect("end");
+        let next = account.column(19).expect("column");
+        assert!(!next.begin(19, 8), "the same column, whose process lives");
+        // Nobody's: somebody was taken over.
+        account.column(8).expect("column").generation.set(24);
+        books.end(&class, &[4]).expect("end");
+        assert!(next.begin(19, 8));
+        books.end(&class, &[4]).expect("end");
         assert_eq!(account.other_columns(4).count(), 0);
         assert_eq!(account.column(4).expect("column").generation.get(), 4);
     }

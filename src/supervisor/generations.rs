@@ -221,7 +221,7 @@ pub(super) mod tests {
                 identity,
                 hello_timeout: Duration::from_secs(1),
                 max_connections: 16,
-                max_connections_per_uid: 4,
+                max_connections_per_uid: Some(4),
             },
             registry: Registry { identity, secret: None },
             telemetry: None,

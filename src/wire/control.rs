@@ -149,6 +149,8 @@ pub struct WorkerAssignment {
     /// The host's public key, PEM (SubjectPublicKeyInfo): what the registry signs statements with.
     pub host_key: String,
     pub tenants: Vec<TenantAssignment>,
+    /// How many slots of the accounts have been given, to whomever.
+    pub slots: u32,
     pub limits: ClassLimits,
 }
 

@@ -52,7 +52,7 @@ pub(super) struct Admitted {
 #[derive(Debug)]
 pub(super) struct NotAdmitted<'a> {
     pub(super) refusal: Refusal,
-    /// Whose it is, if there is such a tenant.
+    /// Whose it is, if the connection may ask for that tenant. Nobody else can make a tenant's numbers grow.
     pub(super) meter: Option<&'a Arc<Meter>>,
 }
 
@@ -66,15 +66,11 @@ pub(super) fn admit<'a>(
     asked: &Asked<'_>,
     room: Room<'_>,
 ) -> Result<Admitted, NotAdmitted<'a>> {
-    let Some((flow, tenant)) = set.tenant(asked.tenant) else {
-        return Err(NotAdmitted { refusal: Refusal::UnknownTenant, meter: None });
+    let granted = set.tenant(asked.tenant).filter(|(flow, _)| grant.get(*flow).copied().unwrap_or(false));
+    let Some((flow, tenant)) = granted else {
+        return Err(NotAdmitted { refusal: Refusal::NotPermitted, meter: None });
     };
-    let admitted = if grant.get(flow).copied().unwrap_or(false) {
-        admit_to(flow, tenant, asked, room)
-    } else {
-        Err(Refusal::NotPermitted)
-    };
-    admitted.map_err(|refusal| NotAdmitted { refusal, meter: Some(&tenant.meter) })
+    admit_to(flow, tenant, asked, room).map_err(|refusal| NotAdmitted { refusal, meter: Some(&tenant.meter) })
 }
 
 fn admit_to(
@@ -95,12 +91,15 @@ fn admit_to(
     if questions > room.connection {
         return Err(Refusal::Quota { which: Quota::Pipeline, retry_after_ms: 1 });
     }
+    if questions > room.tenant {
+        return Err(Exceeded::as_it_is(Quota::Queue).into());
+    }
     if questions + room.asked.get(flow).copied().unwrap_or(0) > room.tenant {
         return Err(Refusal::Quota { which: Quota::Queue, retry_after_ms: 1 });
     }
     let meter = &tenant.meter;
     // First what gives itself back.
-    let under_way = (0..questions).map(|_| meter.enter()).collect::<Result<Vec<_>, Exceeded>>()?;
+    let under_way = meter.enter(questions)?;
     meter.ask(received_ns, questions, asked.bytes)?;
     let due_ns = match meter.quotas().max_wait_us {
         Some(us) => deadline_ns.min(received_ns.saturating_add(u64::from(us) * US)),

@@ -450,6 +450,7 @@ mod tests {
                     default_deadline_us: 1000,
                     ceiling: Ceiling::MOST,
                 }],
+                slots: 1,
                 limits: ClassLimits {
                     threads: 1,
                     memory: 4 << 20,

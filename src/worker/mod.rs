@@ -56,6 +56,10 @@ enum WorkerError {
     Assignment(#[from] DecodeError),
     #[error(transparent)]
     Accounts(#[from] MapError),
+    #[error(
+        "the accounts' column of generation {0} is another process's, which still drains; wait for it, or shorten service.drain"
+    )]
+    Column(u64),
     #[error(transparent)]
     Seal(#[from] SealError),
     #[error("make engine: {0}")]
@@ -110,8 +114,9 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     let accounts = Map::<ClassAccount>::new(accounts, Access::Write)?;
     let given = Given::check(Role::Worker, assignment.uid, assignment.gid, assignment.isolation)?;
 
-    if let Some(column) = accounts.column(assignment.generation) {
-        column.begin(assignment.generation, assignment.tenants.iter().map(|tenant| tenant.slot));
+    let column = accounts.column(assignment.generation);
+    if !column.is_some_and(|column| column.begin(assignment.generation, assignment.slots)) {
+        return Err(WorkerError::Column(assignment.generation));
     }
 
     let limits = &assignment.limits;

@@ -30,7 +30,7 @@ pub(super) fn answered(meter: &Meter, decision: &Decision, times: &Times) {
 pub(super) fn refused(class: &ClassAccount, meter: Option<&Meter>, outcome: &Outcome) {
     match meter.and_then(Meter::account) {
         Some(account) => account.count(outcome),
-        None => class.unknown_tenant.add(1),
+        None => class.not_permitted.add(1),
     }
 }
 
@@ -102,7 +102,7 @@ pub(super) mod samples {
     /// Accounts of a class, in which the process of generation 1 has begun.
     pub(in crate::worker) fn accounts() -> Arc<Map<ClassAccount>> {
         let accounts: Map<ClassAccount> = Map::new(create::<ClassAccount>().unwrap(), Access::Write).unwrap();
-        accounts.column(1).unwrap().begin(1, 0..8);
+        assert!(accounts.column(1).unwrap().begin(1, 8));
         Arc::new(accounts)
     }
 

@@ -133,7 +133,7 @@ pub(super) fn classes(page: &mut Page, accounts: &Accounts) {
     each.counter(("wasm_pool_hit", hit), |account| &account.pool_hits);
     each.counter(("wasm_pool_miss", "Instances that found none."), |account| &account.pool_misses);
     let unknown = "Questions for tenants that are not there.";
-    each.counter(("portcullis_unknown_tenant", unknown), |account| &account.unknown_tenant);
+    each.counter(("portcullis_not_permitted", unknown), |account| &account.not_permitted);
 
     let most = "Instances that can live at one time.";
     each.gauge(("wasm_instance_pool_size", most), |column| &column.instances_max);

@@ -128,7 +128,8 @@ pub struct Frontend {
     pub identity: Identity,
     pub hello_timeout: Duration,
     pub max_connections: u32,
-    pub max_connections_per_uid: u32,
+    /// If the file says so.
+    pub max_connections_per_uid: Option<u32>,
 }
 
 /// The registry's part.
@@ -262,13 +263,22 @@ impl Config {
             operators: self.service.operators.clone(),
             hello_timeout_ms: milliseconds(self.frontend.hello_timeout),
             max_connections: self.frontend.max_connections,
-            max_connections_per_uid: self.frontend.max_connections_per_uid,
+            max_connections_per_uid: self.max_connections_per_uid(),
             classes: self
                 .classes
                 .iter()
                 .map(|class| ClassSeats { class: class.name.clone(), connections: class.limits.connections })
                 .collect(),
         }
+    }
+
+    /// Of a UID that the file says nothing of: a quarter of all, and no more than half of what any class takes, so that nobody
+    /// keeps all others of a class out by connecting.
+    fn max_connections_per_uid(&self) -> u32 {
+        self.frontend.max_connections_per_uid.unwrap_or_else(|| {
+            let classes = self.classes.iter().map(|class| class.limits.connections / 2);
+            classes.chain([self.frontend.max_connections / 4]).min().unwrap_or(1).max(1)
+        })
     }
 
     /// What the registry needs of it.
@@ -352,6 +362,7 @@ impl Config {
             isolation,
             host_key: host_key.to_owned(),
             tenants: tenants.collect(),
+            slots: books.slots(),
             limits: class.limits.clone(),
         }
     }

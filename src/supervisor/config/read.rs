@@ -315,7 +315,7 @@ impl<'d> Reader<'_, 'd> {
             identity: identity.value,
             hello_timeout: timeout?.value,
             max_connections: connections,
-            max_connections_per_uid: per_uid.map_or((connections / 4).max(1), |found| found.value),
+            max_connections_per_uid: per_uid.map(|found| found.value),
         };
         Some((identity, frontend))
     }
@@ -360,7 +360,7 @@ impl Frontend {
             identity: identity.value,
             hello_timeout: SECOND,
             max_connections: 4096,
-            max_connections_per_uid: 1024,
+            max_connections_per_uid: None,
         }
     }
 }

@@ -134,6 +134,7 @@ fn a_sound_file_becomes_assignments() {
 
     let frontend = config.frontend_assignment(Isolation::SharedUid);
     assert_eq!(frontend.hello_timeout_ms, 1000);
+    assert_eq!(frontend.max_connections_per_uid, 512, "half of a class's");
     assert_eq!(frontend.operators, [0, 1000]);
     assert_eq!(frontend.tenants.len(), 2);
     assert_eq!(frontend.tenants[0].tenant.as_str(), "acme");

@@ -45,10 +45,12 @@ impl Fleet {
             // Its last words may say why.
             self.listen_to(index, now);
             let child = self.children.remove(index);
-            if let Part::Worker(class) = &child.part
-                && let Err(why) = self.books.end(class, child.generation)
-            {
-                say!("{child}: close its accounts: {why}");
+            if let Part::Worker(class) = &child.part {
+                let of_class = self.children.iter().filter(|other| other.part == child.part);
+                let living: Vec<u64> = of_class.map(|other| other.generation).collect();
+                if let Err(why) = self.books.end(class, &living) {
+                    say!("{child}: close its accounts: {why}");
+                }
             }
             let how = self.with_reason(&child, how);
             match child.stage {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::Fleet;
+use super::{DRAINING_MAX, Fleet};
 use crate::sandbox::privileges::ConfiguredLimits;
 use crate::supervisor::child::Child;
 use crate::supervisor::config::Identity;
@@ -37,6 +37,8 @@ impl Fleet {
                 }
                 // There would be no policies for it.
                 Part::Worker(_) if self.supplier().is_none() => continue,
+                // One that is as old as it may be goes on until others have gone: there are so many columns in the accounts.
+                Part::Worker(_) if living.serving.is_some() && self.draining() >= DRAINING_MAX => continue,
                 Part::Worker(_) | Part::Builder(_) => {}
             }
             let Some(edition) = self.lineage(&part).wanted(&current, living, now) else { continue };
