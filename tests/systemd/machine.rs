@@ -44,6 +44,7 @@ operator_socket = "/run/portcullis/operator.sock"
 store = "/var/lib/portcullis/store"
 state = "/var/lib/portcullis/state"
 trust = "/etc/portcullis/trust.toml"
+tenants = "/etc/portcullis/tenants.d"
 answer_within = "10s"                 # machines boot beside this one
 [frontend]
 uid = 61000
