@@ -45,6 +45,7 @@ const TESTS: &[Test] = &[
     test("rules::builder_rules_live_and_changed_arguments_die", rules::builder),
     test("rules::fetcher_rules_live_and_changed_arguments_die", rules::fetcher),
     test("rules::no_protocol_that_landlock_does_not_ask_about", rules::no_other_protocol),
+    test("rules::nobody_connects_by_sending_which_landlock_is_not_asked_about", rules::no_fast_open),
     test("rules::supervisor_rules_live_and_changed_arguments_die", rules::supervisor),
     test("rules::spawner_rules_live_and_changed_arguments_die", rules::spawner),
     test("rules::every_call_that_is_not_listed_dies", rules::every_other_call_dies),

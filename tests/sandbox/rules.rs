@@ -49,6 +49,66 @@ pub(crate) fn no_other_protocol() {
     }
 }
 
+/// TCP Fast Open connects without connect(2), and Landlock's rules for ports are not asked.
+pub(crate) fn no_fast_open() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = listener.local_addr().expect("address").port().to_be_bytes();
+    let address = {
+        let mut address = [0_u8; 16];
+        address[..2].copy_from_slice(&libc::AF_INET.to_ne_bytes()[..2]);
+        address[2..8].copy_from_slice(&[port[0], port[1], 127, 0, 0, 1]);
+        address
+    };
+    let to = address.as_ptr() as u64;
+    let bytes = b"hello";
+    let part = [bytes.as_ptr() as u64, bytes.len() as u64];
+    // msghdr, and mmsghdr with it: name, its length, parts, how many, no control, no flags, room for an answer.
+    let message = [to, 16, part.as_ptr() as u64, 1, 0, 0, 0, 0_u64];
+    let message = message.as_ptr() as u64;
+    // The number that a sealed exporter may send messages to.
+    let socket = || {
+        call(libc::SYS_close, [3, 0, 0, 0, 0, 0]);
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        assert_eq!(call(libc::SYS_socket, [libc::AF_INET as u64, kind as u64, 0, 0, 0, 0]), 3);
+    };
+    let quiet = libc::MSG_NOSIGNAL as u64;
+    let sendmsg = |flags: u64| call(libc::SYS_sendmsg, [3, message, quiet | flags, 0, 0, 0]);
+    let sendmmsg = |flags: u64| call(libc::SYS_sendmmsg, [3, message, 1, quiet | flags, 0, 0]);
+    let sendto = |flags: u64| {
+        let [at, length] = part;
+        call(libc::SYS_sendto, [3, at, length, quiet | flags, to, 16])
+    };
+    let (connects, tells) = (libc::MSG_FASTOPEN as u64, 0);
+    let ways: [(&str, &dyn Fn(u64) -> i64, &[Role]); 3] = [
+        ("sendmsg", &sendmsg, &[Role::Exporter, Role::Spawner, Role::Fetcher]),
+        ("sendmmsg", &sendmmsg, &[Role::Fetcher]),
+        ("sendto", &sendto, &[Role::Fetcher]),
+    ];
+    for (name, way, roles) in ways {
+        let unsealed = crate::child::run_unsealed(Role::Exporter, || {
+            socket();
+            let answer = way(connects);
+            // It is on its way, or it has arrived.
+            assert!(answer > 0 || answer == -i64::from(libc::EINPROGRESS), "{name}: errno {}", -answer);
+        });
+        assert_eq!(unsealed, End::Exit(0), "the control: {name}");
+        listener.accept().expect("the control: it connects");
+        for role in roles {
+            let end = |flags| {
+                run_sealed(*role, |_| {
+                    socket();
+                    way(flags);
+                })
+            };
+            assert_eq!(end(connects), KILLED_BY_FILTER, "{role}: {name}");
+            assert_eq!(end(tells), allowed_end(name), "the control: {role}: {name}");
+        }
+    }
+    listener.set_nonblocking(true).expect("non-blocking");
+    let came = listener.accept().map(drop).map_err(|why| why.kind());
+    assert_eq!(came, Err(std::io::ErrorKind::WouldBlock));
+}
+
 pub(crate) fn builder() {
     rules_of(Role::Builder);
 }
