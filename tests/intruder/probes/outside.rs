@@ -2,7 +2,7 @@
 
 use nix::libc;
 
-use super::Instead::May;
+use super::Instead::{Errno, May};
 use super::Unsealed::{Lives, Refused, Works};
 use super::{AT_CWD, NONE, Probe, flag, open, probe, then};
 use crate::hijack::{Answer, Thread};
@@ -89,6 +89,25 @@ pub(crate) fn no_socket_is_made_or_used() -> Vec<Probe> {
             thread.call(libc::SYS_socketpair, [pair.0, pair.1, 0, ends, 0, 0])
         }),
         probe("TCP socket", Works, |thread, _| socket(thread, libc::AF_INET, libc::SOCK_STREAM)),
+        probe("TCP socket as for the collector", Works, |thread, _| collectors(thread)).but(&[
+            ("exporter", May("the collector of traces: Landlock says which port, and here there is none")),
+            ("spawner", May("the exporter is started under its filter; Landlock says which port")),
+        ]),
+        probe("connect by TCP", Refused(libc::EINPROGRESS), |thread, _| {
+            then(collectors(thread), |fd| {
+                let address = inet(thread);
+                thread.call(libc::SYS_connect, [fd, address, 16, 0, 0, 0])
+            })
+        })
+        .but(&[("exporter", Errno(libc::EACCES)), ("spawner", Errno(libc::EACCES))]),
+        probe("connect by TCP without connect", Refused(libc::EINPROGRESS), |thread, _| {
+            then(collectors(thread), |fd| {
+                let (address, byte) = (inet(thread), thread.place(&[1]));
+                let part = thread.place_words(&[byte, 1]);
+                let message = thread.place_words(&[address, 16, part, 1, 0, 0, 0]);
+                thread.call(libc::SYS_sendmsg, [fd, message, flag(libc::MSG_FASTOPEN), 0, 0, 0])
+            })
+        }),
         probe("UDP datagram", Works, |thread, _| {
             then(socket(thread, libc::AF_INET, libc::SOCK_DGRAM), |fd| {
                 let address = inet(thread);
@@ -121,7 +140,8 @@ pub(crate) fn no_socket_is_made_or_used() -> Vec<Probe> {
         probe("connect what is there", Lives, |thread, _| {
             let address = thread.place(&unix(b"\0no such socket"));
             thread.call(libc::SYS_connect, [3, address, 17, 0, 0, 0])
-        }),
+        })
+        .but(&[("exporter", Errno(libc::ECONNREFUSED)), ("spawner", Errno(libc::ECONNREFUSED))]),
         probe("bind", Lives, |thread, _| {
             let address = thread.place(&unix(b"\0portcullis"));
             thread.call(libc::SYS_bind, [3, address, 13, 0, 0, 0])
@@ -215,6 +235,11 @@ pub(crate) fn no_mount_or_root_is_changed() -> Vec<Probe> {
 
 fn socket(thread: &mut Thread, family: i32, kind: i32) -> Answer {
     thread.call(libc::SYS_socket, [flag(family), flag(kind), 0, 0, 0, 0])
+}
+
+/// The one kind that an exporter may make.
+fn collectors(thread: &mut Thread) -> Answer {
+    socket(thread, libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
 }
 
 /// 127.0.0.1, the port for what is thrown away.
