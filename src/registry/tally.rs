@@ -8,7 +8,7 @@ use crate::artifact::Digest;
 use crate::decision::Tenant;
 use crate::wire::control::RegistryAssignment;
 
-/// Most bundles that are remembered as counted; whoever writes to the store can make any number.
+/// Bundles that are remembered as counted after they have gone; whoever writes to the store can make any number.
 const REMEMBERED_MAX: usize = 65_536;
 
 /// A job that is over.
@@ -28,6 +28,8 @@ pub(super) struct Tally {
     slots: HashMap<Tenant, u32>,
     /// Each bundle counts once, however often it is looked at.
     counted: BTreeMap<Digest, bool>,
+    /// A registry before this one has counted what lies in the store, and this one was told of nothing yet.
+    counted_before: bool,
 }
 
 impl Tally {
@@ -35,7 +37,10 @@ impl Tally {
         account: Option<&'static Map<RegistryAccount>>,
         assignment: &RegistryAssignment,
     ) -> Self {
-        let mut tally = Self { account, slots: HashMap::new(), counted: BTreeMap::new() };
+        let counted_before = account.is_some_and(|account| {
+            account.signatures_verified.get() > 0 || account.signatures_refused.get() > 0
+        });
+        let mut tally = Self { account, slots: HashMap::new(), counted: BTreeMap::new(), counted_before };
         tally.assign(assignment);
         tally
     }
@@ -45,11 +50,19 @@ impl Tally {
         self.slots.extend(assignment.tenants.iter().map(|one| (one.tenant.clone(), one.slot)));
     }
 
-    /// What was found out about these bundles' signatures.
+    /// What was found out about these bundles' signatures, of all that lie in the store.
+    ///
+    /// The first that a registry finds which took another's place was counted by that one: a bundle that is refused would
+    /// raise the alarm once more with each registry otherwise. One that came between the two is in the log, and not counted.
     pub(super) fn signed(&mut self, bundles: BTreeMap<Digest, bool>) {
         let Some(account) = self.account else { return };
+        if std::mem::take(&mut self.counted_before) {
+            self.counted = bundles;
+            return;
+        }
         if self.counted.len().saturating_add(bundles.len()) > REMEMBERED_MAX {
-            self.counted.clear();
+            // Those that are still there must not count again.
+            self.counted.retain(|bundle, _| bundles.contains_key(bundle));
         }
         for (bundle, good) in bundles {
             if self.counted.insert(bundle, good) == Some(good) {
@@ -92,7 +105,8 @@ mod tests {
             secret: None,
         };
         let account = Map::new(create::<RegistryAccount>().unwrap(), Access::Write).unwrap();
-        let mut tally = Tally::new(Some(Box::leak(Box::new(account))), &assignment);
+        let account: &'static _ = Box::leak(Box::new(account));
+        let mut tally = Tally::new(Some(account), &assignment);
         let numbers = |tally: &Tally| {
             let account = tally.account.as_ref().unwrap();
             (account.signatures_verified.get(), account.signatures_refused.get())
@@ -104,6 +118,23 @@ mod tests {
         assert_eq!(numbers(&tally), (1, 1));
         tally.signed(bundle(b"a", true));
         assert_eq!(numbers(&tally), (2, 1));
+        tally.signed(bundle(b"c", false));
+        assert_eq!(numbers(&tally), (2, 2));
+
+        // Another registry takes its place, and looks at the store anew.
+        let mut tally = Tally::new(Some(account), &assignment);
+        tally.signed(
+            [bundle(b"a", true), bundle(b"b", true), bundle(b"c", false)].into_iter().flatten().collect(),
+        );
+        assert_eq!(numbers(&tally), (2, 2));
+        tally.signed(bundle(b"c", false));
+        tally.signed(bundle(b"d", false));
+        assert_eq!(numbers(&tally), (2, 3), "what comes later counts");
+
+        // More than are remembered, of which one has been there before.
+        let many = (0..REMEMBERED_MAX).map(|number| (Digest::of(&number.to_le_bytes()), true));
+        tally.signed(many.chain(bundle(b"d", false)).collect());
+        assert_eq!(tally.account.unwrap().signatures_refused.get(), 3);
 
         let tenant = Tenant::new("acme").unwrap();
         let spent = |good| Spent { tenant: tenant.clone(), took: Duration::from_millis(5), good };
