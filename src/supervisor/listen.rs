@@ -10,12 +10,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
-    AddressFamily, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, getsockopt, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, getsockopt,
+    socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
 
 use super::config::{Config, Telemetry};
 use super::log::say;
+use crate::otlp::Collector;
 use crate::wire::channel::take_inherited;
 
 /// Anybody may connect to the operators' socket; who gets an answer is decided by UID.
@@ -156,12 +158,33 @@ impl Scrapers {
                 None => listen(address),
             }
         });
+        if let Some(collector) = &telemetry.otlp
+            && let Some(why) = unreachable(collector, |family| {
+                socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map(drop)
+            })
+        {
+            say!("WARNING: {why}");
+        }
         let unix = open(inherited, SCRAPERS, &telemetry.socket, telemetry.socket_mode)?;
         let without =
             |why: &ListenError| say!("WARNING: {why}; telemetry is on its Unix socket alone until a restart");
         let tcp = tcp.and_then(|listening| listening.inspect_err(without).ok());
         Ok(Self { unix, tcp })
     }
+}
+
+/// Why no span will get to the collector: what its unit forbids the service, `try_one` is told as the exporter will be.
+fn unreachable(
+    collector: &Collector,
+    try_one: impl FnOnce(AddressFamily) -> nix::Result<()>,
+) -> Option<String> {
+    let address = collector.address();
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let errno = try_one(family).err()?;
+    Some(format!(
+        "make a socket for the collector of traces at {address}: {errno}; every span will be lost: let the service have that \
+         network (docs/systemd.md has the drop-in), or take `otlp` out of [telemetry]"
+    ))
 }
 
 /// Takes it from what systemd passed, or binds it.
@@ -171,7 +194,9 @@ fn open(
     path: &Path,
     mode: u32,
 ) -> Result<Socket, ListenError> {
-    match inherited.iter().position(|(n, _)| n == name) {
+    // Scrapers may have a TCP socket of the same name, before or behind it.
+    let meant = |one: &OwnedFd| name != SCRAPERS || family(one) == Some(AddressFamily::Unix);
+    match inherited.iter().position(|(n, one)| n == name && meant(one)) {
         Some(index) => {
             let (_, descriptor) = inherited.swap_remove(index);
             check_inherited(name, path, &descriptor)?;
@@ -358,6 +383,52 @@ mod tests {
         let _successor = UnixListener::bind(&path).expect("bind");
         sockets.remove();
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_collector_that_the_service_has_no_network_for_is_warned_of() {
+        for (collector, wanted) in
+            [("http://127.0.0.1:4318", AddressFamily::Inet), ("http://[::1]:4318", AddressFamily::Inet6)]
+        {
+            let collector = collector.parse().expect("collector");
+            let refused = unreachable(&collector, |family| {
+                assert_eq!(family, wanted);
+                Err(nix::errno::Errno::EAFNOSUPPORT)
+            });
+            let refused = refused.expect("a warning");
+            assert!(refused.contains("EAFNOSUPPORT") && refused.contains("docs/systemd.md"), "{refused}");
+            assert_eq!(unreachable(&collector, |_| Ok(())), None, "the control");
+        }
+    }
+
+    #[test]
+    fn scrapers_sockets_are_told_apart_by_their_families_in_any_order() {
+        let (_directory, path) = place();
+        let telemetry = |listen| Telemetry {
+            listen,
+            socket: path.clone(),
+            socket_mode: 0o600,
+            max_tenants: 1,
+            otlp: None,
+            identity: super::super::config::Identity { uid: 1, gid: 1 },
+        };
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = tcp.local_addr().expect("address");
+        let unix = UnixListener::bind(&path).expect("bind");
+        let mut sockets = vec![(SCRAPERS.to_owned(), tcp.into()), (SCRAPERS.to_owned(), unix.into())];
+        let again = |sockets: &[(String, OwnedFd)]| -> Vec<(String, OwnedFd)> {
+            sockets.iter().map(|(name, one)| (name.clone(), one.try_clone().expect("copy"))).collect()
+        };
+        for _ in 0..2 {
+            let mut inherited = again(&sockets);
+            let scrapers = Scrapers::open(&telemetry(None), &mut inherited).expect("the Unix one");
+            assert!(scrapers.unix.bound.is_none() && scrapers.tcp.is_none());
+            assert_eq!(inherited.len(), 1, "the TCP one is nobody's");
+            let mut inherited = again(&sockets);
+            let scrapers = Scrapers::open(&telemetry(Some(address)), &mut inherited).expect("both");
+            assert!(scrapers.unix.bound.is_none() && scrapers.tcp.is_some());
+            sockets.reverse();
+        }
     }
 
     #[test]
