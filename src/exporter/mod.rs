@@ -7,11 +7,12 @@
 //!                supervisor: processes, tenants --+-- accounts of classes and registry, mapped to read
 //! ```
 //!
-//! One thread. However many ask, numbers are put together [`RENDERED_EVERY`] at most, for everybody who has asked until
-//! then: scrapers cannot take the processor from decisions.
+//! One thread. However many ask, numbers are put together now and then, for everybody who has asked until then ([pages]):
+//! scrapers cannot take the processor from decisions.
 
 mod door;
 mod exposition;
+mod pages;
 mod series;
 mod serve;
 mod traces;
@@ -30,8 +31,9 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tracing::{error, info, warn};
 
 use self::door::{Door, Stream, next_at};
+use self::pages::Pages;
 use self::series::{Accounts, Series};
-use self::serve::{Ask, attend};
+use self::serve::{Answer, Ask, What, attend};
 use self::traces::Traces;
 use crate::accounts::{Access, Map, MapError};
 use crate::journal;
@@ -42,8 +44,6 @@ use crate::wire::channel::{Channel, ReceiveError, Received, SendError, take_inhe
 use crate::wire::control::{CONTROL_MAX, ExporterAssignment, FromChild, Ready, ToChild, fd};
 use crate::wire::polled::Polled;
 
-/// From one time that numbers are put together to the next.
-const RENDERED_EVERY: Duration = Duration::from_millis(100);
 /// From this process's start to the accounts.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often spans are taken from the accounts.
@@ -179,6 +179,11 @@ fn serve(
     runtime.block_on(exporter.run(control))
 }
 
+fn give(ask: Ask, answer: Answer) {
+    // Who has gone does not need it.
+    let _ = ask.answer.send(answer);
+}
+
 /// The event loop and what it waits for.
 struct Exporter {
     unix: Door,
@@ -190,7 +195,7 @@ struct Exporter {
     asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
     /// Since numbers were last put together.
     waiting: Vec<Ask>,
-    rendered: Option<Instant>,
+    pages: Pages,
     /// Where they are sent somewhere.
     traces: Option<Traces>,
 }
@@ -217,7 +222,7 @@ impl Exporter {
             connections: JoinSet::new(),
             asks: mpsc::channel(ASKS_MAX),
             waiting: Vec::new(),
-            rendered: None,
+            pages: Pages::default(),
             traces,
         })
     }
@@ -243,7 +248,11 @@ impl Exporter {
                     self.unix.seat(seat);
                 }
                 stream = next_at(self.tcp.as_mut()), if self.serving => self.arrived_by_tcp(stream),
-                Some(ask) = self.asks.1.recv() => self.waiting.push(ask),
+                Some(ask) = self.asks.1.recv() => match ask.what {
+                    // A few words, and whoever asks for them does not wait for long.
+                    What::Health => give(ask, self.series.answer(What::Health)),
+                    What::Metrics(_) => self.waiting.push(ask),
+                },
                 // Aborted ones end with an error that says so.
                 Some(_) = self.connections.join_next() => {}
                 _ = collecting.tick(), if self.traces.is_some() => {
@@ -265,26 +274,32 @@ impl Exporter {
 
     /// When those who wait get their answers.
     fn due(&self) -> Option<Instant> {
-        let now = Instant::now();
-        (!self.waiting.is_empty()).then(|| self.rendered.map_or(now, |rendered| rendered + RENDERED_EVERY))
+        (!self.waiting.is_empty()).then(|| self.pages.due().unwrap_or_else(Instant::now))
     }
 
-    /// Puts together once what everybody who waits has asked for. It is of now: later than each question.
+    /// Puts together once what everybody who waits has asked for. It is of now, later than each question, unless too many
+    /// are at reading what was before.
     fn answer(&mut self) {
         if let Some(traces) = &self.traces {
             self.series.spans(traces.told());
         }
-        let mut answers = Vec::new();
-        for Ask { what, answer } in std::mem::take(&mut self.waiting) {
-            if !answers.iter().any(|(of, _)| *of == what) {
-                answers.push((what, self.series.answer(what)));
+        let began = Instant::now();
+        let mut answers: Vec<(What, Answer)> = Vec::new();
+        for ask in std::mem::take(&mut self.waiting) {
+            if let Some((_, found)) = answers.iter().find(|(of, _)| *of == ask.what) {
+                let found = found.clone();
+                give(ask, found);
+                continue;
             }
-            if let Some((_, found)) = answers.iter().find(|(of, _)| *of == what) {
-                // Who has gone does not need it.
-                let _ = answer.send(found.clone());
-            }
+            let (what, series) = (ask.what, &self.series);
+            let found = match what {
+                What::Metrics(format) => self.pages.page(format, began, || series.answer(what)),
+                What::Health => series.answer(what),
+            };
+            answers.push((what, found.clone()));
+            give(ask, found);
         }
-        self.rendered = Some(Instant::now());
+        self.pages.made(began, Instant::now());
     }
 
     /// True: it is over.
