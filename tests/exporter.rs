@@ -308,6 +308,12 @@ fn a_bundle_that_nobody_trusted_signed_is_counted_once() {
         assert_eq!(service.reload(), None);
         scrape_until(&service, |told| told[bad] == 1.0);
     }
+    // Nor by the registry that comes next, once it has looked at the store.
+    let registry = processes(&service, "registry")[0].pid;
+    kill(Pid::from_raw(registry), Signal::SIGKILL).unwrap();
+    again(&service, "registry", registry);
+    assert_eq!(service.reload(), None);
+    assert_eq!(scrape(&service)[bad], 1.0);
     allowed(&service);
 }
 
@@ -399,7 +405,8 @@ fn what_was_decided_is_what_is_told_by_tenant_policy_and_outcome() {
 /// As Prometheus itself judges it.
 #[test]
 fn promtool_reads_what_is_told_and_every_series_of_alerts_and_dashboard_is() {
-    let service = site().telemetry("").start();
+    // Spans are told of where they are sent somewhere; nobody needs to be there.
+    let service = site().telemetry(&format!("otlp = \"http://127.0.0.1:{}\"\n", free_port())).start();
     scrape_until(&service, |_| true);
     allowed(&service);
     let told = get(by_unix(&service), "/metrics", "text/plain").body;
