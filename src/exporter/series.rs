@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use self::service::Restarts;
 use self::tenants::Tenants;
 use super::exposition::{Format, Page};
 use super::serve::{Answer, What};
+use super::traces::Spans;
 use crate::accounts::{ClassAccount, Map, RegistryAccount};
 use crate::decision::TrustClass;
 use crate::wire::control::{ExporterAssignment, ProcessState, ProcessTable};
@@ -29,10 +31,12 @@ pub(super) struct Accounts {
 pub(super) struct Series {
     accounts: &'static Accounts,
     processes: ProcessTable,
+    /// Those of roles and classes of which nobody lives now, too: what has happened has happened.
+    restarts: Restarts,
     classes: Vec<TrustClass>,
     tenants: Tenants,
     /// Where they are sent somewhere: by what became of them.
-    spans: Option<[(&'static str, u64); 4]>,
+    spans: Option<Spans>,
 }
 
 impl Series {
@@ -40,6 +44,9 @@ impl Series {
         Self {
             accounts,
             processes: ProcessTable::default(),
+            restarts: service::serving(&assignment.classes)
+                .map(|(role, class)| ((role.to_owned(), class.cloned()), 0))
+                .collect(),
             classes: assignment.classes.clone(),
             tenants: Tenants::new(assignment),
             spans: None,
@@ -47,10 +54,14 @@ impl Series {
     }
 
     pub(super) fn processes(&mut self, table: ProcessTable) {
+        for process in &table.processes {
+            let known = self.restarts.entry((process.role.clone(), process.class.clone())).or_default();
+            *known = process.restarts.max(*known);
+        }
         self.processes = table;
     }
 
-    pub(super) fn spans(&mut self, spans: [(&'static str, u64); 4]) {
+    pub(super) fn spans(&mut self, spans: Spans) {
         self.spans = Some(spans);
     }
 
@@ -75,10 +86,10 @@ impl Series {
 
     fn page(&self, format: Format) -> String {
         let mut page = Page::new(format);
-        service::processes(&mut page, &self.processes);
+        service::processes(&mut page, &self.processes, &self.classes, &self.restarts);
         service::registry(&mut page, self.accounts);
         service::classes(&mut page, self.accounts);
-        service::spans(&mut page, self.spans);
+        service::spans(&mut page, self.spans.as_ref());
         self.tenants.tell(&mut page, self.accounts);
         page.finish()
     }
@@ -92,9 +103,7 @@ impl Series {
                     && process.state == ProcessState::Serving
             })
         };
-        let workers = self.classes.iter().map(|class| ("worker", Some(class)));
-        let missing: Vec<String> = std::iter::once(("frontend", None))
-            .chain(workers)
+        let missing: Vec<String> = service::serving(&self.classes)
             .filter(|(role, class)| !serves(role, *class))
             .map(|(role, class)| match class {
                 None => format!("no {role} serves\n"),
@@ -121,8 +130,8 @@ mod tests {
         Process { role: role.to_owned(), class, generation, pid, uid, state, threads, restarts, ready }
     }
 
-    #[test]
-    fn it_is_well_once_the_frontend_and_every_class_serve() {
+    /// Of classes `a` and `b`, and nobody who is told of yet.
+    fn series() -> Series {
         let assignment = ExporterAssignment {
             uid: 1,
             gid: 1,
@@ -133,7 +142,37 @@ mod tests {
             classes: ["a", "b"].map(|class| TrustClass::new(class).unwrap()).to_vec(),
             tenants: Vec::new(),
         };
-        let mut series = Series::new(Box::leak(Box::default()), &assignment);
+        Series::new(Box::leak(Box::default()), &assignment)
+    }
+
+    #[test]
+    fn who_has_to_serve_and_does_not_is_told_as_nobody_and_restarts_are_not_forgotten() {
+        let mut series = series();
+        let told = |series: &Series, line: &str| {
+            let page = series.page(Format::Text);
+            assert!(page.lines().any(|one| one == line), "{line}: {page}");
+        };
+        for (role, class) in [("frontend", ""), ("worker", "a"), ("worker", "b")] {
+            for state in ["starting", "serving", "draining"] {
+                let labels = format!("role=\"{role}\",class=\"{class}\",state=\"{state}\"");
+                told(&series, &format!("portcullis_processes{{{labels}}} 0"));
+            }
+            told(
+                &series,
+                &format!("portcullis_process_restarts_total{{role=\"{role}\",class=\"{class}\"}} 0"),
+            );
+        }
+        let worker = Process { restarts: 3, ..process("worker", Some("b"), ProcessState::Serving) };
+        series.processes(ProcessTable { processes: vec![worker], ..ProcessTable::default() });
+        told(&series, "portcullis_processes{role=\"worker\",class=\"b\",state=\"serving\"} 1");
+        series.processes(ProcessTable::default());
+        told(&series, "portcullis_processes{role=\"worker\",class=\"b\",state=\"serving\"} 0");
+        told(&series, "portcullis_process_restarts_total{role=\"worker\",class=\"b\"} 3");
+    }
+
+    #[test]
+    fn it_is_well_once_the_frontend_and_every_class_serve() {
+        let mut series = series();
         let health = |series: &Series| {
             let answer = series.answer(What::Health);
             (answer.well, String::from_utf8(answer.body.to_vec()).unwrap())

@@ -16,12 +16,20 @@ const AT_ONCE: usize = 512;
 /// By class and the places that spans have.
 type Names = BTreeMap<(TrustClass, u32, u32), (Tenant, PolicyName)>;
 
+/// Spans by what became of them.
+#[derive(Debug)]
+pub(super) struct Spans {
+    pub(super) handed_over: [(&'static str, u64); 3],
+    /// By class: how many it says it has written is a worker's word, and must not cover up what others lost.
+    pub(super) lost: Vec<(TrustClass, u64)>,
+}
+
 pub(super) struct Traces {
     sender: Sender,
     readers: BTreeMap<TrustClass, SpanReader>,
     names: Names,
-    /// Spans of somebody who is not there, or not any more.
-    nameless: u64,
+    /// Spans of somebody who is not there, or not any more, by class.
+    nameless: BTreeMap<TrustClass, u64>,
 }
 
 impl Traces {
@@ -29,7 +37,7 @@ impl Traces {
     pub(super) fn new(sender: Sender, accounts: &Accounts, assignment: &ExporterAssignment) -> Self {
         let classes = accounts.classes.iter();
         let readers = classes.map(|(class, account)| (class.clone(), SpanReader::new(&account.spans)));
-        Self { sender, readers: readers.collect(), names: names(assignment), nameless: 0 }
+        Self { sender, readers: readers.collect(), names: names(assignment), nameless: BTreeMap::new() }
     }
 
     pub(super) fn reassign(&mut self, assignment: &ExporterAssignment) {
@@ -49,17 +57,25 @@ impl Traces {
                         tenant: tenant.as_str().into(),
                         policy: policy.as_str().into(),
                     }),
-                    None => self.nameless = self.nameless.saturating_add(1),
+                    None => {
+                        let nameless = self.nameless.entry(class.clone()).or_default();
+                        *nameless = nameless.saturating_add(1);
+                    }
                 }
             }
         }
     }
 
-    /// Spans by what became of them.
-    pub(super) fn told(&self) -> [(&'static str, u64); 4] {
+    pub(super) fn told(&self) -> Spans {
         let sent = self.sender.sent();
-        let lost = self.readers.values().map(SpanReader::lost).fold(self.nameless, u64::saturating_add);
-        [("sent", sent.sent()), ("dropped", sent.dropped()), ("failed", sent.failed()), ("lost", lost)]
+        let lost = self.readers.iter().map(|(class, reader)| {
+            let nameless = self.nameless.get(class).copied().unwrap_or_default();
+            (class.clone(), reader.lost().saturating_add(nameless))
+        });
+        Spans {
+            handed_over: [("sent", sent.sent()), ("dropped", sent.dropped()), ("failed", sent.failed())],
+            lost: lost.collect(),
+        }
     }
 }
 

@@ -6,12 +6,24 @@ use super::Accounts;
 use crate::accounts::{BUCKETS, ClassAccount, Column, Counter, Gauge, Histogram, Sampled, StageOf, bound_ns};
 use crate::decision::TrustClass;
 use crate::exporter::exposition::{Bucket, Exemplar, Kind, Page};
+use crate::exporter::traces::Spans;
 use crate::wire::control::{Isolation, ProcessState, ProcessTable};
 
 pub(super) const NS_PER_SECOND: f64 = 1e9;
 pub(super) const NS_PER_MICROSECOND: f64 = 1e3;
+/// Where a process is in its life.
+const STATES: [&str; 3] = ["starting", "serving", "draining"];
 
-pub(super) fn processes(page: &mut Page, table: &ProcessTable) {
+/// How often one was replaced, by role and class.
+pub(super) type Restarts = BTreeMap<(String, Option<TrustClass>), u32>;
+
+/// Who answers questions: without one of each, the service does not serve.
+pub(super) fn serving(classes: &[TrustClass]) -> impl Iterator<Item = (&'static str, Option<&TrustClass>)> {
+    std::iter::once(("frontend", None)).chain(classes.iter().map(|class| ("worker", Some(class))))
+}
+
+/// Of those who have to be there, one that is not is told as 0: an alert has to have a series to look at.
+pub(super) fn processes(page: &mut Page, table: &ProcessTable, classes: &[TrustClass], restarts: &Restarts) {
     page.family("portcullis_build_info", Kind::Gauge, None, "The version that runs; always 1.")
         .count(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     let distinct = u64::from(table.isolation == Isolation::DistinctUids);
@@ -33,20 +45,24 @@ pub(super) fn processes(page: &mut Page, table: &ProcessTable) {
     )
     .count(&[], refused);
 
-    let mut states: BTreeMap<(&str, &str, &str), u64> = BTreeMap::new();
-    let mut restarts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+    let named =
+        |class: Option<&'_ TrustClass>| class.map_or(String::new(), |class| class.as_str().to_owned());
+    let mut states: BTreeMap<(&str, String, &str), u64> = BTreeMap::new();
+    for (role, class) in serving(classes) {
+        states.extend(STATES.map(|state| ((role, named(class), state), 0)));
+    }
     let mut landlock: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     let mut generations: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for process in &table.processes {
         let (role, class) = (process.role.as_str(), process.class.as_ref().map_or("", TrustClass::as_str));
+        let [starting, serving, draining] = STATES;
         let state = match process.state {
-            ProcessState::Starting => "starting",
-            ProcessState::Serving => "serving",
-            ProcessState::Draining => "draining",
+            ProcessState::Starting => starting,
+            ProcessState::Serving => serving,
+            ProcessState::Draining => draining,
         };
-        let count = states.entry((role, class, state)).or_default();
+        let count = states.entry((role, class.to_owned(), state)).or_default();
         *count = count.saturating_add(1);
-        restarts.insert((role, class), process.restarts);
         if process.state != ProcessState::Serving {
             continue;
         }
@@ -62,7 +78,7 @@ pub(super) fn processes(page: &mut Page, table: &ProcessTable) {
         "Processes, by role, class and where they are in their lives.",
     );
     for ((role, class, state), count) in states {
-        family.count(&[("role", role), ("class", class), ("state", state)], count);
+        family.count(&[("role", role), ("class", &class), ("state", state)], count);
     }
     let mut family = page.family(
         "portcullis_process_restarts",
@@ -71,7 +87,7 @@ pub(super) fn processes(page: &mut Page, table: &ProcessTable) {
         "How often one that served was replaced because it died.",
     );
     for ((role, class), count) in restarts {
-        family.count(&[("role", role), ("class", class)], count.into());
+        family.count(&[("role", role), ("class", &named(class.as_ref()))], (*count).into());
     }
     let mut family = page.family("portcullis_generation", Kind::Gauge, None, "The generation that serves.");
     for ((role, class), generation) in generations {
@@ -101,8 +117,7 @@ pub(super) fn registry(page: &mut Page, accounts: &Accounts) {
         .count(&[], registry.signatures_verified.get());
 }
 
-/// `spans`: by what became of them.
-pub(super) fn spans(page: &mut Page, spans: Option<[(&'static str, u64); 4]>) {
+pub(super) fn spans(page: &mut Page, spans: Option<&Spans>) {
     let Some(spans) = spans else { return };
     let mut family = page.family(
         "portcullis_spans",
@@ -110,7 +125,12 @@ pub(super) fn spans(page: &mut Page, spans: Option<[(&'static str, u64); 4]>) {
         None,
         "Spans of traces: taken by the collector, dropped for want of room, failed there, or lost before.",
     );
-    spans.into_iter().for_each(|(outcome, count)| family.count(&[("outcome", outcome)], count));
+    for (outcome, count) in spans.handed_over {
+        family.count(&[("outcome", outcome)], count);
+    }
+    for (class, count) in &spans.lost {
+        family.count(&[("outcome", "lost"), ("class", class.as_str())], *count);
+    }
 }
 
 pub(super) fn classes(page: &mut Page, accounts: &Accounts) {

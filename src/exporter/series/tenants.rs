@@ -1,7 +1,8 @@
 //! Tenants: those with series of their own, up to so many, and the sum of the others.
 //!
 //! Who has a place keeps it; who came when there was none stays in the sum, and in it for good: a sum from which somebody
-//! disappeared would look like one that began anew. The series of a tenant that is removed end.
+//! disappeared would look like one that began anew. The series of a tenant that is removed end. Likewise the policies of
+//! each tenant.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,8 @@ use crate::wire::control::{ExporterAssignment, ExporterTenant};
 
 /// What the sum is called. No tenant may have that name.
 const OTHER: &str = "other";
+/// Policies of a tenant with series of their own; the others are summed up, under the same name.
+const MODULES_APART: usize = 64;
 /// Bytes of a page of WebAssembly's memory.
 const PAGE: u64 = 64 << 10;
 /// Of a tenant's histogram every so manieth bound is told: each is four times the one before.
@@ -24,24 +27,43 @@ const BOUNDS_APART: usize = 4;
 pub(super) struct Tenants {
     max: usize,
     named: BTreeMap<Tenant, Known>,
-    /// In the sum, those that were removed since too.
-    others: BTreeMap<Tenant, Known>,
+    /// In the sum, those that were removed since too. In each class that it ever was in: what it was counted for there stays.
+    others: BTreeMap<Tenant, Vec<Known>>,
 }
 
 #[derive(Debug, Clone)]
 struct Known {
     class: TrustClass,
     slot: usize,
-    modules: BTreeMap<PolicyName, usize>,
+    /// Policies with series of their own.
+    apart: BTreeMap<PolicyName, usize>,
+    /// Those in the sum, and those that were.
+    rest: BTreeMap<PolicyName, usize>,
 }
 
 impl Known {
-    fn of(tenant: &ExporterTenant) -> Self {
-        let modules = tenant.modules.iter();
-        Self {
-            class: tenant.class.clone(),
-            slot: tenant.slot as usize,
-            modules: modules.map(|(name, slot)| (name.clone(), *slot as usize)).collect(),
+    fn of(tenant: &ExporterTenant, most_apart: usize) -> Self {
+        let (apart, rest) = (BTreeMap::new(), BTreeMap::new());
+        let mut new = Self { class: tenant.class.clone(), slot: tenant.slot as usize, apart, rest };
+        new.renew(tenant, most_apart);
+        new
+    }
+
+    /// What it has by now, in the same class.
+    fn renew(&mut self, tenant: &ExporterTenant, most_apart: usize) {
+        let there: BTreeSet<&PolicyName> = tenant.modules.iter().map(|(name, _)| name).collect();
+        self.apart.retain(|name, _| there.contains(name));
+        // The oldest first.
+        let mut modules: Vec<&(PolicyName, u32)> = tenant.modules.iter().collect();
+        modules.sort_by_key(|(_, slot)| *slot);
+        for (name, slot) in modules {
+            if self.apart.contains_key(name) || self.rest.contains_key(name) {
+                continue;
+            }
+            // One that is called as the sum is cannot be told from it.
+            let apart = self.apart.len() < most_apart && name.as_str() != OTHER;
+            let to = if apart { &mut self.apart } else { &mut self.rest };
+            to.insert(name.clone(), *slot as usize);
         }
     }
 }
@@ -66,19 +88,21 @@ impl Tenants {
         let mut tenants: Vec<&ExporterTenant> = assignment.tenants.iter().collect();
         tenants.sort_by_key(|tenant| tenant.slot);
         for tenant in tenants {
-            let now = Known::of(tenant);
             if let Some(known) = self.named.get_mut(&tenant.tenant) {
-                *known = now;
-            } else if let Some(known) = self.others.get_mut(&tenant.tenant) {
-                // Policies that it no longer has stay in the sum.
-                let before = std::mem::replace(known, now);
-                for (name, slot) in before.modules {
-                    known.modules.entry(name).or_insert(slot);
+                if known.class == tenant.class {
+                    known.renew(tenant, MODULES_APART);
+                } else {
+                    *known = Known::of(tenant, MODULES_APART);
+                }
+            } else if let Some(ever) = self.others.get_mut(&tenant.tenant) {
+                match ever.iter_mut().find(|known| known.class == tenant.class) {
+                    Some(known) => known.renew(tenant, 0),
+                    None => ever.push(Known::of(tenant, 0)),
                 }
             } else if self.named.len() < self.max {
-                self.named.insert(tenant.tenant.clone(), now);
+                self.named.insert(tenant.tenant.clone(), Known::of(tenant, MODULES_APART));
             } else {
-                self.others.insert(tenant.tenant.clone(), now);
+                self.others.insert(tenant.tenant.clone(), vec![Known::of(tenant, 0)]);
             }
         }
     }
@@ -87,12 +111,11 @@ impl Tenants {
         let told: Vec<Told<'_>> = self
             .named
             .iter()
-            .map(|(name, known)| Told { name: name.as_str(), known: vec![known], apart: true })
-            .chain((!self.others.is_empty()).then(|| Told {
-                name: OTHER,
-                known: self.others.values().collect(),
-                apart: false,
-            }))
+            .map(|(name, known)| Told { name: name.as_str(), known: vec![known] })
+            .chain(
+                (!self.others.is_empty())
+                    .then(|| Told { name: OTHER, known: self.others.values().flatten().collect() }),
+            )
             .collect();
         let told = Telling { page, accounts, told: &told };
         told.all();
@@ -103,8 +126,6 @@ impl Tenants {
 struct Told<'t> {
     name: &'t str,
     known: Vec<&'t Known>,
-    /// Its policies have names of their own.
-    apart: bool,
 }
 
 impl<'t> Told<'t> {
@@ -241,22 +262,19 @@ impl Telling<'_, '_> {
                         accounts.classes.get(&known.class).and_then(|class| class.modules.get(slot));
                     account.map_or(0, |module| module.invocations.get())
                 };
-                if told.apart {
-                    for known in &told.known {
-                        for (name, slot) in &known.modules {
-                            family.count(
-                                &[("tenant", told.name), ("module", name.as_str())],
-                                count(known, *slot),
-                            );
-                        }
+                for known in &told.known {
+                    for (name, slot) in &known.apart {
+                        family
+                            .count(&[("tenant", told.name), ("module", name.as_str())], count(known, *slot));
                     }
-                    return;
                 }
-                let all = told
-                    .known
-                    .iter()
-                    .flat_map(|known| known.modules.values().map(|slot| count(known, *slot)));
-                family.count(&[("tenant", told.name), ("module", OTHER)], all.fold(0, u64::saturating_add));
+                let rest = told.known.iter().filter(|known| !known.rest.is_empty());
+                let rest = rest.map(|known| {
+                    known.rest.values().map(|slot| count(known, *slot)).fold(0, u64::saturating_add)
+                });
+                if let Some(sum) = rest.reduce(u64::saturating_add) {
+                    family.count(&[("tenant", told.name), ("module", OTHER)], sum);
+                }
             },
         );
     }
@@ -295,7 +313,9 @@ impl Telling<'_, '_> {
         let sum =
             |told: &Told<'_>, accounts: &Accounts, of: fn(&crate::accounts::RegistryTenantAccount) -> u64| {
                 let registry = accounts.registry.as_ref();
-                let all = told.known.iter().filter_map(|known| registry?.tenants.get(known.slot));
+                // The registry has one place for a tenant, whatever classes it was in.
+                let slots: BTreeSet<usize> = told.known.iter().map(|known| known.slot).collect();
+                let all = slots.into_iter().filter_map(|slot| registry?.tenants.get(slot));
                 all.map(of).fold(0, u64::saturating_add)
             };
         self.each(
@@ -486,6 +506,69 @@ mod tests {
         // No place for anybody, because the operator says so.
         tenants.reassign(&assignment(0, &[("e", 4), ("f", 5)]));
         assert_eq!(bytes(&tenants), pairs(&[("other", 48)]));
+    }
+
+    #[test]
+    fn a_tenant_in_the_sum_that_is_moved_to_another_class_leaves_there_what_it_had() {
+        let mut accounts = accounts();
+        let elsewhere = TrustClass::new("elsewhere").unwrap();
+        let memory = create::<ClassAccount>().unwrap();
+        accounts.classes.insert(elsewhere.clone(), Map::new(memory, Access::Write).unwrap());
+        let (before, after) = (&accounts.classes[&class()], &accounts.classes[&elsewhere]);
+        before.tenants[0].egress_bytes.add(5);
+        before.modules[0].invocations.add(5);
+        // Another's policy, in the same place there.
+        after.modules[0].invocations.add(100);
+        after.tenants[0].egress_bytes.add(2);
+        after.modules[7].invocations.add(2);
+        accounts.registry.as_ref().unwrap().tenants[0].compiled.add(3);
+        let mut assignment = assignment(0, &[("a", 0)]);
+        let mut tenants = Tenants::new(&assignment);
+        assert_eq!(told(&tenants, &accounts)["wasm_tenant_egress_bytes_total{tenant=\"other\"}"], "5");
+        assignment.tenants[0].class = elsewhere;
+        assignment.tenants[0].modules = vec![(PolicyName::new("gate").unwrap(), 7)];
+        tenants.reassign(&assignment);
+        let told = told(&tenants, &accounts);
+        assert_eq!(told["wasm_tenant_egress_bytes_total{tenant=\"other\"}"], "7");
+        assert_eq!(told["wasm_tenant_invocations_total{tenant=\"other\",module=\"other\"}"], "7");
+        assert_eq!(told["portcullis_builds_total{tenant=\"other\",result=\"good\"}"], "3", "once");
+    }
+
+    #[test]
+    fn policies_beyond_so_many_of_a_tenant_are_summed_up_and_stay_there() {
+        let accounts = accounts();
+        let with = |names: &[String]| {
+            let mut assignment = assignment(1, &[("a", 0)]);
+            let slot = |name: &String| {
+                let slot = name.strip_prefix('p').map_or(500, |number| number.parse().unwrap());
+                (PolicyName::new(name).unwrap(), slot)
+            };
+            assignment.tenants[0].modules = names.iter().map(slot).collect();
+            assignment
+        };
+        let most = MODULES_APART as u32;
+        (0..most + 3).for_each(|slot| {
+            accounts.classes[&class()].modules[slot as usize].invocations.add(1);
+        });
+        accounts.classes[&class()].modules[500].invocations.add(10);
+        let mut names: Vec<String> = (0..most + 2).map(|number| format!("p{number}")).collect();
+        names.push(OTHER.to_owned());
+        let mut tenants = Tenants::new(&with(&names));
+        let invocations = |tenants: &Tenants| {
+            let told = told(tenants, &accounts);
+            let one = |name: &str| {
+                told.get(&format!("wasm_tenant_invocations_total{{tenant=\"a\",module=\"{name}\"}}")).cloned()
+            };
+            let all = told.keys().filter(|name| name.starts_with("wasm_tenant_invocations_total")).count();
+            (all, one("p0"), one(&format!("p{most}")), one(&format!("p{}", most + 2)), one(OTHER))
+        };
+        let some = |value: &str| Some(value.to_owned());
+        assert_eq!(invocations(&tenants), (MODULES_APART + 1, some("1"), None, None, some("12")));
+        // One with a series goes, and another comes: its place is for that one, and the sum stays.
+        names.remove(0);
+        names.push(format!("p{}", most + 2));
+        tenants.reassign(&with(&names));
+        assert_eq!(invocations(&tenants), (MODULES_APART + 1, None, None, some("1"), some("12")));
     }
 
     #[test]
