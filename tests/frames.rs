@@ -718,7 +718,7 @@ fn a_claimed_length_alone_gets_little_memory() {
             &[4, 1, 1, b'a', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         ),
         ("OperatorReply.version", |bytes| of::<OperatorReply>(bytes), &[0]),
-        ("OperatorReply.workers", |bytes| of::<OperatorReply>(bytes), &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("OperatorReply.workers", |bytes| of::<OperatorReply>(bytes), &[0; 13]),
     ];
     // 2^60, and 16,383.
     for claim in [&[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10][..], &[0xff, 0x7f]] {
