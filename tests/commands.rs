@@ -205,6 +205,8 @@ fn status(supervisor_pid: i32, reloads: u64, last_reload_error: Option<&str>) ->
                 number: reloads,
                 began_ns: if reloads == 6 { u64::MAX } else { 0 },
                 error: last_reload_error.map(str::to_owned),
+                adopted: last_reload_error.is_none(),
+                behind: Vec::new(),
             }),
             processes: Vec::new(),
         },

@@ -359,8 +359,9 @@ fn process() -> impl Strategy<Value = Process> {
 
 fn process_table() -> impl Strategy<Value = ProcessTable> {
     let isolation = prop::sample::select(vec![Isolation::DistinctUids, Isolation::SharedUid]);
-    let asked = (any::<u64>(), any::<u64>(), option::of(text()))
-        .prop_map(|(number, began_ns, error)| AskedReload { number, began_ns, error });
+    let asked = (any::<u64>(), any::<u64>(), option::of(text()), any::<bool>(), vec(class(), 0..3)).prop_map(
+        |(number, began_ns, error, adopted, behind)| AskedReload { number, began_ns, error, adopted, behind },
+    );
     (isolation, any::<u64>(), option::of(text()), option::of(asked), vec(process(), 0..3)).prop_map(
         |(isolation, reloads, last_reload_error, asked, processes)| ProcessTable {
             isolation,

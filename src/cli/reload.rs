@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use super::operator::{OperatorError, ask_status, socket};
 use super::output;
 use super::terminal::printable;
+use crate::decision::TrustClass;
 use crate::engine::monotonic_ns;
 use crate::wire::control::AskedReload;
 use crate::wire::operator::Status;
@@ -24,7 +25,8 @@ const SUPERVISOR: &str = "portcullis-supe";
 
 /// Load the configuration and the policies anew, without losing a request; wait until it is done
 ///
-/// The exit code is 0 when the new set serves, 1 when it was refused and the old one still serves, 3 when the service
+/// The exit code is 0 when the new set serves, 1 when it was refused and the old one still serves (or
+/// a class would not start with the new one, and has the old one still), 3 when the service
 /// does not answer or was not done in time.
 #[derive(Debug, Args)]
 pub(super) struct ReloadArgs {
@@ -36,7 +38,7 @@ pub(super) struct ReloadArgs {
     timeout: u32,
 }
 
-/// Why it is not known that the new set serves.
+/// Why it is not known that the new set serves, or known that it does not everywhere.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReloadError {
     #[error(transparent)]
@@ -51,13 +53,15 @@ pub(super) enum ReloadError {
     Timeout { pid: i32, seconds: u64 },
     #[error("reload refused, what served before still serves: {0}")]
     Refused(String),
+    #[error("reload {number} done, but not everybody follows; who does not goes on with what it had: {why}")]
+    Partly { number: u64, why: String, behind: Vec<TrustClass> },
 }
 
 impl ReloadError {
     #[must_use]
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Self::Refused(_) => 1,
+            Self::Refused(_) | Self::Partly { .. } => 1,
             Self::Operator(_) | Self::NotSupervisor { .. } | Self::Signal { .. } | Self::Timeout { .. } => 3,
         }
     }
@@ -86,8 +90,12 @@ pub(super) fn reload(socket: &Path, within: Duration) -> Result<Status, ReloadEr
         // While generations change hands a look may fail; the last one tells why.
         let error = match ask_status(socket) {
             Ok(now) => match now.processes.asked.as_ref().filter(|asked| asked.began_ns >= asked_ns) {
-                Some(AskedReload { error: Some(error), .. }) => {
+                Some(AskedReload { error: Some(error), adopted: false, .. }) => {
                     return Err(ReloadError::Refused(printable(error)));
+                }
+                Some(AskedReload { error: Some(error), number, behind, .. }) => {
+                    let (number, behind) = (*number, behind.clone());
+                    return Err(ReloadError::Partly { number, why: printable(error), behind });
                 }
                 Some(AskedReload { error: None, .. }) => return Ok(now),
                 None => ReloadError::Timeout { pid, seconds: within.as_secs() },

@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd;
 
 use super::config::{self, Surroundings};
-use super::fleet::{DRAINING_MAX, Fleet};
+use super::fleet::{DRAINING_MAX, Ended, Fleet};
 use super::log::say;
 use super::notify::Notifier;
 use super::signals::Signals;
@@ -155,7 +155,7 @@ impl Supervision {
                 }
             }
         };
-        self.reloaded(Some(refused))
+        self.reloaded(Ended::Refused(refused))
     }
 
     /// As a reload, but with the configuration that is in force: its file may be half edited, and nobody asked for it.
@@ -176,7 +176,7 @@ impl Supervision {
             }
             Some(Err(why)) => {
                 self.fleet.restore_limits();
-                self.reloaded(Some(why))
+                self.reloaded(Ended::Refused(why))
             }
         }
     }
@@ -184,26 +184,29 @@ impl Supervision {
     fn reloading(&mut self) -> Phase {
         match self.fleet.settled() {
             None => Phase::Reloading,
-            Some(refused) if refused.is_empty() => self.reloaded(None),
-            Some(refused) => self.reloaded(Some(refused.join("; "))),
+            Some(adopted) => self.reloaded(Ended::Adopted(adopted)),
         }
     }
 
-    fn reloaded(&mut self, error: Option<String>) -> Phase {
-        match &error {
-            None => {
+    fn reloaded(&mut self, ended: Ended) -> Phase {
+        match (&ended, ended.error()) {
+            (_, None) => {
                 say!("reloaded");
                 if let Some(why) = self.fleet.without_telemetry() {
                     say!("WARNING: there is no telemetry: {why}");
                 }
                 self.notifier.status("serving");
             }
-            Some(error) => {
+            (Ended::Adopted(_), Some(error)) => {
+                say!("reloaded, but not everybody follows; who does not goes on with what it had:\n{error}");
+                self.notifier.status(&format!("serving; not everybody follows the last reload: {error}"));
+            }
+            (Ended::Refused(_), Some(error)) => {
                 say!("reload refused, what served before goes on:\n{error}");
                 self.notifier.status(&format!("serving; last reload refused: {error}"));
             }
         }
-        self.fleet.reloaded(error.as_deref(), self.asked.take());
+        self.fleet.reloaded(ended, self.asked.take());
         self.notifier.ready();
         Phase::Running
     }

@@ -307,8 +307,12 @@ pub struct AskedReload {
     pub number: u64,
     /// Before the first byte of the configuration was read; nanoseconds of CLOCK_MONOTONIC.
     pub began_ns: u64,
-    /// Why it was refused, if it was.
+    /// Why it was refused, or why not everything follows, if so.
     pub error: Option<String>,
+    /// Whether what was read is in force. With an error it is so for whoever does not stay behind.
+    pub adopted: bool,
+    /// Classes that would not start with it, and go on with what they had.
+    pub behind: Vec<TrustClass>,
 }
 
 /// How far apart the roles are.

@@ -6,12 +6,13 @@
 //! the file    in its new state
 //! reload      the service reads all of it again
 //! outcome     accepted: done. Refused: the file is failed (or active again, where it was to be suspended); the service
-//!             goes on with what it had
+//!             goes on with what it had. Accepted, but its class would not start with it: the file is failed (or stays
+//!             suspended, which it is for who comes new). Another class that does not follow is only told of
 //! end         .unfinished is removed
 //! ```
 //!
 //! Each step is on the disk before the next is taken, and can be taken again: whatever a command left unfinished, the next one
-//! goes on from the state that the file is in.
+//! goes on from the state that the file is in. A removal that is not over keeps nobody from their work: its tombstone is there.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use super::file;
 use crate::cli::operator::{OperatorError, ask_status};
 use crate::cli::policy::service::{Where, configuration, surroundings};
 use crate::cli::reload::{ReloadError, reload};
-use crate::decision::Tenant;
+use crate::decision::{Tenant, TrustClass};
 use crate::supervisor::config::{self, Config, ConfigErrors, FiledTenant, TenantState};
 
 /// The configuration, and how the service hears of a change.
@@ -73,12 +74,24 @@ impl TenantError {
 /// How a change ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// The service does what the file says; the reload's number.
-    Done(u64),
+    /// The service does what the file says.
+    Done {
+        /// The reload's number; 0 if there was none.
+        reload: u64,
+        /// Why others do not follow that reload, if so.
+        warning: Option<String>,
+    },
     /// The service refused, and goes on with what it had.
     Refused(String),
-    /// Nothing had been written yet when it was interrupted.
+    /// The configuration is in force, but the tenant's own class would not start with it and goes on with what it had.
+    Behind(String),
+    /// Nothing had been written yet when it was interrupted, or somebody has removed the tenant since.
     TakenBack,
+}
+
+impl Outcome {
+    /// It was so before.
+    pub(super) const AS_BEFORE: Self = Self::Done { reload: 0, warning: None };
 }
 
 /// The directory, locked, and the service that reads it.
@@ -106,7 +119,15 @@ impl Reach {
         let mut change =
             Change { directory, config, before: None, config_path, directory_path, socket, patience };
         if let Some(unfinished) = intent(&change.directory_path)? {
-            let outcome = change.carry_on(&unfinished)?;
+            let outcome = match change.carry_on(&unfinished) {
+                // Its tombstone is there for every reload to come.
+                Err(error @ (TenantError::Refused(_) | TenantError::Unknown(_)))
+                    if unfinished.operation == Operation::Remove =>
+                {
+                    Outcome::Refused(error.to_string())
+                }
+                outcome => outcome?,
+            };
             change.before = Some((unfinished, outcome));
         }
         // Whoever held the lock may have changed it.
@@ -191,8 +212,8 @@ impl Change {
         let Some(text) = self.directory.read(tenant)? else { return Ok(Outcome::TakenBack) };
         let active = self.in_state(tenant, &text, TenantState::Active, None)?;
         self.directory.write(tenant, &active)?;
-        let outcome = self.reload()?;
-        if let Outcome::Refused(why) = &outcome {
+        let outcome = self.reload(&active)?;
+        if let Outcome::Refused(why) | Outcome::Behind(why) = &outcome {
             let failed = self.in_state(tenant, &active, TenantState::Failed, Some(why))?;
             self.directory.write(tenant, &failed)?;
         }
@@ -203,7 +224,7 @@ impl Change {
         let Some(text) = self.directory.read(tenant)? else { return Ok(Outcome::TakenBack) };
         let suspended = self.in_state(tenant, &text, TenantState::Suspended, None)?;
         self.directory.write(tenant, &suspended)?;
-        let outcome = self.reload()?;
+        let outcome = self.reload(&suspended)?;
         if matches!(outcome, Outcome::Refused(_)) {
             // It is served: the file says so.
             let active = self.in_state(tenant, &suspended, TenantState::Active, None)?;
@@ -215,9 +236,14 @@ impl Change {
     /// The name is used up from the first step on, whatever the service says.
     fn remove(&self, tenant: &Tenant) -> Result<Outcome, TenantError> {
         let class = self.filed(tenant).and_then(|one| one.class.as_ref());
-        self.directory.write(tenant, &file::tombstone(class))?;
-        match self.reload()? {
+        let tombstone = file::tombstone(class);
+        self.directory.write(tenant, &tombstone)?;
+        match self.reload(&tombstone)? {
             // It is still served: this is not over.
+            Outcome::Behind(why) => Err(TenantError::Refused(format!(
+                "tenant {tenant} is removed, and new connections are refused, but its class did not start without it, and those \
+                 that are open go on: {why}; mend that, and type the same again"
+            ))),
             Outcome::Refused(why) => Err(TenantError::Refused(format!(
                 "tenant {tenant} is removed, but the service refused to reload and still serves it: {why}; mend that, and \
                  type the same again"
@@ -226,10 +252,24 @@ impl Change {
         }
     }
 
-    fn reload(&self) -> Result<Outcome, TenantError> {
+    /// On account of a tenant whose file says this.
+    fn reload(&self, text: &str) -> Result<Outcome, TenantError> {
         match reload(&self.socket, self.patience) {
-            Ok(status) => Ok(Outcome::Done(status.processes.asked.map_or(0, |asked| asked.number))),
+            Ok(status) => {
+                let reload = status.processes.asked.map_or(0, |asked| asked.number);
+                Ok(Outcome::Done { reload, warning: None })
+            }
             Err(ReloadError::Refused(why)) => Ok(Outcome::Refused(why)),
+            Err(ReloadError::Partly { number, why, behind }) => {
+                let class = file::said(text, "class");
+                // Of whom the class is not known, it may be any.
+                let is_its = |one: &TrustClass| class.as_ref().is_none_or(|class| one.as_str() == class);
+                Ok(if behind.iter().any(is_its) {
+                    Outcome::Behind(why)
+                } else {
+                    Outcome::Done { reload: number, warning: Some(why) }
+                })
+            }
             Err(error) => Err(TenantError::Unknown(error)),
         }
     }

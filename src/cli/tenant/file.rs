@@ -57,6 +57,12 @@ pub(super) fn in_state(text: &str, state: TenantState, cause: Option<&str>) -> R
     Ok(text)
 }
 
+/// What is written at a key, if that is text.
+pub(super) fn said(text: &str, key: &str) -> Option<String> {
+    let table = DeTable::parse(text).ok()?;
+    table.get_ref().get(key)?.get_ref().as_str().map(str::to_owned)
+}
+
 fn shortened(cause: &str) -> &str {
     let end = (0..=CAUSE_MAX.min(cause.len())).rev().find(|end| cause.is_char_boundary(*end));
     cause.get(..end.unwrap_or(0)).unwrap_or_default()

@@ -77,7 +77,7 @@ impl Suspend {
         change.known(tenant)?;
         let outcome = match change.filed(tenant).map(|one| one.state) {
             Some(TenantState::Active) => change.carry_out(Operation::Suspend, tenant)?,
-            Some(TenantState::Suspended) => Outcome::Done(0),
+            Some(TenantState::Suspended) => Outcome::AS_BEFORE,
             state => return Err(not_from(tenant, state, "suspended")),
         };
         report(&change, tenant, &outcome, *json)
@@ -101,7 +101,7 @@ impl Resume {
                 change.judge(tenant, &active)?;
                 change.carry_out(Operation::Resume, tenant)?
             }
-            Some(TenantState::Active) => Outcome::Done(0),
+            Some(TenantState::Active) => Outcome::AS_BEFORE,
             state => return Err(not_from(tenant, state, "resumed")),
         };
         report(&change, tenant, &outcome, *json)
@@ -140,9 +140,11 @@ impl Remove {
             }
             output::json(&said)?;
         } else {
-            let text =
-                format!("{}removed   tenant {tenant}: its name is never used again\n", earlier(&change));
-            output::text(format_args!("{text}{}", Residue::for_people(&residue)))?;
+            let (earlier, warning) = (earlier(&change), warned(&outcome));
+            output::text(format_args!(
+                "{earlier}removed   tenant {tenant}: its name is never used again\n{warning}{}",
+                Residue::for_people(&residue)
+            ))?;
         }
         Ok(if left { ExitCode::from(2) } else { ExitCode::SUCCESS })
     }
@@ -161,14 +163,29 @@ pub(super) fn report(
         output::text(format_args!("{}", earlier(change)))?;
     }
     match outcome {
-        Outcome::Done(number) if !json => {
+        Outcome::Done { reload, .. } if !json => {
             let state = state_of(change, tenant);
             let number =
-                if *number == 0 { ", as before".to_owned() } else { format!(" since reload {number}") };
-            output::text(format_args!("{state:<9} tenant {tenant}{number}\n"))?;
+                if *reload == 0 { ", as before".to_owned() } else { format!(" since reload {reload}") };
+            output::text(format_args!("{state:<9} tenant {tenant}{number}\n{}", warned(outcome)))?;
             Ok(ExitCode::SUCCESS)
         }
-        Outcome::Done(_) => Ok(ExitCode::SUCCESS),
+        Outcome::Done { .. } => Ok(ExitCode::SUCCESS),
+        Outcome::Behind(why) => {
+            let (state, path) = (state_of(change, tenant), change.directory.file_of(tenant));
+            let way_out = match state.as_str() {
+                "suspended" => {
+                    "new connections are refused, those that are open go on until the class starts anew: mend that, and type \
+                     `portcullis reload`"
+                }
+                _ => "mend that, and type `portcullis tenant resume`",
+            };
+            Err(TenantError::Refused(format!(
+                "the service has taken it, but its class goes on with what it had; tenant {tenant} is {state} ({path:?}): \
+                 {}; {way_out}",
+                printable(why)
+            )))
+        }
         Outcome::Refused(why) => {
             let (state, path) = (state_of(change, tenant), change.directory.file_of(tenant));
             let way_out = match state.as_str() {
@@ -187,20 +204,21 @@ pub(super) fn report(
 /// What the file says by now.
 fn state_of(change: &Change, tenant: &Tenant) -> String {
     let text = change.directory.read(tenant).ok().flatten().unwrap_or_default();
-    let table = toml::de::DeTable::parse(&text).ok();
-    let state = table.as_ref().and_then(|table| table.get_ref().get("state")?.get_ref().as_str());
-    state.unwrap_or("unknown").to_owned()
+    file::said(&text, "state").unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn said(change: &Change, tenant: &Tenant, outcome: &Outcome) -> Value {
     let of = |outcome: &Outcome| match outcome {
-        Outcome::Done(_) => ("done", None),
+        Outcome::Done { warning, .. } => ("done", warning.clone()),
         Outcome::Refused(why) => ("refused", Some(why.clone())),
+        Outcome::Behind(why) => ("behind", Some(why.clone())),
         Outcome::TakenBack => ("taken_back", None),
     };
     let (word, why) = of(outcome);
-    let reload =
-        if let Outcome::Done(number) = outcome { Some(*number).filter(|number| *number > 0) } else { None };
+    let reload = match outcome {
+        Outcome::Done { reload, .. } => Some(*reload).filter(|number| *number > 0),
+        _ => None,
+    };
     let before = change.before.as_ref().map(|(Intent { operation, tenant }, outcome)| {
         let (word, why) = of(outcome);
         json!({ "operation": operation, "tenant": tenant, "outcome": word, "why": why })
@@ -211,11 +229,22 @@ fn said(change: &Change, tenant: &Tenant, outcome: &Outcome) -> Value {
     })
 }
 
+/// Who does not follow, though that is not this tenant's affair.
+fn warned(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Done { warning: Some(why), .. } => {
+            paragraph("WARNING  ", &format!("not everybody follows this reload: {}", printable(why)))
+        }
+        _ => String::new(),
+    }
+}
+
 /// What an interrupted command had left.
 fn earlier(change: &Change) -> String {
     let Some((Intent { operation, tenant }, outcome)) = &change.before else { return String::new() };
     let how = match outcome {
-        Outcome::Done(_) => "done now".to_owned(),
+        Outcome::Done { .. } => "done now".to_owned(),
+        Outcome::Behind(why) => format!("done now, but its class does not follow: {}", printable(why)),
         Outcome::Refused(why) => format!("refused now: {}", printable(why)),
         Outcome::TakenBack => "taken back, nothing had been written".to_owned(),
     };

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
+pub(super) use reload::Ended;
+
 use super::books::Books;
 use super::child::{Child, Misbehaviour, Permitted, Stage, all_well};
 use super::config::Config;
