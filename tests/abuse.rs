@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream;
 
 use bytes::BytesMut;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use portcullis::client::{ClientError, Question};
+use portcullis::client::ClientError;
 use portcullis::decision::{Input, Outcome, Quota, Refusal, Stage};
 use portcullis::wire::client::{
     BATCH_MAX, CLIENT_FRAME_MAX, ClientFrame, Deadline, Farewell, HELLO_MAX, PROTOCOL_VERSION,
@@ -55,8 +55,11 @@ fn hello(name: &str) -> Vec<u8> {
 }
 
 fn decide(id: u64, bytes: &[u8]) -> Vec<u8> {
+    decide_within(id, bytes, Deadline::Default)
+}
+
+fn decide_within(id: u64, bytes: &[u8], deadline: Deadline) -> Vec<u8> {
     let input = frame::encode(&Input::Opaque { content_type: "", bytes }, CLIENT_FRAME_MAX).unwrap();
-    let deadline = Deadline::Default;
     encoded(&ClientFrame::Decide { id, tenant: "acme", policy: "gate", deadline, trace: None, input: &input })
 }
 
@@ -360,16 +363,17 @@ fn a_deadline_that_has_passed_is_refused_on_receipt() {
 fn waiting_counts_against_the_deadline() {
     // One instance at a time: the second question waits for the first, and never runs.
     let service = service("instances = 1\nthreads = 1", "");
-    let mut connection = service.connect("acme");
-    let spin = Question::opaque("", b"spin");
-    let (acme, gate) = (tenant("acme"), policy("gate"));
-    let first = connection.send(&acme, &gate, Deadline::Budget { us: 400_000 }, spin.input()).unwrap();
-    let second = connection.send(&acme, &gate, Deadline::Budget { us: 50_000 }, &ALLOW).unwrap();
-    connection.flush().unwrap();
-    let (id, decision) = connection.receive().unwrap();
-    assert_eq!((id, decision.outcome), (second, Outcome::Refused(Refusal::Deadline(Stage::Queue))));
-    let (id, decision) = connection.receive().unwrap();
-    assert_eq!((id, decision.outcome), (first, Outcome::Refused(Refusal::Deadline(Stage::Run))));
+    let mut stream = greeted(&service);
+    let within = |us| Deadline::Budget { us };
+    stream.write_all(&decide_within(1, b"spin", within(400_000))).unwrap();
+    // A Pong is sent after guests have run: the first one has the instance.
+    stream.write_all(&encoded(&ClientFrame::Ping { nonce: 1 })).unwrap();
+    assert_eq!(next(&mut stream), Some(ServerFrame::Pong { nonce: 1 }));
+    stream.write_all(&decide_within(2, b"allow", within(50_000))).unwrap();
+    for (expected, stage) in [(2, Stage::Queue), (1, Stage::Run)] {
+        let Some(ServerFrame::Decision { id, decision }) = next(&mut stream) else { panic!("no decision") };
+        assert_eq!((id, decision.outcome), (expected, Outcome::Refused(Refusal::Deadline(stage))));
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     /// The socket did not take all of the replies; epoll tells when it does.
     pub(super) blocked: bool,
-    /// There may be whole frames in `partial`: they come before anything more is read.
+    /// It waits for its turn to be read. Where there are whole frames in `partial` it does, or is blocked.
     pub(super) pending: bool,
     /// When the bytes in `partial` were read (CLOCK_MONOTONIC, nanoseconds).
     pub(super) read_ns: u64,

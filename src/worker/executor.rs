@@ -3,6 +3,7 @@
 //! Guests are never tasks of an I/O runtime: here one slice is polled, then I/O is polled, so a guest that spins
 //! cannot keep a short request waiting for longer than its slice.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -17,7 +18,7 @@ use super::mailbox::Mailbox;
 use super::outbound::{Flushed, Outbound};
 use super::policies::PolicySet;
 use super::schedule::{Schedule, Shares, Slots};
-use super::tasks::Tasks;
+use super::tasks::{ConnectionKey, Tasks};
 use super::ticker::{Pace, Ticker};
 use super::tickets::Tickets;
 use super::warm::Warm;
@@ -32,6 +33,8 @@ mod slices;
 #[cfg(feature = "compiler")]
 #[cfg(test)]
 mod tests;
+
+use intake::Turn;
 
 /// Longest a guest runs before others get their turn.
 /// Less than a fine tick, so that the first tick after it ends it.
@@ -138,8 +141,10 @@ pub(super) struct Executor {
     connections_made: u64,
     /// Slots of connections with bytes to write.
     dirty: Vec<usize>,
-    /// Slots of connections with frames that were read and not taken in yet.
-    pending: Vec<usize>,
+    /// Connections that have something to take in, in the order in which they get their turns.
+    pending: VecDeque<ConnectionKey>,
+    /// Of the one whose turn it is.
+    turn: Turn,
     intake_until_ns: u64,
     scratch: Vec<u8>,
     draining: Option<Draining>,
@@ -210,7 +215,8 @@ impl Executor {
             connections: Slab::new(),
             connections_made: 0,
             dirty: Vec::new(),
-            pending: Vec::new(),
+            pending: VecDeque::new(),
+            turn: Turn::default(),
             intake_until_ns: 0,
             scratch: vec![0; SCRATCH],
             draining: None,
@@ -223,28 +229,36 @@ impl Executor {
     pub(super) fn run(mut self) -> Errno {
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
-            self.shared.step_began_ns.store(0, Ordering::Relaxed);
-            let ready = match self.epoll.wait(&mut events, self.patience()) {
-                Ok(ready) => ready,
-                Err(Errno::EINTR) => 0,
-                Err(errno) => return errno,
-            };
-            let now = monotonic_ns();
-            self.shared.step_began_ns.store(now, Ordering::Relaxed);
-            // However much arrives, guests get their turn, and what comes in waits where it is.
-            self.intake_until_ns = now.saturating_add(INTAKE_NS);
-            self.take_pending();
-            for event in events.iter().take(ready) {
-                self.on_event(event);
+            if let Err(errno) = self.round(&mut events) {
+                return errno;
             }
-            self.run_guests();
-            self.flush_dirty();
-            self.publish();
-            if self.draining.is_some() {
-                self.let_go();
-            }
-            self.keep_pace();
         }
+    }
+
+    /// Once everything: what has happened, what is to be read, guests, replies.
+    fn round(&mut self, events: &mut [EpollEvent]) -> nix::Result<()> {
+        self.shared.step_began_ns.store(0, Ordering::Relaxed);
+        let ready = match self.epoll.wait(events, self.patience()) {
+            Ok(ready) => ready,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(errno),
+        };
+        let now = monotonic_ns();
+        self.shared.step_began_ns.store(now, Ordering::Relaxed);
+        // However much arrives, guests get their turn, and what comes in waits where it is.
+        self.intake_until_ns = now.saturating_add(INTAKE_NS);
+        for event in events.iter().take(ready) {
+            self.on_event(event);
+        }
+        self.take_turns();
+        self.run_guests();
+        self.flush_dirty();
+        self.publish();
+        if self.draining.is_some() {
+            self.let_go();
+        }
+        self.keep_pace();
+        Ok(())
     }
 
     /// How long to wait for events: not at all while there is something to run.
@@ -313,9 +327,8 @@ impl Executor {
         match connection.outbound.flush() {
             Flushed::All if connection.blocked => {
                 connection.blocked = false;
-                if connection.pending {
-                    self.pending.push(slot);
-                }
+                // There may be frames that were read and not taken.
+                self.queue_up(slot);
                 self.watch(slot);
             }
             Flushed::All => {}

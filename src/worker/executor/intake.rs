@@ -9,9 +9,13 @@ use super::endings::interest;
 use super::{Adopted, Draining, Executor, MAILBOX, ToExecutor};
 use crate::engine::{monotonic_ns, realtime_ns};
 use crate::worker::connection::{Connection, Phase, ReadOutcome, split_frame};
+use crate::worker::tasks::ConnectionKey;
 
 /// Reads of one connection before others get their turn.
 const READS_IN_A_ROW: usize = 4;
+/// Frames of one connection before others get their turn, and how long that may take, nanoseconds.
+const FRAMES_IN_A_ROW: usize = 32;
+const TURN_NS: u64 = 25_000;
 
 /// Replies that may wait on a connection before it is asked for more, bytes.
 const REPLIES_WAITING: usize = 256 << 10;
@@ -22,6 +26,19 @@ pub(super) struct Receipt {
     pub(super) monotonic_ns: u64,
     /// What guests see.
     pub(super) realtime_ns: u64,
+}
+
+/// How far one connection may go before others get their turn. It always gets as far as one frame.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Turn {
+    until_ns: u64,
+    frames: usize,
+}
+
+impl Turn {
+    fn is_over(&self, now_ns: u64) -> bool {
+        self.frames >= FRAMES_IN_A_ROW || (self.frames > 0 && now_ns >= self.until_ns)
+    }
 }
 
 impl Executor {
@@ -45,7 +62,7 @@ impl Executor {
             return self.close(slot);
         }
         if flags.contains(EpollFlags::EPOLLIN) {
-            self.read(slot);
+            self.queue_up(slot);
         }
     }
 
@@ -99,24 +116,50 @@ impl Executor {
             return self.forget(slot);
         }
         self.dirty.push(slot);
-        if phase == Phase::Open {
-            // The bytes that came with it come first.
+        // There may be bytes that came with it.
+        self.queue_up(slot);
+    }
+
+    /// It may have something to read: that is looked at when its turn comes.
+    pub(super) fn queue_up(&mut self, slot: usize) {
+        let idle = |one: &&mut Connection| !one.pending && !one.blocked && one.phase == Phase::Open;
+        if let Some(connection) = self.connections.get_mut(slot).filter(idle) {
+            connection.pending = true;
+            self.pending.push_back(ConnectionKey { slot, serial: connection.serial });
+        }
+    }
+
+    /// Connections in turn, until all have been seen to or guests have to run. Who is ready all the time is again behind
+    /// everybody who became ready meanwhile.
+    pub(super) fn take_turns(&mut self) {
+        while let Some(key) = self.pending.pop_front() {
+            let same = |one: &&mut Connection| one.serial == key.serial;
+            let Some(connection) = self.connections.get_mut(key.slot).filter(same) else { continue };
+            connection.pending = false;
+            let now = monotonic_ns();
+            self.turn = Turn { until_ns: now.saturating_add(TURN_NS), frames: 0 };
+            self.take_turn(key.slot);
+            if monotonic_ns() >= self.intake_until_ns {
+                break;
+            }
+        }
+    }
+
+    /// What has been read comes first.
+    fn take_turn(&mut self, slot: usize) {
+        if self.connections.get(slot).is_some_and(|one| one.phase == Phase::Open && !one.partial.is_empty()) {
             self.take_partial(slot);
         }
+        self.read(slot);
     }
 
     /// Reads what is there, frame by frame.
     fn read(&mut self, slot: usize) {
-        if self.intake_is_over() || self.connections.get(slot).is_none_or(|one| one.pending || one.blocked) {
-            // Nothing is lost: epoll tells of it again.
-            return;
-        }
         let mut scratch = std::mem::take(&mut self.scratch);
         for _ in 0..READS_IN_A_ROW {
-            let Some(connection) = self.connections.get_mut(slot).filter(|one| one.phase == Phase::Open)
-            else {
-                break;
-            };
+            // What is left at the end of a turn is told of by epoll again.
+            let readable = |one: &&mut Connection| one.phase == Phase::Open && !one.pending && !one.blocked;
+            let Some(connection) = self.connections.get_mut(slot).filter(readable) else { break };
             match connection.read(&mut scratch) {
                 ReadOutcome::Nothing => break,
                 ReadOutcome::End => {
@@ -141,7 +184,7 @@ impl Executor {
                         connection.partial.extend_from_slice(bytes);
                         self.take_partial(slot);
                     }
-                    if length < scratch.len() || self.connections.get(slot).is_none_or(|one| one.pending) {
+                    if length < scratch.len() || monotonic_ns() >= self.turn.until_ns {
                         break;
                     }
                 }
@@ -153,7 +196,6 @@ impl Executor {
     /// Takes the whole frames out of the bytes that were kept.
     fn take_partial(&mut self, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.pending = false;
         let mut bytes = std::mem::take(&mut connection.partial);
         let used = self.take_frames(slot, &bytes);
         if let Some(connection) = self.connections.get_mut(slot) {
@@ -166,20 +208,6 @@ impl Executor {
         }
     }
 
-    /// Goes on with the connections whose frames had to wait.
-    pub(super) fn take_pending(&mut self) {
-        for slot in std::mem::take(&mut self.pending) {
-            let waits = |one: &&Connection| one.pending && !one.blocked && one.phase == Phase::Open;
-            if self.connections.get(slot).filter(waits).is_some() {
-                self.take_partial(slot);
-            }
-        }
-    }
-
-    fn intake_is_over(&self) -> bool {
-        monotonic_ns() >= self.intake_until_ns
-    }
-
     /// Takes whole frames off the front of `bytes`; returns how many bytes that were. Stops when the connection does,
     /// when its replies are not taken, and when others have waited long enough; the rest is then pending.
     fn take_frames(&mut self, slot: usize, bytes: &[u8]) -> usize {
@@ -190,19 +218,19 @@ impl Executor {
             if connection.outbound.len() > REPLIES_WAITING {
                 self.flush(slot);
             }
-            let over = self.intake_is_over();
-            let Some(connection) = self.connections.get_mut(slot) else { break };
-            if over || connection.blocked {
-                connection.pending = true;
-                if !connection.blocked {
-                    self.pending.push(slot);
-                }
+            if self.connections.get(slot).is_none_or(|one| one.blocked) {
+                // The rest has its turn when the replies have been taken.
                 break;
             }
             match split_frame(rest) {
                 Ok(None) => break,
+                Ok(Some(_)) if self.turn.is_over(monotonic_ns()) => {
+                    self.queue_up(slot);
+                    break;
+                }
                 Ok(Some((frame, after))) => {
                     rest = after;
+                    self.turn.frames += 1;
                     if let Err(violation) = self.on_frame(slot, frame, receipt) {
                         self.break_off(slot, violation);
                     }

@@ -97,38 +97,41 @@ impl Client {
     }
 }
 
-/// An executor, and a client of it that may ask for both tenants.
-fn start(set: &Arc<PolicySet>) -> (Arc<Shared>, Client) {
-    let shared = Arc::new(Shared {
+/// To be made on the thread that runs it.
+fn executor(set: Arc<PolicySet>, shared: Arc<Shared>) -> Executor {
+    let capacity = Capacity {
+        instances: 4,
+        instances_per_tenant: 1,
+        queue: 64,
+        queue_per_tenant: 64,
+        pipeline: 64,
+        executors: 1,
+    };
+    let parts = Parts {
+        shared,
+        steward: Arc::new(Mailbox::new().unwrap()),
+        watchdog: Arc::new(Mailbox::new().unwrap()),
+        shares: Arc::new(Shares::new(set.weights())),
+        set,
+        capacity,
+        ticker: Ticker::new(&engines().all()).unwrap(),
+        seeds: ChaCha20Rng::from_seed([7; 32]),
+    };
+    Executor::new(parts).unwrap()
+}
+
+fn shared() -> Arc<Shared> {
+    Arc::new(Shared {
         mailbox: Mailbox::new().unwrap(),
         tickets: Tickets::default(),
         counters: Counters::default(),
         step_began_ns: 0.into(),
         ticking: false.into(),
-    });
-    let (engines, set, its) = (engines().all(), Arc::clone(set), Arc::clone(&shared));
-    // It ends with the process: an executor never leaves its loop.
-    std::thread::spawn(move || {
-        let capacity = Capacity {
-            instances: 4,
-            instances_per_tenant: 1,
-            queue: 64,
-            queue_per_tenant: 64,
-            pipeline: 64,
-            executors: 1,
-        };
-        let executor = Executor::new(Parts {
-            shared: its,
-            steward: Arc::new(Mailbox::new().unwrap()),
-            watchdog: Arc::new(Mailbox::new().unwrap()),
-            shares: Arc::new(Shares::new(set.weights())),
-            set,
-            capacity,
-            ticker: Ticker::new(&engines).unwrap(),
-            seeds: ChaCha20Rng::from_seed([7; 32]),
-        });
-        executor.unwrap().run()
-    });
+    })
+}
+
+/// A client that may ask for both tenants.
+fn connect(shared: &Shared) -> Client {
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     ours.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -138,7 +141,48 @@ fn start(set: &Arc<PolicySet>) -> (Arc<Shared>, Client) {
         grant: [true, true].into(),
         unread: Vec::new(),
     }));
-    (shared, Client { stream: ours, received: BytesMut::new() })
+    Client { stream: ours, received: BytesMut::new() }
+}
+
+/// An executor that runs, and a client of it.
+fn start(set: &Arc<PolicySet>) -> (Arc<Shared>, Client) {
+    let shared = shared();
+    let (set, its) = (Arc::clone(set), Arc::clone(&shared));
+    // It ends with the process: an executor never leaves its loop.
+    std::thread::spawn(move || executor(set, its).run());
+    let client = connect(&shared);
+    (shared, client)
+}
+
+/// One connection is full of frames before every round, and was there first: another one has its turn all the same.
+#[test]
+fn who_always_has_something_to_read_does_not_keep_others_from_being_read() {
+    let shared = shared();
+    let mut executor = executor(Arc::new(set()), Arc::clone(&shared));
+    let mut flooding = connect(&shared);
+    flooding.stream.set_nonblocking(true).unwrap();
+    let mut pings = BytesMut::new();
+    (0..5_000).for_each(|nonce| {
+        frame::encode_frame(&ClientFrame::Ping { nonce }, &mut pings, CLIENT_FRAME_MAX).unwrap();
+    });
+    let mut unsent = 0;
+    let mut other = connect(&shared);
+    let mut events = [EpollEvent::empty(); EVENTS];
+    for id in 0..20 {
+        let mut answered = false;
+        other.ask(id, "answers");
+        for _ in 0..4 {
+            while let Ok(sent) = flooding.stream.write(&pings[unsent..]) {
+                unsent = (unsent + sent) % pings.len();
+            }
+            executor.round(&mut events).unwrap();
+            while flooding.stream.read(&mut [0; 4096]).is_ok() {}
+            other.stream.set_nonblocking(true).unwrap();
+            answered |= other.stream.read(&mut [0; 4096]).is_ok();
+            other.stream.set_nonblocking(false).unwrap();
+        }
+        assert!(answered, "{id}");
+    }
 }
 
 /// One runs, two wait for its instance, and all three are answered once; what comes later is not begun. Nobody else is
