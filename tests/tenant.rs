@@ -277,7 +277,8 @@ fn a_class_that_does_not_follow_is_a_warning_to_tenants_of_others() {
         println!("skipped: changing the limits of another process takes root; run the tests with sudo");
         return;
     }
-    let site = with_acme().class("two", "connections = 64\n").tenant("other-one", "two", &[("gate", "hash")], "");
+    let site =
+        with_acme().class("two", "connections = 64\n").tenant("other-one", "two", &[("gate", "hash")], "");
     for name in ["fresh", "far"] {
         site.install(name, "gate", "hash", 1);
     }
@@ -295,7 +296,8 @@ fn a_class_that_does_not_follow_is_a_warning_to_tenants_of_others() {
     assert!(limit.success());
     let path = site.path("portcullis.toml");
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace("connections = 64\n", &format!("connections = {}\n", FILES + 1000))).unwrap();
+    fs::write(&path, text.replace("connections = 64\n", &format!("connections = {}\n", FILES + 1000)))
+        .unwrap();
     assert!(reload(&service).unwrap().contains("worker two"), "control");
 
     says(site, "suspend acme", 0, "WARNING not everybody follows this reload");
