@@ -171,6 +171,22 @@ mod tests {
     }
 
     #[test]
+    fn one_class_does_not_cover_up_the_spans_that_another_has_lost() {
+        let mut series = series();
+        assert!(!series.page(Format::Text).contains("portcullis_spans"), "none are sent anywhere");
+        let lost = [("a", u64::MAX), ("b", 3)].map(|(class, lost)| (TrustClass::new(class).unwrap(), lost));
+        let handed_over = [("sent", 1), ("dropped", 0), ("failed", 0)];
+        series.spans(Spans { handed_over, lost: lost.to_vec() });
+        let page = series.page(Format::Text);
+        for line in [
+            "portcullis_spans_total{outcome=\"sent\"} 1",
+            "portcullis_spans_total{outcome=\"lost\",class=\"b\"} 3",
+        ] {
+            assert!(page.lines().any(|one| one == line), "{line}: {page}");
+        }
+    }
+
+    #[test]
     fn it_is_well_once_the_frontend_and_every_class_serve() {
         let mut series = series();
         let health = |series: &Series| {
