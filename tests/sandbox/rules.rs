@@ -49,6 +49,9 @@ pub(crate) fn no_other_protocol() {
     }
 }
 
+/// A call that sends, with more flags, and the roles that have it.
+type Way<'w> = (&'static str, &'w dyn Fn(u64) -> i64, &'static [Role]);
+
 /// TCP Fast Open connects without connect(2), and Landlock's rules for ports are not asked.
 pub(crate) fn no_fast_open() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
@@ -79,7 +82,7 @@ pub(crate) fn no_fast_open() {
         call(libc::SYS_sendto, [3, at, length, quiet | flags, to, 16])
     };
     let (connects, tells) = (libc::MSG_FASTOPEN as u64, 0);
-    let ways: [(&str, &dyn Fn(u64) -> i64, &[Role]); 3] = [
+    let ways: [Way<'_>; 3] = [
         ("sendmsg", &sendmsg, &[Role::Exporter, Role::Spawner, Role::Fetcher]),
         ("sendmmsg", &sendmmsg, &[Role::Fetcher]),
         ("sendto", &sendto, &[Role::Fetcher]),
