@@ -340,6 +340,20 @@ fn top_shows_two_looks_at_the_exporter() {
 }
 
 #[test]
+fn top_ends_when_it_is_interrupted_while_it_waits_for_an_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("metrics.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut child = top(&socket).stdout(Stdio::null()).spawn().unwrap();
+    // It waits for what never comes.
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.read_exact(&mut [0; 16]).unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "an exporter that does not answer would be 3");
+}
+
+#[test]
 fn top_gives_the_terminal_back_when_it_is_interrupted() {
     let directory = tempfile::tempdir().unwrap();
     let mut child = top(&exporter(directory.path(), "200 OK")).stdout(Stdio::piped()).spawn().unwrap();
