@@ -456,6 +456,25 @@ fn what_a_neighbour_has_too_stays_the_neighbours() {
     assert!(!table.contains("\"rebuilt\":1"), "{table}");
 }
 
+/// Somebody may have made up their mind since.
+#[test]
+fn an_unfinished_command_does_not_bring_back_who_was_removed_meanwhile() {
+    let service = with_acme().start();
+    let site = &service.site;
+    for operation in ["add", "resume", "suspend"] {
+        fs::write(file(site, "acme"), "state = \"removed\"\nclass = \"one\"\n").unwrap();
+        let intent = format!("{{\"operation\":\"{operation}\",\"tenant\":\"acme\"}}");
+        fs::write(site.path("tenants.d/.unfinished"), intent).unwrap();
+        says(site, "resume neighbour", 1, "change [tenant.neighbour] there");
+        assert_eq!(
+            (state(site, "acme").as_deref(), unfinished(site)),
+            (Some("removed"), false),
+            "{operation}"
+        );
+    }
+    says(site, &add("acme"), 1, "a name is never used again");
+}
+
 #[test]
 fn what_is_left_is_said() {
     let service = with_acme().start();

@@ -208,8 +208,15 @@ impl Change {
         Ok(outcome)
     }
 
+    /// Its file, unless there is none, or a tombstone: somebody may have put that there since the command was interrupted.
+    fn read(&self, tenant: &Tenant) -> Result<Option<String>, TenantError> {
+        let removed =
+            |text: &String| file::said(text, "state").as_deref() == Some(TenantState::Removed.word());
+        Ok(self.directory.read(tenant)?.filter(|text| !removed(text)))
+    }
+
     fn serve(&self, tenant: &Tenant) -> Result<Outcome, TenantError> {
-        let Some(text) = self.directory.read(tenant)? else { return Ok(Outcome::TakenBack) };
+        let Some(text) = self.read(tenant)? else { return Ok(Outcome::TakenBack) };
         let active = self.in_state(tenant, &text, TenantState::Active, None)?;
         self.directory.write(tenant, &active)?;
         let outcome = self.reload(&active)?;
@@ -221,7 +228,7 @@ impl Change {
     }
 
     fn suspend(&self, tenant: &Tenant) -> Result<Outcome, TenantError> {
-        let Some(text) = self.directory.read(tenant)? else { return Ok(Outcome::TakenBack) };
+        let Some(text) = self.read(tenant)? else { return Ok(Outcome::TakenBack) };
         let suspended = self.in_state(tenant, &text, TenantState::Suspended, None)?;
         self.directory.write(tenant, &suspended)?;
         let outcome = self.reload(&suspended)?;

@@ -246,7 +246,7 @@ fn earlier(change: &Change) -> String {
         Outcome::Done { .. } => "done now".to_owned(),
         Outcome::Behind(why) => format!("done now, but its class does not follow: {}", printable(why)),
         Outcome::Refused(why) => format!("refused now: {}", printable(why)),
-        Outcome::TakenBack => "taken back, nothing had been written".to_owned(),
+        Outcome::TakenBack => "taken back, there is nothing that it could change".to_owned(),
     };
     paragraph("finished ", &format!("{} of tenant {tenant}, which was interrupted: {how}", operation.word()))
 }
