@@ -15,7 +15,7 @@ use super::{Inode, Surroundings};
 /// Largest trust policy, bytes: a thousand tenants with their signers.
 const TRUST_MAX: u64 = 1 << 20;
 /// Most files in the directory of tenants: as many as may be served at one time, and names that are used up.
-const TENANT_FILES_MAX: usize = 65_536;
+pub(super) const TENANT_FILES_MAX: usize = 65_536;
 /// Largest file of a tenant, bytes.
 const TENANT_MAX: u64 = 64 << 10;
 /// Largest file of keys, bytes.

@@ -78,7 +78,11 @@ pub(super) fn look_with(
         Ok((config, Err(errors))) => Ok((config, Err(with(errors)))),
         Err(errors) => Err(with(errors)),
     };
-    (looked, refused.into_inner())
+    let mut refused = refused.into_inner();
+    if let (Some((path, text)), Ok((config, _)), None) = (candidate, &looked, &refused) {
+        refused = tenants::room(&config.filed, path, text).err();
+    }
+    (looked, refused)
 }
 
 /// Complains about everything that is wrong, and gives back what is whole.

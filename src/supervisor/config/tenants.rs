@@ -104,13 +104,31 @@ pub(super) fn read(directory: &Path, names: &[String], around: &Surroundings, kn
             Ok(tenant) => filed.tenants.push(tenant),
             Err(errors) => filed.errors.push(errors),
         }
-        if room == 0 {
-            break;
-        }
     }
     // "a-b.toml" comes before "a.toml".
     filed.tenants.sort_by(|a, b| a.name.cmp(&b.name));
     filed
+}
+
+/// Whether there is room for one more file, or for another text in one that is there.
+pub(super) fn room(filed: &[FiledTenant], path: &Path, text: &str) -> Result<(), ConfigErrors> {
+    let others = || filed.iter().filter(|one| one.path != path);
+    let most = places::TENANT_FILES_MAX;
+    let full = if others().count() >= most {
+        format!(
+            "there are {most} files of tenants already, and no more are read; names that are used up have one too"
+        )
+    } else {
+        // What cannot be looked at is said elsewhere.
+        let sizes = others()
+            .map(|one| one.path.metadata().map_or(0, |of| usize::try_from(of.len()).unwrap_or(usize::MAX)));
+        let all = sizes.fold(text.len(), usize::saturating_add);
+        if all <= ALL_MAX {
+            return Ok(());
+        }
+        format!("all tenants' files together would have {all} bytes, at most {ALL_MAX} are read")
+    };
+    Err(ConfigErrors::whole_file(path, full))
 }
 
 /// One file's text.

@@ -966,6 +966,47 @@ fn what_is_wrong_with_tenants_files_is_said_at_once_each_at_its_place() {
     );
 }
 
+/// However exactly the files before it fill the room that there is.
+#[test]
+fn no_tenants_file_is_left_out_without_a_word() {
+    let (site, text) = with_tenants(&[]);
+    let gone = "state = \"removed\"\n#";
+    let full = format!("{gone}{}", "x".repeat(65_536 - gone.len()));
+    for number in 0..256 {
+        let path = site.path(&format!("tenants.d/t{number}.toml"));
+        fs::write(&path, &full).expect("write");
+        site.chmod(&format!("tenants.d/t{number}.toml"), 0o644);
+    }
+    assert_eq!(site.load(&text, &ordinary()).expect("16 MiB are allowed: control").filed.len(), 256);
+    // One more is refused before it is there, and after.
+    let one_more = site.path("tenants.d/z.toml");
+    let path = site.path("portcullis.toml");
+    let (_, refused) = look_with(&path, &ordinary(), (&one_more, FILED)).expect("what there is");
+    assert!(refused.expect("no room").to_string().contains("all tenants' files together would have"));
+    fs::write(&one_more, "state = \"removed\"\n").expect("write");
+    site.chmod("tenants.d/z.toml", 0o644);
+    let errors = site.errors(&text, &ordinary());
+    assert!(errors.len() == 1 && errors[0].contains("z.toml:1:1: all tenants' files together"), "{errors:?}");
+}
+
+#[test]
+fn no_file_is_added_beyond_those_that_are_read() {
+    let filed = |number: usize| FiledTenant {
+        name: format!("t{number}").parse().expect("name"),
+        path: format!("/nowhere/t{number}.toml").into(),
+        state: TenantState::Removed,
+        class: None,
+        cause: None,
+        tenant: None,
+    };
+    let all: Vec<FiledTenant> = (0..places::TENANT_FILES_MAX).map(filed).collect();
+    let new = Path::new("/nowhere/new.toml");
+    let why = tenants::room(&all, new, FILED).expect_err("one too many").to_string();
+    assert!(why.contains("there are 65536 files of tenants already"), "{why}");
+    tenants::room(&all, &all[7].path, FILED).expect("it is there already");
+    tenants::room(&all[1..], new, FILED).expect("the last one");
+}
+
 #[test]
 fn a_directory_of_tenants_that_others_may_write_is_refused() {
     let (site, text) = with_tenants(&[("c.toml", FILED)]);
