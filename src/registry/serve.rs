@@ -3,7 +3,7 @@
 //! One thread. Nothing in here waits for anybody: a survey goes on a policy at a time, and between two of them everyone is
 //! heard.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,6 +26,7 @@ use super::survey::{
 use super::tally::Tally;
 use super::watch::Watch;
 use crate::accounts::{Map, RegistryAccount};
+use crate::decision::Tenant;
 use crate::sandbox::Sealed;
 use crate::trust::RevocationError;
 use crate::wire::channel::{Channel, ReceiveError, Received, SendError};
@@ -71,6 +72,8 @@ pub(super) struct Registry {
     in_force: InForce,
     shelf: Shelf,
     unsound: Unsound,
+    /// Tenants who are no more, and of whose code the caches are free.
+    cleared: BTreeSet<Tenant>,
     serial: u64,
     supplies: Supplies,
     jobs: Jobs,
@@ -111,6 +114,7 @@ impl Registry {
             live: None,
             shelf: Shelf::new(),
             unsound: Unsound::new(),
+            cleared: BTreeSet::new(),
             serial: 0,
             supplies: Supplies::default(),
             jobs: Jobs::default(),
@@ -193,6 +197,7 @@ impl Registry {
             shelf: self.shelf.clone(),
             unsound: self.unsound.clone(),
             serial: self.serial,
+            cleared: self.cleared.clone(),
         }
     }
 
@@ -216,7 +221,7 @@ impl Registry {
     }
 
     fn adopt(&mut self, findings: Findings) {
-        let Findings { setting, in_force, standings, shelf, unsound, rebuilt, .. } = findings;
+        let Findings { setting, in_force, standings, shelf, unsound, rebuilt, cleared } = findings;
         let serving = standings.values().filter(|standing| matches!(standing, Standing::Serves(_))).count();
         let refused = standings.len().saturating_sub(serving);
         tracing::info!(serving, refused, rebuilt, revision = self.state.table().revision, "surveyed");
@@ -226,7 +231,7 @@ impl Registry {
             Standing::Refused { .. } => None,
         });
         let next = ends.chain(setting.trust.next_beginning(now)).filter(|at| *at > now).min();
-        (self.in_force, self.shelf, self.unsound) = (in_force, shelf, unsound);
+        (self.in_force, self.shelf, self.unsound, self.cleared) = (in_force, shelf, unsound, cleared);
         self.tally.assign(&setting.assignment);
         self.tally.signed(setting.take_signed());
         self.live = Some(Live { setting, standings, next });

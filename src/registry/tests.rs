@@ -187,8 +187,10 @@ impl World {
         let state = self.state.get_or_insert_with(|| State::open(&self.home.path().join("state")).unwrap());
         let clock = Clock::on(&self.wall, state.table().latest);
         let in_force = self.in_force.take().unwrap_or_else(|| InForce::kept(state.table()).unwrap());
-        let shelf = self.findings.take().map(|findings| findings.shelf).unwrap_or_default();
-        let before = Before { in_force, shelf, unsound: self.unsound.clone(), serial: self.serial };
+        let found = self.findings.take().map(|findings| (findings.shelf, findings.cleared));
+        let (shelf, cleared) = found.unwrap_or_default();
+        let (unsound, serial) = (self.unsound.clone(), self.serial);
+        let before = Before { in_force, shelf, unsound, serial, cleared };
         let setting = Setting::new(self.assignment.clone())?;
         let mut survey = Survey::begin(setting, state, &clock, before)?;
         loop {

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use super::goal::Task;
 use super::{Shelf, Survey, SurveyError, Unsound, Wanted, builders};
 use crate::artifact::Digest;
-use crate::decision::TrustClass;
+use crate::decision::{Tenant, TrustClass};
 use crate::ledger::{Entry, Event, Order, Origin, PlacedOrder, Table, What};
 use crate::registry::clock::{Clock, timestamp};
 use crate::registry::revoked::InForce;
@@ -28,6 +28,8 @@ pub(in crate::registry) struct Before {
     pub(in crate::registry) shelf: Shelf,
     pub(in crate::registry) unsound: Unsound,
     pub(in crate::registry) serial: u64,
+    /// Tenants who are no more, and of whose code the caches are free.
+    pub(in crate::registry) cleared: BTreeSet<Tenant>,
 }
 
 impl Survey {
@@ -71,6 +73,7 @@ impl Survey {
             shelf: before.shelf,
             lost: BTreeMap::new(),
             stuck: BTreeSet::new(),
+            cleared: before.cleared,
             unsound,
             unwritable: None,
             serial: before.serial,

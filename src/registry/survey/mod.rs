@@ -81,6 +81,8 @@ pub(super) struct Survey {
     unsound: Unsound,
     /// Tenants who are no more, and whose caches could not be cleared.
     stuck: BTreeSet<Tenant>,
+    /// Those whose caches were cleared by a survey before this one.
+    cleared: BTreeSet<Tenant>,
     /// Nothing may be written: only what is active is looked at.
     unwritable: Option<String>,
     serial: u64,
@@ -220,6 +222,8 @@ pub(super) struct Findings {
     pub(super) shelf: Shelf,
     pub(super) unsound: Unsound,
     pub(super) rebuilt: u64,
+    /// Tenants who are no more, and of whose code the caches are free.
+    pub(super) cleared: BTreeSet<Tenant>,
 }
 
 /// What was found and could not be written down.
@@ -298,6 +302,7 @@ impl Survey {
             shelf: serving,
             unsound: self.unsound,
             rebuilt: self.rebuilt,
+            cleared: removed,
         })
     }
 

@@ -14,12 +14,14 @@ use crate::ledger::{Event, Origin, What};
 use crate::wire::job::Job;
 
 impl Survey {
-    /// Has every cache cleared, if the table knows anything of a tenant who is no more: it may have been in another class before,
-    /// and what was superseded is named nowhere.
+    /// Has every cache cleared, if the table knows anything of a tenant who is no more, and once for each in any case: it may have
+    /// been in another class before, what was superseded is named nowhere, and what was compiled may never have come into the
+    /// table.
     pub(super) fn clear_caches(&mut self) {
         let gone = self.gone();
         let known = |tenant: &&Tenant| self.draft.policies.iter().any(|record| record.tenant == **tenant);
-        let tenants: Vec<Tenant> = gone.iter().filter(known).cloned().collect();
+        let of_it = |tenant: &&Tenant| known(tenant) || !self.cleared.contains(*tenant);
+        let tenants: Vec<Tenant> = gone.iter().filter(of_it).cloned().collect();
         if tenants.is_empty() {
             return;
         }

@@ -1069,6 +1069,23 @@ fn of_what_is_attached_only_so_much_is_looked_at() {
     assert_eq!((world.serves("gate"), signers(&world)), (Some(1), 2));
 }
 
+/// What was compiled for it may lie in a cache although the table never had it.
+#[test]
+fn caches_are_cleared_of_a_tenant_of_whom_the_table_knows_nothing() {
+    let mut world = World::with(&["gate"]);
+    let acme = world.assignment.tenants.remove(0).tenant;
+    world.survey();
+    assert!(!world.asked.contains(&"clear"), "control");
+    world.assignment.removed = vec![acme];
+    let mut dies = |_: &Wanted| Err(NotBuilt { why: "killed".into(), lasting: false });
+    world.survey_with(&mut dies).unwrap();
+    for asked in [&["clear"][..], &["clear"], &[]] {
+        assert_eq!(world.asked, asked);
+        world.asked.clear();
+        world.survey();
+    }
+}
+
 /// What there was of a tenant goes, also from the classes' caches; if a cache cannot be cleared it is tried again.
 #[test]
 fn of_a_tenant_who_is_removed_nothing_is_kept() {
