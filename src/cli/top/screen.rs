@@ -8,8 +8,13 @@ use crate::cli::terminal::printable;
 
 /// Columns of a terminal that nobody has widened.
 const WIDTH: usize = 80;
+/// Classes that have a line.
+const CLASSES: usize = 5;
 /// Kinds of refusal that have a name in the last line.
 const KINDS: usize = 6;
+
+/// All tenants without series of their own, of whatever class.
+const OTHER: &str = "other";
 
 /// What the configuration gives a tenant.
 #[derive(Debug, Clone)]
@@ -55,7 +60,10 @@ impl View<'_> {
             b.cpu.total_cmp(&a.cpu).then(b.decisions.total_cmp(&a.decisions)).then(a.name.cmp(b.name))
         });
         let mut lines = vec![header(time, passed, &rows)];
-        lines.extend(now.classes.iter().map(|(name, class)| of_class(name, class)));
+        lines.extend(now.classes.iter().take(CLASSES).map(|(name, class)| of_class(name, class)));
+        if now.classes.len() > CLASSES {
+            lines.push(format!("and {} more classes", now.classes.len().saturating_sub(CLASSES)));
+        }
         lines.push(String::new());
         lines.push(format!(
             "{:<16} {:<8} {:>6} {:>6} {:>5} {:>5} {:>4} {:>5}  {}",
@@ -64,6 +72,11 @@ impl View<'_> {
         lines.extend(rows.iter().take(self.rows).map(|row| line(row, &rows)));
         if rows.len() > self.rows {
             lines.push(format!("and {} more", rows.len().saturating_sub(self.rows)));
+        }
+        if rows.iter().any(|row| row.name == OTHER) {
+            lines.push(format!(
+                "SHARE and DUE are of tenants with series of their own; {OTHER} is all the rest"
+            ));
         }
         lines.push(String::new());
         lines.push(refusals(&rows));
@@ -163,7 +176,8 @@ fn line(row: &Row<'_>, all: &[Row<'_>]) -> String {
     let class: Vec<&Row<'_>> = all.iter().filter(|one| one.class == row.class && one.cpu > 0.0).collect();
     let used: f64 = class.iter().map(|one| one.cpu).sum();
     let weights: f64 = class.iter().filter_map(|one| one.weight).map(f64::from).sum();
-    let share = if used > 0.0 { percent(row.cpu / used) } else { "-".to_owned() };
+    // Whose class is not known has no others to be compared with.
+    let share = if used > 0.0 && row.class.is_some() { percent(row.cpu / used) } else { "-".to_owned() };
     let due = match row.weight {
         Some(weight) if row.cpu > 0.0 && weights > 0.0 => percent(f64::from(weight) / weights),
         _ => "-".to_owned(),
@@ -271,6 +285,18 @@ mod tests {
         assert!(found.contains("\nand 3 more\n"), "{found}");
         let wide = NOW.replace("requests\"", &format!("{}\"", "x".repeat(200)));
         assert!(screen(14, BEFORE, &wide).lines().all(|line| line.chars().count() <= WIDTH));
+    }
+
+    #[test]
+    fn others_have_no_share_and_classes_are_limited() {
+        let busy = "wasm_tenant_cpu_seconds_total{tenant=\"other\"} 1\n";
+        let found = screen(14, "", busy);
+        let other = found.lines().find(|line| line.starts_with("other ")).unwrap();
+        assert!(other.contains(" 0.50 ") && !other.contains('%'), "{found}");
+        let classes: String =
+            (0..64).map(|number| format!("portcullis_queue_depth{{class=\"c{number}\"}} 1\n")).collect();
+        let found = screen(14, "", &classes);
+        assert!(found.lines().count() < 24 && found.contains("\nand 59 more classes\n"), "{found}");
     }
 
     #[test]
