@@ -152,7 +152,7 @@ fn together(
     Some(Rate { per_second, burst: burst.map_or(per_second.max(least), |found| found.value) })
 }
 
-/// What is reserved leaves at least half of a class's instances to everybody.
+/// What is reserved leaves at least half of a class's instances to everybody, on each of its threads: there it is rounded up.
 pub(super) fn reserved(
     complaints: &Complaints,
     classes: &[Class],
@@ -161,13 +161,17 @@ pub(super) fn reserved(
 ) {
     for class in classes {
         let of_class = tenants.iter().filter(|tenant| tenant.class == class.name);
-        let reserved: u64 = of_class.map(|tenant| u64::from(tenant.quotas.reserved)).sum();
-        let most = u64::from(class.limits.instances / 2);
+        let threads = class.limits.threads.max(1);
+        let (of_thread, most) = (class.limits.instances / threads, class.limits.instances / threads / 2);
+        let reserved = of_class.map(|tenant| tenant.quotas.reserved);
+        let (all, of_each) = reserved.fold((0_u64, 0_u64), |(all, of_each), reserved| {
+            (all + u64::from(reserved), of_each + u64::from(reserved.div_ceil(threads)))
+        });
         let title = titles.iter().find(|title| title.value == class.name.as_str());
-        if let Some(title) = title.filter(|_| reserved > most) {
+        if let Some(title) = title.filter(|_| of_each > u64::from(most)) {
             let why = format!(
-                "instances: the plans of its tenants reserve {reserved} of {}, at most half of them can be; raise \
-                 instances or reserve less",
+                "instances: the plans of its tenants reserve {all} of {}, each rounded up on each thread: {of_each} of \
+                 {of_thread} on each of {threads}, and at most {most} can be; raise instances or reserve less",
                 class.limits.instances
             );
             complaints.add(title.at, why);

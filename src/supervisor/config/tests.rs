@@ -579,6 +579,16 @@ speed = 1
     let tenant = |text: String| text.replace("[tenant.acme]\n", "[tenant.acme]\nplan = \"greedy\"\n");
     let errors = site.errors(&(sound_and(tenant) + "[plan.greedy]\nreserved = 33\n"), &ordinary()).join("\n");
     assert!(errors.contains("the plans of its tenants reserve 33 of 64"), "{errors}");
+    // One for each of two tenants is a third of the class's, and all but one of what each thread has.
+    let both = |text: String| {
+        let text = text.replace("threads = 2\n", "threads = 2\ninstances = 6\n");
+        text.replace("class = \"b\"", "class = \"a\"")
+    };
+    let errors = site.errors(&(sound_and(both) + "[plan.default]\nreserved = 1\n"), &ordinary()).join("\n");
+    assert!(
+        errors.contains("reserve 2 of 6, each rounded up on each thread: 2 of 3 on each of 2"),
+        "{errors}"
+    );
     let text = sound_and(|text| text.replace("[tenant.acme]", "[tenant.other]"));
     assert!(site.errors(&text, &ordinary()).join("\n").contains("other: telemetry calls so"));
 }

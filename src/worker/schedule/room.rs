@@ -11,8 +11,8 @@ pub(in crate::worker) struct Slots {
 
 /// Slots taken and slots kept for somebody.
 ///
-/// A flow's reserved slots are its own: nobody else takes them. What is not reserved is common; at least one slot always
-/// is, so that whoever has none of its own gets its turn.
+/// A flow's reserved slots are its own: nobody else takes them. What is not reserved is common; at least half always is,
+/// and where there are two common slots or more no flow has all of them, so that whoever has none of its own gets its turn.
 #[derive(Debug)]
 pub(super) struct Room {
     flows: Box<[Taken]>,
@@ -29,18 +29,21 @@ struct Taken {
 }
 
 impl Room {
-    /// `reserved` by flow, in order. What would leave no common slot is not reserved: first come, first served.
+    /// `reserved` by flow, in order. What would leave less than half is not reserved: first come, first served. The
+    /// configuration has seen to it that there is no such thing.
     pub(super) fn new(slots: Slots, reserved: impl IntoIterator<Item = usize>) -> Self {
         let mut common = slots.instances.max(1);
+        let least = common.div_ceil(2);
         let flows = reserved
             .into_iter()
             .map(|wanted| {
-                let reserved = wanted.min(common - 1);
+                let reserved = wanted.min(common - least);
                 common -= reserved;
                 Taken { reserved, instances: 0 }
             })
             .collect();
-        Self { flows, of_one: slots.of_one.max(1), common, instances: 0 }
+        let of_one = slots.of_one.min(common.div_ceil(2)).max(1);
+        Self { flows, of_one, common, instances: 0 }
     }
 
     /// Is there a slot that any flow may take?

@@ -191,8 +191,9 @@ fn without_a_slot_what_has_begun_goes_on_and_the_rest_waits_in_order() {
 
 #[test]
 fn reserved_slots_are_nobody_elses() {
-    let slots = Slots { instances: 3, of_one: 3 };
-    let mut schedule = Schedule::new(Arc::new(Shares::new([1, 1])), slots, [0, 1]);
+    let slots = Slots { instances: 4, of_one: 4 };
+    let three = || Arc::new(Shares::new([1, 1, 1]));
+    let mut schedule = Schedule::new(three(), slots, [0, 1]);
     for task in 0..5 {
         put(&mut schedule, 0, task);
     }
@@ -205,12 +206,23 @@ fn reserved_slots_are_nobody_elses() {
     let pick = schedule.pick().unwrap();
     assert!([0, 1].contains(&pick.task), "no third instance: {pick:?}");
     schedule.settle(pick, SLICE, Next::Again);
-    put(&mut schedule, 1, 9);
-    assert_eq!(schedule.pick().map(|pick| pick.task), Some(9));
-    // More than there is cannot be reserved: one slot is always common.
-    let mut schedule = Schedule::new(Arc::new(Shares::new([1, 1, 1])), slots, [7, 7]);
-    put(&mut schedule, 2, 0);
-    assert_eq!(schedule.pick().map(|pick| pick.task), Some(0));
+    // The third common slot is left to somebody else, and the reserved one to whose it is.
+    for (flow, task) in [(2, 8), (1, 9)] {
+        put(&mut schedule, flow, task);
+        let pick = schedule.pick().unwrap();
+        assert_eq!(pick.task, task);
+        schedule.began(flow);
+        schedule.settle(pick, SLICE, Next::Again);
+    }
+    // Half is common, whatever is reserved: one of it to each.
+    let mut schedule = Schedule::new(three(), slots, [7, 7]);
+    for flow in [1, 2] {
+        put(&mut schedule, flow, flow);
+        let pick = schedule.pick().unwrap();
+        assert_eq!(pick.task, flow);
+        schedule.began(flow);
+        schedule.settle(pick, 0, Next::Over);
+    }
 }
 
 #[test]
