@@ -291,14 +291,24 @@ fn questions_beyond_the_pipeline_are_refused_and_the_others_answered() {
 
 #[test]
 fn a_queue_that_is_full_refuses_before_any_work() {
-    let service = service("queue = 2\nthreads = 1", "");
-    let mut stream = greeted(&service);
-    stream.write_all(&[decide(1, b"spin"), decide(2, b"spin")].concat()).unwrap();
-    // A Ping is answered in its turn: by then both are in the queue.
-    stream.write_all(&encoded(&ClientFrame::Ping { nonce: 1 })).unwrap();
-    assert_eq!(next(&mut stream), Some(ServerFrame::Pong { nonce: 1 }));
+    let mut site = Site::new().class("one", "queue = 2\nthreads = 1");
+    for name in ["acme", "globex", "initech"] {
+        site = site.tenant(name, "one", &[("gate", "hostile/selective")], "");
+    }
+    let service = site.start();
+    // A tenant may have half of the queue.
+    let _spinning = ["acme", "globex"].map(|name| {
+        let mut connection = service.connect(name);
+        let spin = Input::Opaque { content_type: "", bytes: b"spin" };
+        connection.send(&tenant(name), &policy("gate"), Deadline::Default, &spin).unwrap();
+        // Answered in its turn: by then the other one is in the queue.
+        connection.send(&tenant(name), &policy("nothing"), Deadline::Default, &ALLOW).unwrap();
+        connection.flush().unwrap();
+        assert_eq!(connection.receive().unwrap().1.outcome, Outcome::Refused(Refusal::UnknownPolicy));
+        connection
+    });
     // The same executor, another connection: its pipeline is empty, the queue is not.
-    assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Refused(Refusal::Overloaded));
+    assert_eq!(service.ask("initech", "gate", b"allow").outcome, Outcome::Refused(Refusal::Overloaded));
 }
 
 #[test]
@@ -404,24 +414,34 @@ fn more_connections_than_a_class_takes_are_told_so_and_harm_nobody() {
     assert_eq!(worker(&service), before);
 }
 
+/// Its share is the same whether there are others or not: it does not learn whether there are.
 #[test]
 fn a_tenant_that_fills_its_share_of_the_queue_leaves_room_to_the_others() {
-    let site = Site::new()
-        .class("one", "queue = 8\nthreads = 1")
-        .tenant("acme", "one", &[("gate", "hostile/selective")], "")
-        .tenant("globex", "one", &[("gate", "hostile/selective")], "");
-    let service = site.start();
-    let mut stream = greeted(&service);
-    let spins: Vec<u8> = (0..8).flat_map(|id| decide(id, b"spin")).collect();
-    stream.write_all(&spins).unwrap();
-    for _ in 0..4 {
-        let Some(ServerFrame::Decision { decision, .. }) = next(&mut stream) else { panic!("no answer") };
-        assert!(
-            matches!(decision.outcome, Outcome::Refused(Refusal::Quota { which: Quota::Queue, .. })),
-            "{decision:?}"
+    for others in [true, false] {
+        let mut site = Site::new().class("one", "queue = 8\nthreads = 1").tenant(
+            "acme",
+            "one",
+            &[("gate", "hostile/selective")],
+            "",
         );
+        if others {
+            site = site.tenant("globex", "one", &[("gate", "hostile/selective")], "");
+        }
+        let service = site.start();
+        let mut stream = greeted(&service);
+        let spins: Vec<u8> = (0..8).flat_map(|id| decide(id, b"spin")).collect();
+        stream.write_all(&spins).unwrap();
+        for _ in 0..4 {
+            let Some(ServerFrame::Decision { decision, .. }) = next(&mut stream) else { panic!("no answer") };
+            assert!(
+                matches!(decision.outcome, Outcome::Refused(Refusal::Quota { which: Quota::Queue, .. })),
+                "{decision:?}"
+            );
+        }
+        if others {
+            assert_eq!(service.ask("globex", "gate", b"allow").outcome, Outcome::Allow);
+        }
     }
-    assert_eq!(service.ask("globex", "gate", b"allow").outcome, Outcome::Allow);
 }
 
 #[test]

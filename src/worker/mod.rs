@@ -136,7 +136,7 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
     let landlock_abi = confined.landlock_abi();
     let steward_mailbox = Arc::new(Mailbox::new()?);
     let count = limits.threads.max(1) as usize;
-    let capacity = capacity(limits, count, assignment.tenants.len());
+    let capacity = capacity(limits, count);
     if let Some(column) = set.column() {
         column.instances_max.set((capacity.instances * count) as u64);
     }
@@ -185,15 +185,16 @@ fn read_assignment() -> Result<WorkerAssignment, WorkerError> {
 }
 
 /// Each executor's part of what the class may use.
-fn capacity(limits: &ClassLimits, executors: usize, tenants: usize) -> Capacity {
+fn capacity(limits: &ClassLimits, executors: usize) -> Capacity {
     let share = |all: u32| (all as usize).div_ceil(executors).max(1);
     let instances = (limits.instances as usize / executors).max(1);
     Capacity {
         instances,
         instances_per_tenant: (instances / 4).clamp(1, 16),
         queue: share(limits.queue),
-        // One that fills its half leaves the other to the rest.
-        queue_per_tenant: if tenants > 1 { share(limits.queue).div_ceil(2) } else { usize::MAX },
+        // One that fills its half leaves the other to the rest. Who is alone has no more than that: it would learn from it
+        // that it is.
+        queue_per_tenant: share(limits.queue).div_ceil(2),
         pipeline: (limits.pipeline as usize).max(1),
         executors,
     }
