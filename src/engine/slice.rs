@@ -44,6 +44,12 @@ pub fn monotonic_ns() -> u64 {
     read(ClockId::CLOCK_MONOTONIC)
 }
 
+/// Processor time of the calling thread, nanoseconds. A system call, unlike the others.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    read(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
 /// CLOCK_REALTIME in nanoseconds since 1970: what policies see as the time of receipt.
 #[must_use]
 pub fn realtime_ns() -> u64 {

@@ -5,18 +5,47 @@ use std::sync::Arc;
 use super::policies::{PolicySet, Served, TenantPolicies};
 use crate::accounts::{Exceeded, Meter, UnderWay};
 use crate::decision::{Quota, Refusal, Stage};
-use crate::wire::client::Deadline;
+use crate::wire::client::{CLIENT_FRAME_MAX, Deadline};
 
 /// Nanoseconds in a microsecond.
 const US: u64 = 1_000;
 
-/// Room that is left, in questions.
+/// Bytes of inputs that a tenant may have on an executor for each question that it may have there.
+const BYTES_A_QUESTION: usize = 64 << 10;
+
+/// What a tenant has on one executor that waits or runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Load {
+    questions: usize,
+    /// Of their inputs: nobody's memory but the worker's, until a guest has them.
+    bytes: usize,
+}
+
+impl Load {
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.questions = self.questions.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    pub(super) fn remove(&mut self, bytes: usize) {
+        self.questions = self.questions.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// One frame always fits.
+    fn has_room_for(self, questions: usize, bytes: usize, most: usize) -> bool {
+        let most_bytes = most.saturating_mul(BYTES_A_QUESTION).max(CLIENT_FRAME_MAX);
+        self.questions.saturating_add(questions) <= most && self.bytes.saturating_add(bytes) <= most_bytes
+    }
+}
+
+/// Room that is left.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room<'a> {
-    /// On the connection the request came by.
+    /// Questions on the connection the request came by.
     pub(super) connection: usize,
-    /// Questions of each tenant that wait or run on this executor, and how many a tenant may have.
-    pub(super) asked: &'a [usize],
+    /// What each tenant has on this executor, and how many questions a tenant may have.
+    pub(super) asked: &'a [Load],
     pub(super) tenant: usize,
 }
 
@@ -28,6 +57,8 @@ pub(super) struct Asked<'a> {
     pub(super) deadline: Deadline,
     /// CLOCK_MONOTONIC, nanoseconds.
     pub(super) received_ns: u64,
+    /// Now, which is later where it had to wait for its turn.
+    pub(super) now_ns: u64,
     /// Questions of one request, and bytes of their inputs together.
     pub(super) questions: usize,
     pub(super) bytes: usize,
@@ -79,7 +110,7 @@ fn admit_to(
     asked: &Asked<'_>,
     room: Room<'_>,
 ) -> Result<Admitted, Refusal> {
-    let Asked { received_ns, questions, .. } = *asked;
+    let Asked { received_ns, now_ns, questions, bytes, .. } = *asked;
     let policy = tenant.policy(asked.policy).ok_or(Refusal::UnknownPolicy)?;
     if policy.is_withdrawn() {
         return Err(Refusal::Revoked);
@@ -94,13 +125,14 @@ fn admit_to(
     if questions > room.tenant {
         return Err(Exceeded::as_it_is(Quota::Queue).into());
     }
-    if questions + room.asked.get(flow).copied().unwrap_or(0) > room.tenant {
+    let load = room.asked.get(flow).copied().unwrap_or_default();
+    if !load.has_room_for(questions, bytes, room.tenant) {
         return Err(Refusal::Quota { which: Quota::Queue, retry_after_ms: 1 });
     }
     let meter = &tenant.meter;
     // First what gives itself back.
     let under_way = meter.enter(questions)?;
-    meter.ask(received_ns, questions, asked.bytes)?;
+    meter.ask(now_ns, questions, bytes)?;
     let due_ns = match meter.quotas().max_wait_us {
         Some(us) => deadline_ns.min(received_ns.saturating_add(u64::from(us) * US)),
         None => deadline_ns,
@@ -121,6 +153,18 @@ fn deadline_ns(deadline: Deadline, received_ns: u64, (longest, default): (u64, u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_queue_is_full_of_questions_or_of_their_bytes() {
+        let mut load = Load::default();
+        assert!(load.has_room_for(1, CLIENT_FRAME_MAX, 1), "a frame fits whatever there is room for");
+        (0..10).for_each(|_| load.add(BYTES_A_QUESTION));
+        assert!(load.has_room_for(90, 90 * BYTES_A_QUESTION, 100));
+        assert!(!load.has_room_for(91, 0, 100));
+        assert!(!load.has_room_for(1, 90 * BYTES_A_QUESTION + 1, 100));
+        load.remove(BYTES_A_QUESTION);
+        assert!(load.has_room_for(91, 91 * BYTES_A_QUESTION, 100));
+    }
 
     #[test]
     fn a_deadline_is_the_clients_within_what_is_allowed() {

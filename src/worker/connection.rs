@@ -37,6 +37,8 @@ pub(super) struct Connection {
 pub(super) struct InProgress {
     pub(super) id: u64,
     pub(super) ticket: TicketKey,
+    /// Its task, if it is no batch.
+    pub(super) alone: Option<usize>,
     /// Questions that still have a task.
     pub(super) left: usize,
 }

@@ -12,6 +12,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use rand_chacha::ChaCha20Rng;
 use slab::Slab;
 
+use super::admission::Load;
 use super::connection::Connection;
 use super::counters::Counters;
 use super::mailbox::Mailbox;
@@ -28,6 +29,7 @@ use crate::wire::handover::Cookie;
 
 mod endings;
 mod intake;
+mod processor;
 mod questions;
 mod slices;
 #[cfg(feature = "compiler")]
@@ -35,6 +37,8 @@ mod slices;
 mod tests;
 
 use intake::Turn;
+use processor::ProcessorTime;
+use slices::Remains;
 
 /// Longest a guest runs before others get their turn.
 /// Less than a fine tick, so that the first tick after it ends it.
@@ -134,7 +138,10 @@ pub(super) struct Executor {
     schedule: Schedule,
     tasks: Tasks,
     /// Questions of each tenant that wait or run.
-    asked: Vec<usize>,
+    asked: Vec<Load>,
+    /// Guests whose questions have been answered before they were finished: to be done away with.
+    remains: VecDeque<Remains>,
+    processor: ProcessorTime,
     published: Published,
     warm: Warm,
     connections: Slab<Connection>,
@@ -209,7 +216,9 @@ impl Executor {
             seeds,
             schedule,
             tasks: Tasks::new(),
-            asked: vec![0; tenants],
+            asked: vec![Load::default(); tenants],
+            remains: VecDeque::new(),
+            processor: ProcessorTime::default(),
             published: Published::default(),
             warm: Warm::new(capacity.instances),
             connections: Slab::new(),
@@ -252,18 +261,19 @@ impl Executor {
         }
         self.take_turns();
         self.run_guests();
+        self.clear_away();
         self.flush_dirty();
-        self.publish();
         if self.draining.is_some() {
             self.let_go();
         }
+        self.publish();
         self.keep_pace();
         Ok(())
     }
 
     /// How long to wait for events: not at all while there is something to run.
     fn patience(&self) -> EpollTimeout {
-        if self.schedule.len() > 0 || !self.pending.is_empty() {
+        if self.schedule.len() > 0 || !self.pending.is_empty() || !self.remains.is_empty() {
             EpollTimeout::ZERO
         } else if self.ticker.pace() == Pace::Off {
             EpollTimeout::NONE

@@ -39,6 +39,8 @@ pub(super) struct Task {
     /// Of the client, if it records one.
     pub(super) trace: Option<TraceContext>,
     pub(super) meter: Arc<Meter>,
+    /// Of its input, as it came.
+    pub(super) input_bytes: usize,
     /// Given back with the task.
     pub(super) _under_way: UnderWay,
 }

@@ -36,9 +36,12 @@ impl Warm {
         false
     }
 
-    /// It is gone, and its slot is idle.
-    pub(super) fn end(&mut self, module: u32) {
+    /// It is gone, and its slot is idle; or it was never made, and whatever slot it might have had is as it was.
+    pub(super) fn end(&mut self, module: u32, has_image: bool) {
         self.taken = self.taken.saturating_sub(1);
+        if !has_image {
+            return;
+        }
         self.serial += 1;
         self.idle.entry(module).or_default().push_back(self.serial);
         self.idle_slots += 1;
@@ -77,20 +80,30 @@ mod tests {
     fn a_policy_finds_its_slot_until_others_needed_it() {
         let mut warm = Warm::new(2);
         assert!(!warm.begin(1));
-        warm.end(1);
+        warm.end(1, true);
         assert!(warm.begin(1));
         assert!(!warm.begin(1), "two at once take two slots");
-        warm.end(1);
-        warm.end(1);
+        warm.end(1, true);
+        warm.end(1, true);
         assert!(!warm.begin(2), "there is no third");
-        warm.end(2);
+        warm.end(2, true);
         assert!(warm.begin(1) && warm.begin(2), "one was left to each");
-        warm.end(1);
-        warm.end(2);
+        warm.end(1, true);
+        warm.end(2, true);
         assert!(!warm.begin(3), "taken from who left first");
-        warm.end(3);
+        warm.end(3, true);
         assert!(warm.begin(2));
         assert!(!warm.begin(1));
+    }
+
+    #[test]
+    fn what_was_never_made_leaves_no_image() {
+        let mut warm = Warm::new(2);
+        assert!(!warm.begin(1));
+        warm.end(1, false);
+        assert!(!warm.begin(1));
+        warm.end(1, true);
+        assert!(warm.begin(1));
     }
 
     /// As many policies as there are slots stay warm for ever, and one more than that never is, in turn.
@@ -101,7 +114,7 @@ mod tests {
             for round in 0..1_000 {
                 for module in 0..policies {
                     assert_eq!(warm.begin(module), hits && round > 0, "{policies}: {round} {module}");
-                    warm.end(module);
+                    warm.end(module, true);
                 }
                 assert!(warm.order.len() <= 4 * 8 && warm.idle.len() <= 8);
             }

@@ -8,7 +8,6 @@ use super::{Executor, FromExecutor};
 use crate::wire::client::{Farewell, ServerFrame, Violation};
 use crate::worker::connection::{Connection, Phase};
 use crate::worker::tasks::ConnectionKey;
-use crate::worker::tickets::TicketKey;
 
 impl Executor {
     /// The client sent an input that does not decode; only the guest's side notices.
@@ -23,8 +22,11 @@ impl Executor {
         let Some(connection) = self.connections.get(slot).filter(|one| one.phase != Phase::Closing) else {
             return;
         };
-        let tickets: Vec<TicketKey> = connection.requests.iter().map(|request| request.ticket).collect();
-        tickets.into_iter().for_each(|ticket| self.give_up(ticket));
+        let (key, busy) =
+            (ConnectionKey { slot, serial: connection.serial }, !connection.requests.is_empty());
+        if busy {
+            self.give_up(key);
+        }
         if let Some(connection) = self.connections.get(slot) {
             connection.outbound.push(&ServerFrame::Farewell(Farewell::Protocol(violation)));
         }
@@ -62,10 +64,13 @@ impl Executor {
 
     /// The client is gone: nobody waits for what is in progress.
     pub(super) fn close(&mut self, slot: usize) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        let requests = std::mem::take(&mut connection.requests);
+        let Some(connection) = self.connections.get(slot) else { return };
+        let (key, busy) =
+            (ConnectionKey { slot, serial: connection.serial }, !connection.requests.is_empty());
         self.forget(slot);
-        requests.into_iter().for_each(|request| self.give_up(request.ticket));
+        if busy {
+            self.give_up(key);
+        }
     }
 
     pub(super) fn forget(&mut self, slot: usize) {

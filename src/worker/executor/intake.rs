@@ -26,6 +26,8 @@ pub(super) struct Receipt {
     pub(super) monotonic_ns: u64,
     /// What guests see.
     pub(super) realtime_ns: u64,
+    /// When their turn came (CLOCK_MONOTONIC, nanoseconds).
+    pub(super) now_ns: u64,
 }
 
 /// How far one connection may go before others get their turn. It always gets as far as one frame.
@@ -212,7 +214,7 @@ impl Executor {
     /// when its replies are not taken, and when others have waited long enough; the rest is then pending.
     fn take_frames(&mut self, slot: usize, bytes: &[u8]) -> usize {
         let read_ns = self.connections.get(slot).map_or(0, |connection| connection.read_ns);
-        let receipt = Receipt { monotonic_ns: read_ns, realtime_ns: realtime_ns() };
+        let mut receipt = Receipt { monotonic_ns: read_ns, realtime_ns: realtime_ns(), now_ns: read_ns };
         let mut rest = bytes;
         while let Some(connection) = self.connections.get(slot).filter(|one| one.phase == Phase::Open) {
             if connection.outbound.len() > REPLIES_WAITING {
@@ -222,9 +224,10 @@ impl Executor {
                 // The rest has its turn when the replies have been taken.
                 break;
             }
+            receipt.now_ns = monotonic_ns();
             match split_frame(rest) {
                 Ok(None) => break,
-                Ok(Some(_)) if self.turn.is_over(monotonic_ns()) => {
+                Ok(Some(_)) if self.turn.is_over(receipt.now_ns) => {
                     self.queue_up(slot);
                     break;
                 }

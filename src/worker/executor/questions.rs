@@ -78,6 +78,7 @@ impl Executor {
             policy: names.1,
             deadline,
             received_ns: receipt.monotonic_ns,
+            now_ns: receipt.now_ns,
             questions: inputs.len(),
             bytes: inputs.iter().map(|input| input.len()).sum(),
         };
@@ -90,12 +91,12 @@ impl Executor {
             Ok(admitted) => admitted,
             Err(NotAdmitted { refusal, meter }) => {
                 let meter = meter.map(Arc::clone);
-                self.refuse(slot, question, refusal, meter.as_deref());
+                self.refuse(slot, question, receipt, refusal, meter.as_deref());
                 return Ok(());
             }
         };
         if !self.make_room(admitted.flow, inputs.len()) {
-            self.refuse(slot, question, Refusal::Overloaded, Some(&admitted.meter));
+            self.refuse(slot, question, receipt, Refusal::Overloaded, Some(&admitted.meter));
             return Ok(());
         }
         let flow = admitted.flow;
@@ -127,7 +128,14 @@ impl Executor {
     }
 
     /// Answers a request that is not admitted.
-    fn refuse(&mut self, slot: usize, question: &Question<'_>, refusal: Refusal, meter: Option<&Meter>) {
+    fn refuse(
+        &mut self,
+        slot: usize,
+        question: &Question<'_>,
+        receipt: Receipt,
+        refusal: Refusal,
+        meter: Option<&Meter>,
+    ) {
         let first = self.draw_id();
         let Some(connection) = self.connections.get(slot) else { return };
         let refused = |index| Decision { id: Some(first.nth(index)), ..Decision::refused(refusal.clone()) };
@@ -142,8 +150,12 @@ impl Executor {
         } else {
             ServerFrame::Decision { id, decision: refused(0) }
         };
-        connection.outbound.push(&frame);
+        let bytes = connection.outbound.push(&frame);
         self.dirty.push(slot);
+        // A flood of refusals is a flood of answers; but nobody pays for what others ask in its name.
+        if let Some(meter) = meter.filter(|_| refusal != Refusal::NotPermitted) {
+            meter.sent(receipt.now_ns, bytes);
+        }
     }
 
     /// Puts the questions of a request where their turn will come.
@@ -162,13 +174,14 @@ impl Executor {
             meter: Arc::clone(&meter),
         };
         let ticket = self.shared.tickets.open(&connection.outbound, opened, size);
-        connection.requests.push(InProgress { id, ticket, left: inputs.len() });
+        let alone = (!batch).then(|| self.tasks.vacant_key());
+        connection.requests.push(InProgress { id, ticket, alone, left: inputs.len() });
         let connection = ConnectionKey { slot, serial: connection.serial };
         for ((index, input), under_way) in inputs.iter().enumerate().zip(under_way) {
             let mut seed = [0; 32];
             self.seeds.fill_bytes(&mut seed);
             let decision = first.nth(index);
-            let input = Bytes::copy_from_slice(input);
+            let (input, input_bytes) = (Bytes::copy_from_slice(input), input.len());
             let call = Call { input, clock_ns: receipt.realtime_ns, seed, id: Some(decision) };
             let entry = self.tasks.vacant_entry();
             // Every tenant of the set is a flow of the schedule.
@@ -187,10 +200,11 @@ impl Executor {
                 state: State::Waiting { call },
                 trace: trace.filter(TraceContext::is_sampled),
                 meter: Arc::clone(&meter),
+                input_bytes,
                 _under_way: under_way,
             });
             if let Some(asked) = self.asked.get_mut(flow) {
-                *asked += 1;
+                asked.add(input_bytes);
             }
         }
     }
@@ -205,12 +219,19 @@ impl Executor {
     fn cancel(&mut self, slot: usize, id: u64) {
         let Some(connection) = self.connections.get(slot) else { return };
         let Some(request) = connection.requests.iter().find(|request| request.id == id) else { return };
-        self.give_up(request.ticket);
+        let ticket = request.ticket;
+        match request.alone {
+            Some(key) if self.tasks.get(key).is_some_and(|task| task.ticket == ticket) => {
+                self.finish(key, Err(Refusal::Cancelled), monotonic_ns(), None);
+            }
+            Some(_) => {}
+            None => self.refuse_all(|task| task.ticket == ticket, &Refusal::Cancelled),
+        }
     }
 
-    /// Ends what is left of a request, unasked for.
-    pub(super) fn give_up(&mut self, ticket: TicketKey) {
-        self.refuse_all(|task| task.ticket == ticket, &Refusal::Cancelled);
+    /// Ends whatever is left of what a connection has asked.
+    pub(super) fn give_up(&mut self, key: ConnectionKey) {
+        self.refuse_all(|task| task.connection == key, &Refusal::Cancelled);
     }
 
     /// Ends whatever was asked of policies that may not decide any more, wherever it is.

@@ -1,10 +1,15 @@
 //! The executor's dealings with guests: pick one, see whether it may, run a slice of it, settle, answer.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use super::{Executor, IO_EVERY_NS, SLICE_NS};
+use crate::accounts::Meter;
 use crate::decision::{Decision, Refusal, Stage};
-use crate::engine::{Evaluated, monotonic_ns};
+use crate::engine::{Evaluated, monotonic_ns, thread_cpu_ns};
 use crate::worker::schedule::{Next, Pick};
 use crate::worker::tally::{self, Times};
 use crate::worker::tasks::State;
@@ -13,16 +18,27 @@ use crate::worker::ticker::Pace;
 /// Memory of an instance whose reset is worth measuring, bytes.
 const LARGE: usize = 1 << 20;
 
+/// A guest that was not finished. It has its slot until it is dropped.
+pub(super) struct Remains {
+    flow: usize,
+    module: u32,
+    meter: Arc<Meter>,
+    evaluation: Pin<Box<dyn Future<Output = Evaluated>>>,
+}
+
 impl Executor {
     /// Runs guests until none is left to run, or it is time to look at I/O.
     pub(super) fn run_guests(&mut self) {
         let mut now = monotonic_ns();
         let until = now.saturating_add(IO_EVERY_NS);
+        if self.schedule.len() > 0 {
+            self.processor.begin(thread_cpu_ns());
+        }
         while let Some(pick) = self.schedule.pick() {
             if self.ticker.pace() == Pace::Off {
                 self.start_ticking();
             }
-            self.shared.step_began_ns.store(now, std::sync::atomic::Ordering::Relaxed);
+            self.shared.step_began_ns.store(now, Ordering::Relaxed);
             now = self.run_slice(pick, now);
             self.last_work_ns = now;
             if now >= until {
@@ -58,7 +74,7 @@ impl Executor {
         self.slice.set_end(now.saturating_add(reserved_ns));
         let polled = evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let after = monotonic_ns();
-        let used_ns = after.saturating_sub(now);
+        let used_ns = self.processor.used(after.saturating_sub(now), thread_cpu_ns);
         task.meter.settle_cpu(after, reserved_ns, used_ns);
         match polled {
             Poll::Pending => {
@@ -78,6 +94,7 @@ impl Executor {
                     decision = Decision { digest, timing, id, ..Decision::refused(refusal) };
                 }
                 let (connection, id, at_ns) = (task.connection, task.id, task.realtime_ns);
+                let large = (used.memory >= LARGE).then(|| Arc::clone(&task.meter));
                 self.finish(pick.task, Ok(decision), after, Some(instantiated));
                 let replied = monotonic_ns();
                 if instantiated {
@@ -88,8 +105,12 @@ impl Executor {
                 }
                 // Not before the reply is on its way: see `Residue`. Whose it was pays for it.
                 drop(residue);
-                let end = if used.memory >= LARGE { monotonic_ns() } else { replied };
-                self.schedule.settle(pick, end.saturating_sub(now), Next::Over);
+                let end = if large.is_some() { monotonic_ns() } else { replied };
+                let after_ns = self.processor.used(end.saturating_sub(after), thread_cpu_ns);
+                if let Some(meter) = large {
+                    meter.settle_cpu(end, 0, after_ns.min(end.saturating_sub(replied)));
+                }
+                self.schedule.settle(pick, used_ns.saturating_add(after_ns), Next::Over);
                 end
             }
         }
@@ -108,7 +129,7 @@ impl Executor {
         self.schedule.remove(task.seat);
         let flow = task.seat.flow;
         if let Some(asked) = self.asked.get_mut(flow) {
-            *asked = asked.saturating_sub(1);
+            asked.remove(task.input_bytes);
         }
         let (digest, id) = (Some(task.policy.digest()), Some(task.id));
         let decision = result.unwrap_or_else(|refusal| Decision { digest, id, ..Decision::refused(refusal) });
@@ -140,10 +161,43 @@ impl Executor {
         }
         self.settle_request(task.connection, task.ticket);
         if let State::Running { evaluation, .. } = task.state {
+            let module = task.policy.module();
+            match instantiated {
+                Some(made) => {
+                    drop(evaluation);
+                    self.schedule.ended(flow);
+                    self.warm.end(module, warm || made);
+                }
+                None => {
+                    let meter = task.meter;
+                    self.remains.push_back(Remains { flow, module, meter, evaluation });
+                }
+            }
+        }
+    }
+
+    /// Does away with guests that were not finished, and with so many at once that nobody waits for long. Whose they were
+    /// pays for it.
+    pub(super) fn clear_away(&mut self) {
+        if self.remains.is_empty() {
+            return;
+        }
+        let mut now = monotonic_ns();
+        let until = now.saturating_add(SLICE_NS);
+        self.processor.begin(thread_cpu_ns());
+        while now < until
+            && let Some(Remains { flow, module, meter, evaluation }) = self.remains.pop_front()
+        {
+            self.shared.step_began_ns.store(now, Ordering::Relaxed);
             // Dropping a suspended guest unwinds its fiber and frees its slot.
             drop(evaluation);
+            let after = monotonic_ns();
+            let used_ns = self.processor.used(after.saturating_sub(now), thread_cpu_ns);
+            meter.settle_cpu(after, 0, used_ns);
+            self.schedule.charge(flow, used_ns);
             self.schedule.ended(flow);
-            self.warm.end(task.policy.module());
+            self.warm.end(module, true);
+            now = after;
         }
     }
 

@@ -185,6 +185,59 @@ fn who_always_has_something_to_read_does_not_keep_others_from_being_read() {
     }
 }
 
+/// Whoever is answered before its guest has ended has the instance until that is done away with, and then nothing.
+#[test]
+fn what_is_given_up_is_done_away_with_and_paid_for() {
+    let shared = shared();
+    let mut executor = executor(Arc::new(set()), Arc::clone(&shared));
+    let mut client = connect(&shared);
+    let mut events = [EpollEvent::empty(); EVENTS];
+    client.ask(1, "spins");
+    while executor.schedule.instances() == 0 {
+        executor.round(&mut events).unwrap();
+    }
+    let mut cancel = BytesMut::new();
+    frame::encode_frame(&ClientFrame::Cancel { id: 1 }, &mut cancel, CLIENT_FRAME_MAX).unwrap();
+    client.stream.write_all(&cancel).unwrap();
+    let first = |executor: &Executor| executor.tasks.iter().any(|(_, task)| task.seat.flow == 0);
+    while first(&executor) || !executor.remains.is_empty() {
+        executor.round(&mut events).unwrap();
+    }
+    assert_eq!(executor.schedule.instances(), 0);
+    let (id, decision) = client.next();
+    assert_eq!((id, decision.outcome), (1, Outcome::Refused(Refusal::Cancelled)));
+
+    // There is one instance for each tenant: the next one gets it. What a connection leaves goes with it.
+    client.ask(2, "spins");
+    client.ask(3, "spins");
+    while executor.schedule.instances() == 0 {
+        executor.round(&mut events).unwrap();
+    }
+    drop(client);
+    while !executor.tasks.is_empty() || !executor.remains.is_empty() {
+        executor.round(&mut events).unwrap();
+    }
+    assert_eq!((executor.schedule.instances(), executor.schedule.len()), (0, 0));
+    let (_, spins) = executor.set.tenant("spins").unwrap();
+    let gauges = &executor.set.column().unwrap().tenants[spins.meter.slot() as usize];
+    assert_eq!((gauges.memory.get(), gauges.concurrent.get()), (0, 0));
+}
+
+/// What is refused at admission is an answer as any other.
+#[test]
+fn refusals_count_among_the_bytes_of_answers() {
+    let set = Arc::new(set());
+    let shared = shared();
+    let mut executor = executor(Arc::clone(&set), Arc::clone(&shared));
+    let mut client = connect(&shared);
+    let (_, answers) = set.tenant("answers").unwrap();
+    assert!(set.withdraw(&tenant("answers"), &gate(), answers.policy("gate").unwrap().digest()));
+    client.ask(1, "answers");
+    executor.round(&mut [EpollEvent::empty(); EVENTS]).unwrap();
+    assert_eq!(client.next().1.outcome, Outcome::Refused(Refusal::Revoked));
+    assert!(answers.meter.account().unwrap().egress_bytes.get() > 0);
+}
+
 /// One runs, two wait for its instance, and all three are answered once; what comes later is not begun. Nobody else is
 /// touched.
 #[test]
