@@ -152,8 +152,8 @@ impl Executor {
         };
         let bytes = connection.outbound.push(&frame);
         self.dirty.push(slot);
-        // A flood of refusals is a flood of answers; but nobody pays for what others ask in its name.
-        if let Some(meter) = meter.filter(|_| refusal != Refusal::NotPermitted) {
+        // A flood of refusals is a flood of answers.
+        if let Some(meter) = meter {
             meter.sent(receipt.now_ns, bytes);
         }
     }
