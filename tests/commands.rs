@@ -201,13 +201,13 @@ fn status(supervisor_pid: i32, reloads: u64, last_reload_error: Option<&str>) ->
             reloads,
             last_reload_error: last_reload_error.map(str::to_owned),
             // The sixth begins after whatever is asked for here, the others before.
-            asked: Some(AskedReload {
+            asked: Some(Box::new(AskedReload {
                 number: reloads,
                 began_ns: if reloads == 6 { u64::MAX } else { 0 },
                 error: last_reload_error.map(str::to_owned),
                 adopted: last_reload_error.is_none(),
                 behind: Vec::new(),
-            }),
+            })),
             processes: Vec::new(),
         },
         frontend: FrontendCounters { accepted: 42, ..FrontendCounters::default() },

@@ -367,7 +367,7 @@ fn process_table() -> impl Strategy<Value = ProcessTable> {
             isolation,
             reloads,
             last_reload_error,
-            asked,
+            asked: asked.map(Box::new),
             processes,
         },
     )

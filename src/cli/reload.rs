@@ -89,7 +89,7 @@ pub(super) fn reload(socket: &Path, within: Duration) -> Result<Status, ReloadEr
     loop {
         // While generations change hands a look may fail; the last one tells why.
         let error = match ask_status(socket) {
-            Ok(now) => match now.processes.asked.as_ref().filter(|asked| asked.began_ns >= asked_ns) {
+            Ok(now) => match now.processes.asked.as_deref().filter(|asked| asked.began_ns >= asked_ns) {
                 Some(AskedReload { error: Some(error), adopted: false, .. }) => {
                     return Err(ReloadError::Refused(printable(error)));
                 }

@@ -296,7 +296,7 @@ pub struct ProcessTable {
     pub reloads: u64,
     pub last_reload_error: Option<String>,
     /// The last of them that somebody asked for; the others are the registry's.
-    pub asked: Option<AskedReload>,
+    pub asked: Option<Box<AskedReload>>,
     pub processes: Vec<Process>,
 }
 

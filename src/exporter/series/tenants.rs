@@ -546,7 +546,7 @@ mod tests {
             assignment.tenants[0].modules = names.iter().map(slot).collect();
             assignment
         };
-        let most = MODULES_APART as u32;
+        let most = u32::try_from(MODULES_APART).unwrap();
         (0..most + 3).for_each(|slot| {
             accounts.classes[&class()].modules[slot as usize].invocations.add(1);
         });

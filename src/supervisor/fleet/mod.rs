@@ -76,7 +76,7 @@ pub(super) struct Fleet {
     failures: Vec<String>,
     reloads: u64,
     last_reload_error: Option<String>,
-    asked: Option<AskedReload>,
+    asked: Option<Box<AskedReload>>,
     /// The frontend and the exporter do not know the present table yet.
     changed: bool,
     /// Everything has served once.

@@ -71,7 +71,7 @@ impl Fleet {
                 Ended::Refused(_) => (false, Vec::new()),
                 Ended::Adopted(Adopted { behind, .. }) => (true, behind),
             };
-            self.asked = Some(AskedReload { number, began_ns, error, adopted, behind });
+            self.asked = Some(Box::new(AskedReload { number, began_ns, error, adopted, behind }));
         }
         self.changed = true;
     }
