@@ -388,7 +388,7 @@ fn waiting_counts_against_the_deadline() {
 
 #[test]
 fn more_connections_than_a_class_takes_are_told_so_and_harm_nobody() {
-    let service = service("connections = 16", "");
+    let service = service("connections = 16", "max_connections_per_uid = 1000");
     let worker = |service: &Service| {
         let processes = service.status().processes.processes;
         processes
