@@ -995,8 +995,8 @@ fn no_tenants_file_is_left_out_without_a_word() {
     assert!(refused.expect("no room").to_string().contains("all tenants' files together would have"));
     fs::write(&one_more, "state = \"removed\"\n").expect("write");
     site.chmod("tenants.d/z.toml", 0o644);
-    let errors = site.errors(&text, &ordinary());
-    assert!(errors.len() == 1 && errors[0].contains("z.toml:1:1: all tenants' files together"), "{errors:?}");
+    let said = site.load(&text, &ordinary()).expect_err("no room").to_string();
+    assert!(said.lines().count() == 1 && said.contains("z.toml:1:1: all tenants' files together"), "{said}");
 }
 
 #[test]
