@@ -9,6 +9,7 @@ use super::{Class, GroupLimits, Identity, ceilings, places};
 use crate::decision::TrustClass;
 use crate::document::values::{boolean, duration, number, size};
 use crate::document::{Found, Section};
+use crate::wire::client::BATCH_MAX;
 use crate::wire::control::ClassLimits;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -34,7 +35,10 @@ impl<'d> Reader<'_, 'd> {
         let ceiling = ceilings::read(&mut section, &ceilings::CLASS);
         let memory = ceiling.map(|ceiling| ceiling.memory);
         let instances = section.defaulted("instances", 64, number(1..=16384));
-        let queue = section.defaulted("queue", 1024, number(1..=1_000_000));
+        // A tenant has half of a thread's part, and the largest batch has to fit there.
+        let two_batches = u32::try_from(2 * BATCH_MAX).unwrap_or(u32::MAX);
+        let for_threads = threads.map_or(1, |found| found.value).saturating_mul(two_batches);
+        let queue = section.defaulted("queue", for_threads.clamp(1024, 1_000_000), number(1..=1_000_000));
         let pipeline = section.defaulted("pipeline", 256, number(1..=65536));
         let connections = section.defaulted("connections", 1024, number(1..=65536));
         let stack_zeroing = section.defaulted("stack_zeroing", true, boolean);

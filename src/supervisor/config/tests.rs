@@ -504,6 +504,18 @@ fn data_has_names_that_no_policy_has() {
 }
 
 #[test]
+fn half_of_a_threads_part_of_the_queue_holds_a_whole_batch() {
+    let queues = |cores| {
+        let site = Site::new();
+        let config = site.load(&Site::sound(), &Surroundings { cores, ..ordinary() }).expect("sound");
+        // Class a says that it has two threads, b has one for each core.
+        [config.classes[0].limits.queue, config.classes[1].limits.queue]
+    };
+    assert_eq!(queues(2), [1024, 1024]);
+    assert_eq!(queues(8), [1024, 4096]);
+}
+
+#[test]
 fn tenants_have_the_quotas_of_their_plans() {
     let site = Site::new();
     let plans = "
