@@ -51,7 +51,7 @@ fn load_code(
     let expected = Expected { tenant: &tenant("acme"), policy: &policy("gate"), minimum_version: 0 };
     let sealed = SealedBytes::of(code).unwrap();
     let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
-    load(&engines, artifact, granted)
+    load(&engines, &artifact, granted)
 }
 
 fn ask(policy: &Arc<Policy>, bytes: &[u8], clock_ns: u64, seed: [u8; 32]) -> Decision {

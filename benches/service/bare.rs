@@ -98,7 +98,7 @@ fn load(engines: &Engines, built: &Built, name: &str, memory: u32) -> Arc<Policy
     let expected = Expected { tenant: &tenant, policy: &name, minimum_version: 0 };
     let artifact = artifact::verify(bytes, &signed, &[key.public_key()], &expected).unwrap();
     let granted = Granted { ceiling: Ceiling { memory, ..Ceiling::MOST }, data: None };
-    Arc::new(engine::load(engines, artifact, granted).unwrap())
+    Arc::new(engine::load(engines, &artifact, granted).unwrap())
 }
 
 /// Everything that an executor does for the guest's sake.

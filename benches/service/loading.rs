@@ -113,7 +113,7 @@ impl Supplied {
         let began = Instant::now();
         let artifact = self.verified(&mut buffer);
         let verified = began.elapsed();
-        let policy: Policy = engine::load(serving, artifact, Granted::default()).unwrap();
+        let policy: Policy = engine::load(serving, &artifact, Granted::default()).unwrap();
         let loaded = began.elapsed();
         assert_eq!(policy.digest(), self.digest, "{}", self.name);
         (verified.as_secs_f64() * 1e3, loaded.as_secs_f64() * 1e3)

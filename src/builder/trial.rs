@@ -47,7 +47,7 @@ pub(super) fn decides(
 ) -> Result<(), TrialError> {
     let granted = Granted { ceiling, data: None };
     let artifact = vouch(manifest, built.source, code)?;
-    let policy = Arc::new(engine::load(engines, artifact, granted)?);
+    let policy = Arc::new(engine::load(engines, &artifact, granted)?);
     let input = frame::encode(&Input::Opaque { content_type: "", bytes: b"" }, QUESTION_MAX)?;
     let call = Call { input: Bytes::from(input), clock_ns: realtime_ns(), seed: [0; 32], id: None };
     let slice = Arc::new(Slice::default());

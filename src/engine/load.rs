@@ -57,8 +57,6 @@ pub struct Policy {
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) data: Option<Arc<Data>>,
-    /// Keeps the sealed memory that the code is mapped from; there is none where it was compiled here, to be counted.
-    _artifact: Option<Artifact>,
 }
 
 impl std::fmt::Debug for Policy {
@@ -124,7 +122,7 @@ pub enum LoadError {
 ///
 /// # Errors
 /// What about it does not hold, or does not fit.
-pub fn load(engines: &Engines, artifact: Artifact, granted: Granted) -> Result<Policy, LoadError> {
+pub fn load(engines: &Engines, artifact: &Artifact, granted: Granted) -> Result<Policy, LoadError> {
     let statement = artifact.statement();
     let name = || statement.policy.clone();
     let world = World::named(&statement.world)
@@ -141,7 +139,7 @@ pub fn load(engines: &Engines, artifact: Artifact, granted: Granted) -> Result<P
         .and_then(|made_for| made_for.check(Metering::of(&limits)))
         .map_err(|unfit| LoadError::Unfit(name(), unfit))?;
     let engine = engines.of(&limits).map_err(|error| LoadError::Engine(name(), format!("{error:#}")))?;
-    let component = deserialize(&engine, &artifact)
+    let component = deserialize(&engine, artifact)
         .map_err(|error| LoadError::Deserialize(name(), format!("{error:#}")))?;
     // In pages.
     let initial = component.resources_required().and_then(|needs| needs.max_initial_memory_size);
@@ -159,7 +157,7 @@ pub fn load(engines: &Engines, artifact: Artifact, granted: Granted) -> Result<P
     };
     let metrics = Arc::new(Metrics::of(&statement.metrics));
     let data = granted.data;
-    Ok(Policy { pre, identity: Arc::new(identity), limits, metrics, data, _artifact: Some(artifact) })
+    Ok(Policy { pre, identity: Arc::new(identity), limits, metrics, data })
 }
 
 /// The same policy once more, for a [`super::counting_engine`]: compiled here and now from its component.
@@ -183,7 +181,6 @@ pub fn load_counting(
         limits: like.limits,
         metrics: Arc::clone(&like.metrics),
         data: like.data.clone(),
-        _artifact: None,
     })
 }
 

@@ -221,7 +221,7 @@ impl Subject {
         let is_shipped = shipped == Some(code.digest());
         let engines = engines(manifest.limits.memory.min(ceiling.memory))?;
         let artifact = vouch(&manifest, built.source, code).map_err(vouched)?;
-        let policy = engine::load(&engines, artifact, engine::Granted { ceiling, data: None })
+        let policy = engine::load(&engines, &artifact, engine::Granted { ceiling, data: None })
             .map_err(|cause| SubjectError::Load { path: path.into(), cause: Box::new(cause) })?;
         let stage = Stage::start(&engines)?;
         let policy = Arc::new(policy);

@@ -316,7 +316,7 @@ impl Loading<'_> {
         let serving = serving(&artifact, read);
         let ceiling = self.ceilings.get(tenant).copied().unwrap_or_default();
         let granted = Granted { ceiling, data };
-        Ok((engine::load(self.engines, artifact, granted)?, serving))
+        Ok((engine::load(self.engines, &artifact, granted)?, serving))
     }
 
     fn complete(mut self, assignment: &WorkerAssignment) -> Loaded {

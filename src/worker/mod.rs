@@ -13,6 +13,7 @@ mod mailbox;
 mod outbound;
 mod parts;
 mod policies;
+mod promptness;
 #[cfg(feature = "compiler")]
 #[cfg(test)]
 mod samples;

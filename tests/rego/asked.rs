@@ -50,7 +50,7 @@ pub(crate) fn loaded_with(component: &[u8], memory: u32, data: Option<Arc<Data>>
     let sealed = SealedBytes::of(support::code(&built)).unwrap();
     let artifact = verify(sealed, &signed, &[key.public_key()], &expected).unwrap();
     let ceiling = Ceiling { memory, ..Ceiling::MOST };
-    Arc::new(load(&engines, artifact, Granted { ceiling, data }).unwrap())
+    Arc::new(load(&engines, &artifact, Granted { ceiling, data }).unwrap())
 }
 
 pub(crate) fn policy_of(module: &[u8], data: Option<&[u8]>, entrypoint: Option<&str>) -> Arc<Policy> {

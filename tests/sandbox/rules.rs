@@ -300,8 +300,8 @@ fn numbers() -> BTreeMap<&'static str, i64> {
         SYS_membarrier SYS_memfd_create SYS_mkdirat SYS_mmap SYS_mprotect SYS_munmap SYS_newfstatat
         SYS_openat SYS_ppoll SYS_prctl SYS_pread64 SYS_prlimit64 SYS_pwritev2
         SYS_read SYS_readlinkat SYS_recvfrom SYS_recvmsg SYS_renameat SYS_restart_syscall
-        SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_yield
-        SYS_seccomp SYS_sendmmsg SYS_sendmsg SYS_sendto SYS_set_robust_list SYS_set_tid_address SYS_setgroups SYS_setresgid
+        SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_getattr
+        SYS_sched_setattr SYS_sched_yield SYS_seccomp SYS_sendmmsg SYS_sendmsg SYS_sendto SYS_set_robust_list SYS_set_tid_address SYS_setgroups SYS_setresgid
         SYS_setresuid SYS_setsid SYS_setsockopt SYS_shutdown SYS_sigaltstack SYS_socket SYS_socketpair SYS_statx
         SYS_tgkill SYS_timer_create SYS_timer_settime SYS_umask
         SYS_uname SYS_unlinkat SYS_wait4 SYS_waitid SYS_write SYS_writev

@@ -174,9 +174,9 @@ impl Fleet {
                 let key = self.supplier().map(|(_, key)| key).ok_or(SpawnError::NoRegistry)?;
                 let assignment =
                     config.worker_assignment(&self.books, class, generation, self.isolation, key);
-                // A policy is held as its image and, while it is loaded, as its files.
-                let open = policies(assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum());
-                let open = open.saturating_add(class.limits.connections);
+                // A policy is held as its image, and while it is loaded as its files.
+                let named: usize = assignment.tenants.iter().map(|tenant| tenant.policies.len()).sum();
+                let open = u32::try_from(named).unwrap_or(u32::MAX).saturating_add(class.limits.connections);
                 let threads = class.limits.threads.saturating_add(16);
                 Ok(Wanted {
                     first: Some(Pair::of::<ToWorker, FromWorker>(HANDOVER_MAX)?),

@@ -43,7 +43,7 @@ fn set() -> PolicySet {
         let expected = Expected { tenant: &tenant(name), policy: &gate(), minimum_version: 0 };
         let code = SealedBytes::of(samples::code(&built)).unwrap();
         let artifact = verify(code, &signed, &[key.public_key()], &expected).unwrap();
-        let policy = engine::load(engines(), artifact, Granted::default()).unwrap();
+        let policy = engine::load(engines(), &artifact, Granted::default()).unwrap();
         let assignment = TenantAssignment {
             tenant: tenant(name),
             slot,

@@ -5,6 +5,7 @@ use nix::libc;
 use super::Instead::{Errno, May};
 use super::Unsealed::{Lives, Refused, Works};
 use super::{NONE, Probe, flag, number, open, probe, then};
+use crate::hijack::{Answer, Thread};
 
 pub(crate) fn no_other_process_is_touched() -> Vec<Probe> {
     vec![
@@ -73,12 +74,30 @@ pub(crate) fn no_other_process_is_touched() -> Vec<Probe> {
         probe("change the priority of a process", Works, |thread, around| {
             thread.call(libc::SYS_setpriority, [0, number(around.stranger), 19, 0, 0, 0])
         }),
+        probe("change the slices of a process", Works, |thread, around| {
+            schedule(thread, around.stranger.as_raw(), 0, 0)
+        }),
+        probe("go before others", Refused(libc::EPERM), |thread, _| schedule(thread, 0, 0, -1))
+            .but(&[("worker", Errno(libc::EPERM))]),
+        probe("go before everybody, in real time", Refused(libc::EPERM), |thread, _| {
+            schedule(thread, 0, libc::SCHED_FIFO, 0)
+        })
+        .but(&[("worker", Errno(libc::EPERM))]),
         probe("change the limits of a process", Works, |thread, around| {
             let limit = thread.place_words(&[0, 0]);
             let resource = u64::from(libc::RLIMIT_CORE);
             thread.call(libc::SYS_prlimit64, [number(around.stranger), resource, limit, 0, 0, 0])
         }),
     ]
+}
+
+/// sched_setattr of a `struct sched_attr` of 48 bytes, with the shortest slice there is.
+fn schedule(thread: &mut Thread, pid: i32, policy: i32, nice: i32) -> Answer {
+    let (policy, priority) = (flag(policy) << 32, u64::from(policy != 0) << 32);
+    let nice = u64::from(u32::from_ne_bytes(nice.to_ne_bytes()));
+    let slice = if policy == 0 { 100_000 } else { 0 };
+    let attributes = thread.place_words(&[48 | policy, 0, nice | priority, slice, 0, 0]);
+    thread.call(libc::SYS_sched_setattr, [flag(pid), attributes, 0, 0, 0, 0])
 }
 
 pub(crate) fn no_process_or_namespace_is_made() -> Vec<Probe> {
