@@ -233,7 +233,7 @@ impl Executor {
             draining: None,
             last_work_ns: 0,
             last_yield_ns: 0,
-            promptness: Promptness::new()?,
+            promptness: Promptness::new(),
         })
     }
 

@@ -33,10 +33,15 @@ pub(super) struct Promptness {
 
 impl Promptness {
     /// For the calling thread, which has short slices from now on.
-    pub(super) fn new() -> nix::Result<Self> {
-        let nice = nice()?;
-        set(nice, SHORT_NS)?;
-        Ok(Self { nice, prompt: true, busy_since_ns: 0, given_up: false })
+    ///
+    /// Where slices cannot be set (another scheduling policy, a filter around the service) they stay as they are: that is
+    /// slower beside a busy neighbour, and nothing else.
+    pub(super) fn new() -> Self {
+        let set = nice().and_then(|nice| set(nice, SHORT_NS).map(|()| nice));
+        if let Err(error) = &set {
+            warn!(%error, "the length of this thread's slices cannot be set; they stay as they are");
+        }
+        Self { nice: set.unwrap_or(0), prompt: true, busy_since_ns: 0, given_up: set.is_err() }
     }
 
     /// There is nothing to do; what comes next is to be seen at once.
@@ -75,13 +80,17 @@ fn set(nice: i32, slice_ns: u64) -> nix::Result<()> {
 }
 
 fn nice() -> nix::Result<i32> {
-    let mut attributes = attributes()?;
-    // SAFETY: the kernel writes no more than `size` bytes of a struct of that size, which outlives the call.
-    #[expect(unsafe_code, reason = "sched_getattr has no safe wrapper")]
-    let result =
-        unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, attributes.size, 0) };
-    Errno::result(result)?;
+    let attributes = read()?;
     if attributes.sched_policy == 0 { Ok(attributes.sched_nice) } else { Err(Errno::EOPNOTSUPP) }
+}
+
+#[expect(unsafe_code, reason = "sched_getattr has no safe wrapper")]
+fn read() -> nix::Result<libc::sched_attr> {
+    let mut attributes = attributes()?;
+    let size = attributes.size;
+    // SAFETY: the kernel writes no more than `size` bytes of a struct of that size, which outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+    Errno::result(result).map(|_| attributes)
 }
 
 /// Of the policy that threads usually have (SCHED_OTHER), which is 0.
@@ -97,4 +106,48 @@ fn attributes() -> nix::Result<libc::sched_attr> {
         sched_deadline: 0,
         sched_period: 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel has it for the calling thread, nanoseconds.
+    fn slice() -> u64 {
+        read().expect("sched_getattr").sched_runtime
+    }
+
+    /// Whether this kernel lets a thread say how long its slices are.
+    fn has_slices() -> bool {
+        let release = nix::sys::utsname::uname().expect("uname").release().to_string_lossy().into_owned();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>());
+        let mut next = || numbers.next().and_then(Result::ok).expect("a version");
+        (next(), next()) >= (6, 12)
+    }
+
+    #[test]
+    fn slices_are_short_until_it_has_been_busy_for_long() {
+        let usual = slice();
+        let short = if has_slices() { SHORT_NS } else { usual };
+        let mut thread = Promptness::new();
+        assert_eq!(slice(), short);
+        thread.busy(1);
+        thread.busy(1 + PROMPT_FOR_NS);
+        assert_eq!(slice(), short, "busy for no longer than that");
+        thread.busy(2 + PROMPT_FOR_NS);
+        assert_eq!(slice(), usual);
+        thread.idle();
+        assert_eq!(slice(), short);
+        thread.busy(3 + PROMPT_FOR_NS);
+        assert_eq!(slice(), short, "it began anew");
+    }
+
+    #[test]
+    fn the_priority_stays_as_it_was() {
+        let nice = nice().expect("nice");
+        let mut thread = Promptness::new();
+        thread.busy(1);
+        thread.busy(2 + PROMPT_FOR_NS);
+        assert_eq!(super::nice().expect("nice"), nice);
+    }
 }
