@@ -106,7 +106,7 @@ mod tests {
         (Role::Worker, 25),
         (Role::Frontend, 20),
         (Role::Supervisor, 30),
-        (Role::Spawner, 82),
+        (Role::Spawner, 84),
         (Role::Registry, 27),
         (Role::Builder, 35),
         (Role::Exporter, 25),

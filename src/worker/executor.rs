@@ -18,7 +18,6 @@ use super::counters::Counters;
 use super::mailbox::Mailbox;
 use super::outbound::{Flushed, Outbound};
 use super::policies::PolicySet;
-use super::promptness::Promptness;
 use super::schedule::{Schedule, Shares, Slots};
 use super::tasks::{ConnectionKey, Tasks};
 use super::ticker::{Pace, Ticker};
@@ -158,7 +157,6 @@ pub(super) struct Executor {
     draining: Option<Draining>,
     last_work_ns: u64,
     last_yield_ns: u64,
-    promptness: Promptness,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -233,7 +231,6 @@ impl Executor {
             draining: None,
             last_work_ns: 0,
             last_yield_ns: 0,
-            promptness: Promptness::new(),
         })
     }
 
@@ -250,18 +247,13 @@ impl Executor {
     /// Once everything: what has happened, what is to be read, guests, replies.
     fn round(&mut self, events: &mut [EpollEvent]) -> nix::Result<()> {
         self.shared.step_began_ns.store(0, Ordering::Relaxed);
-        let patience = self.patience();
-        if patience != EpollTimeout::ZERO {
-            self.promptness.idle();
-        }
-        let ready = match self.epoll.wait(events, patience) {
+        let ready = match self.epoll.wait(events, self.patience()) {
             Ok(ready) => ready,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(errno),
         };
         let now = monotonic_ns();
         self.shared.step_began_ns.store(now, Ordering::Relaxed);
-        self.promptness.busy(now);
         // However much arrives, guests get their turn, and what comes in waits where it is.
         self.intake_until_ns = now.saturating_add(INTAKE_NS);
         for event in events.iter().take(ready) {

@@ -77,12 +77,10 @@ pub(crate) fn no_other_process_is_touched() -> Vec<Probe> {
         probe("change the slices of a process", Works, |thread, around| {
             schedule(thread, around.stranger.as_raw(), 0, 0)
         }),
-        probe("go before others", Refused(libc::EPERM), |thread, _| schedule(thread, 0, 0, -1))
-            .but(&[("worker", Errno(libc::EPERM))]),
+        probe("go before others", Refused(libc::EPERM), |thread, _| schedule(thread, 0, 0, -1)),
         probe("go before everybody, in real time", Refused(libc::EPERM), |thread, _| {
             schedule(thread, 0, libc::SCHED_FIFO, 0)
-        })
-        .but(&[("worker", Errno(libc::EPERM))]),
+        }),
         probe("change the limits of a process", Works, |thread, around| {
             let limit = thread.place_words(&[0, 0]);
             let resource = u64::from(libc::RLIMIT_CORE);
