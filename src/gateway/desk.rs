@@ -1,0 +1,140 @@
+//! Where every protocol puts its questions: who is asked for is settled here, and how long it may take.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::verdict::{Code, Down, Verdict};
+use crate::client::{Client, Deadline};
+use crate::decision::{Input, PolicyName, Tenant, TraceContext};
+use crate::wire::gateway::{Binding, Listener};
+
+/// What a listener's connections ask by. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Desk {
+    asks: Asks,
+    listener: Arc<Listener>,
+    /// Who is at the other end, where the kernel says so.
+    peer: Option<u32>,
+}
+
+#[derive(Clone)]
+enum Asks {
+    Service(Client),
+    /// What a test answers.
+    #[cfg(test)]
+    Test(Arc<Scripted>),
+}
+
+#[cfg(test)]
+pub(super) type Scripted = dyn Fn(
+        &Tenant,
+        &PolicyName,
+        Deadline,
+        &Input<'_>,
+    ) -> Result<crate::decision::Decision, crate::client::ClientError>
+    + Send
+    + Sync;
+
+impl std::fmt::Debug for Asks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Service(client) => client.fmt(f),
+            #[cfg(test)]
+            Self::Test(_) => f.write_str("Test"),
+        }
+    }
+}
+
+/// For whom it is asked, and what decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bound {
+    pub(super) tenant: Tenant,
+    pub(super) policy: PolicyName,
+}
+
+/// What a request says of itself besides its [`Input`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Terms {
+    /// What the proxy leaves for it. It can only shorten the listener's.
+    pub(super) within: Option<Duration>,
+    pub(super) trace: Option<TraceContext>,
+}
+
+impl Desk {
+    pub(super) fn new(client: Client, listener: Arc<Listener>, peer: Option<u32>) -> Self {
+        Self { asks: Asks::Service(client), listener, peer }
+    }
+
+    #[cfg(test)]
+    pub(super) fn scripted(script: Arc<Scripted>, listener: Listener, peer: Option<u32>) -> Self {
+        Self { asks: Asks::Test(script), listener: Arc::new(listener), peer }
+    }
+
+    pub(super) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// Whom the listener binds a request to. `context` and `header` look up what the proxy says; a header that comes twice
+    /// must be given as none.
+    pub(super) fn bind<'a>(
+        &self,
+        context: impl Fn(&str) -> Option<&'a str>,
+        header: impl Fn(&str) -> Option<&'a str>,
+    ) -> Result<Bound, Down> {
+        let Listener { tenant, policy, .. } = &*self.listener;
+        let tenant = self.one_of("tenant", tenant, &context, &header)?;
+        let policy = self.one_of("policy", policy, &context, &header)?;
+        Ok(Bound { tenant: tenant.clone(), policy: policy.clone() })
+    }
+
+    /// The same where the policy is known already.
+    pub(super) fn bind_tenant<'a>(&self, header: impl Fn(&str) -> Option<&'a str>) -> Result<Tenant, Down> {
+        self.one_of("tenant", &self.listener.tenant, &|_| None, &header).cloned()
+    }
+
+    fn one_of<'a, 'l, T: AsRef<str>>(
+        &self,
+        what: &str,
+        binding: &'l Binding<T>,
+        context: &impl Fn(&str) -> Option<&'a str>,
+        header: &impl Fn(&str) -> Option<&'a str>,
+    ) -> Result<&'l T, Down> {
+        let not =
+            |why: String| Down::new(Code::NotPermitted, format!("listener {}: {why}", self.listener.name));
+        let (named, among, place, key) = match binding {
+            Binding::Fixed(one) => return Ok(one),
+            Binding::Peer(of) => {
+                let found = of.iter().find(|(uid, _)| Some(*uid) == self.peer);
+                return found.map(|(_, one)| one).ok_or_else(|| match self.peer {
+                    Some(uid) => not(format!("no {what} for UID {uid}; name one in its table of peers")),
+                    None => not(format!("no {what} where the kernel names no peer")),
+                });
+            }
+            Binding::Context { key, among } => (context(key), among, "context", key),
+            Binding::Header { name, among } => (header(name), among, "header", name),
+        };
+        let named = named
+            .ok_or_else(|| not(format!("no {what}: the proxy sends no {place} {key:?}, or more than one")))?;
+        among
+            .iter()
+            .find(|one| one.as_ref() == named)
+            .ok_or_else(|| not(format!("the {what} in {place} {key:?} is none of those it may name")))
+    }
+
+    /// Asks, and gives what the proxy is to be told. Every error keeps the gate down.
+    pub(super) async fn decide(&self, bound: &Bound, terms: Terms, input: &Input<'_>) -> Verdict {
+        let longest = Duration::from_micros(self.listener.deadline_us.into());
+        let within = terms.within.map_or(longest, |within| within.min(longest));
+        let deadline = Deadline::in_(within);
+        let Bound { tenant, policy } = bound;
+        match &self.asks {
+            Asks::Service(client) => match terms.trace {
+                Some(trace) => client.traced(trace).decide(tenant, policy, deadline, input).await,
+                None => client.decide(tenant, policy, deadline, input).await,
+            },
+            #[cfg(test)]
+            Asks::Test(script) => script(tenant, policy, deadline, input),
+        }
+        .into()
+    }
+}
