@@ -1,7 +1,10 @@
 //! Where every protocol puts its questions: who is asked for is settled here, and how long it may take.
 
+use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use super::verdict::{Code, Down, Verdict};
 use crate::client::{Client, Deadline};
@@ -15,6 +18,8 @@ pub(super) struct Desk {
     listener: Arc<Listener>,
     /// Who is at the other end, where the kernel says so.
     peer: Option<u32>,
+    /// True from when this process drains.
+    closing: watch::Receiver<bool>,
 }
 
 #[derive(Clone)]
@@ -61,13 +66,35 @@ pub(super) struct Terms {
 }
 
 impl Desk {
-    pub(super) fn new(client: Client, listener: Arc<Listener>, peer: Option<u32>) -> Self {
-        Self { asks: Asks::Service(client), listener, peer }
+    pub(super) fn new(
+        client: Client,
+        listener: Arc<Listener>,
+        peer: Option<u32>,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
+        Self { asks: Asks::Service(client), listener, peer, closing }
     }
 
     #[cfg(test)]
     pub(super) fn scripted(script: Arc<Scripted>, listener: Listener, peer: Option<u32>) -> Self {
-        Self { asks: Asks::Test(script), listener: Arc::new(listener), peer }
+        let never = watch::channel(false).1;
+        Self { asks: Asks::Test(script), listener: Arc::new(listener), peer, closing: never }
+    }
+
+    #[cfg(test)]
+    pub(super) fn closing_by(self, closing: watch::Receiver<bool>) -> Self {
+        Self { closing, ..self }
+    }
+
+    /// Comes when this process drains: finish what was begun on this connection, say the protocol's word for going if it has
+    /// one, take nothing new, return. Whoever takes longer than the service's drain is cut off.
+    pub(super) fn closing(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut closing = self.closing.clone();
+        async move {
+            if closing.wait_for(|closing| *closing).await.is_err() {
+                pending().await
+            }
+        }
     }
 
     pub(super) fn listener(&self) -> &Listener {
