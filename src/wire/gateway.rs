@@ -9,16 +9,21 @@ use serde::{Deserialize, Serialize};
 use super::control::Isolation;
 use crate::decision::{PolicyName, Tenant};
 
-/// Gateway to frontend, with a connected stream socket as the descriptor: a client that greets like any other.
+/// Gateway to frontend, with a connected stream socket as the descriptor: a client that has greeted. What comes over the socket
+/// begins with the Welcome, or with why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Visit {
-    Client,
+pub struct Visit {
+    /// Whose trust class the connection is for.
+    pub tenant: Tenant,
 }
 
 /// Largest message on that channel, bytes.
-pub const VISIT_MAX: usize = 16;
+pub const VISIT_MAX: usize = 128;
 
-/// What the gateway needs to know. Fixed for its life, but for what a reload may change of each listener.
+/// Most listeners: each is a descriptor that the process is started with.
+pub const LISTENERS_MAX: usize = 16;
+
+/// What the gateway needs to know. Fixed for its life: a reload that changes it starts another process, and this one drains.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewayAssignment {
     pub uid: u32,
@@ -26,6 +31,8 @@ pub struct GatewayAssignment {
     pub isolation: Isolation,
     /// Threads that serve; each takes from every listener.
     pub threads: u32,
+    /// Questions of one thread that may be under way in one class.
+    pub pipeline: u32,
     /// In the order of their sockets, which begin at [`super::control::fd::GATEWAY_FIRST`].
     pub listeners: Vec<Listener>,
 }
