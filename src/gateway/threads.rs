@@ -13,7 +13,7 @@ use super::door::{Door, Floor, Guest, Hall};
 use super::stream::Stream;
 use super::visit::Visits;
 use super::{envoy, http, opa, spop};
-use crate::client::{Client, Settings};
+use crate::client::{Client, Connect, Settings};
 use crate::sandbox::{self, SealError};
 use crate::wire::gateway::Speaks;
 
@@ -70,6 +70,7 @@ impl Threads {
         let (floor, arriving) = Floor::new(settled.threads);
         let barrier = Arc::new(Barrier::new(settled.threads + 1));
         let (report, reported) = reports::channel::<Result<(), ThreadsError>>();
+        let visits: Arc<dyn Connect> = settled.visits.clone();
         let mut pings = Vec::with_capacity(settled.threads);
         for (number, guests) in arriving.into_iter().enumerate() {
             let (ping, pinged) = mpsc::unbounded_channel();
@@ -79,7 +80,7 @@ impl Threads {
                 number,
                 floor: Arc::clone(&floor),
                 // Each has connections of its own, so that no answer is passed between threads.
-                client: Client::through(Arc::clone(&settled.visits) as Arc<_>, settings),
+                client: Client::through(Arc::clone(&visits), settings),
                 serving: serving.subscribe(),
                 closing: closing.subscribe(),
                 alive: alive.clone(),
@@ -218,8 +219,11 @@ impl Server {
 
     /// Lets proxies in, from when the supervisor says so until the process drains.
     async fn attend(mut self, door: Door) {
-        let _ = self.serving.wait_for(|serving| *serving).await;
         let mut closing = self.closing.clone();
+        tokio::select! {
+            _ = self.serving.wait_for(|serving| *serving) => {}
+            _ = closing.wait_for(|closing| *closing) => return,
+        }
         loop {
             tokio::select! {
                 biased;

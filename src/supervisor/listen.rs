@@ -213,7 +213,7 @@ fn open_for_proxies(
     let is_it = |one: &OwnedFd| match &listener.place {
         Place::Unix(path, _) => {
             let address = getsockname::<UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(one)).ok();
-            address.as_ref().and_then(UnixAddr::path) == Some(path)
+            address.as_ref().and_then(UnixAddr::path) == Some(path.as_path())
         }
         Place::Tcp(address) => {
             let socket = one.try_clone().map(TcpListener::from);

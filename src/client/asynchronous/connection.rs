@@ -86,6 +86,7 @@ impl Connection {
                 let greeted = stream.write_all(&hello).await;
                 (stream, greeted)
             }
+            #[cfg(feature = "gateway")]
             Way::Made(connect) => (connect.connect(tenant).map_err(failed)?, Ok(())),
         };
         let mut incoming = BytesMut::with_capacity(READ);

@@ -3,11 +3,13 @@
 mod connection;
 
 use std::collections::HashMap;
+#[cfg(feature = "gateway")]
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "gateway")]
 use tokio::net::UnixStream;
 use tokio::time::{sleep_until, timeout_at};
 
@@ -40,10 +42,12 @@ struct Shared {
 enum Way {
     /// At the service's socket, with a greeting.
     Socket(PathBuf),
+    #[cfg(feature = "gateway")]
     Made(Arc<dyn Connect>),
 }
 
 /// Makes connections for one who cannot.
+#[cfg(feature = "gateway")]
 pub(crate) trait Connect: std::fmt::Debug + Send + Sync {
     /// One that has been greeted for this tenant: what comes next is the Welcome, or why there is none. Never waits. Called
     /// within the runtime.
@@ -55,6 +59,7 @@ impl Way {
     fn place(&self) -> PathBuf {
         match self {
             Self::Socket(path) => path.clone(),
+            #[cfg(feature = "gateway")]
             Self::Made(_) => PathBuf::from("frontend"),
         }
     }
@@ -82,8 +87,8 @@ impl Client {
     }
 
     /// One whose connections somebody else makes.
+    #[cfg(feature = "gateway")]
     #[must_use]
-    #[cfg_attr(not(feature = "gateway"), expect(dead_code, reason = "the gateway has no path to connect to"))]
     pub(crate) fn through(connect: Arc<dyn Connect>, settings: Settings) -> Self {
         Self::by(Way::Made(connect), settings)
     }

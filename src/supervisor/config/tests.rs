@@ -282,9 +282,9 @@ fn a_tenant_in_two_classes_is_a_duplicate() {
 #[test]
 fn unknown_sections_are_named() {
     only_error(
-        |text| text + "[gateway]\nport = 1\n",
-        "33:2: file: unknown key \"gateway\"; known are: builder, class, frontend, plan, registry, service, \
-         telemetry, tenant",
+        |text| text + "[gate]\nport = 1\n",
+        "33:2: file: unknown key \"gate\"; known are: builder, class, frontend, gateway, plan, registry, \
+         service, telemetry, tenant",
     );
 }
 
