@@ -27,8 +27,8 @@ use portcullis::wire::control::{
     AskedReload, BuilderAssignment, CONTROL_MAX, FromChild, FrontendAssignment, Isolation, Process,
     ProcessState, ProcessTable, Ready, RegistryAssignment, ToChild, WorkerAssignment,
 };
-use portcullis::wire::gateway::Visit;
 use portcullis::wire::frame::{self, DecodeError, PREFIX};
+use portcullis::wire::gateway::Visit;
 use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
 use portcullis::wire::job::{Job, Report};
 use portcullis::wire::operator::{

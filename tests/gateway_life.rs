@@ -25,7 +25,8 @@ use portcullis::wire::control::{Process, ProcessState};
 use support::{PATIENCE, Service, Site, is_root};
 
 /// HTTP whose status is the decision; the policy lets GET through and nothing else.
-const HTTP: &str = "protocol = \"http\"\nrequest = \"own\"\ntenant = \"acme\"\npolicy = \"gate\"\ndeadline = \"5s\"\n";
+const HTTP: &str =
+    "protocol = \"http\"\nrequest = \"own\"\ntenant = \"acme\"\npolicy = \"gate\"\ndeadline = \"5s\"\n";
 
 /// What an answer said.
 #[derive(Debug)]
@@ -253,10 +254,7 @@ fn no_more_come_in_than_there_are_places_and_they_become_free() {
 
 #[test]
 fn a_reload_changes_listeners_and_what_takes_a_restart_is_said() {
-    let service = site()
-        .tenant("globex", "one", &[("gate", "since-0.1")], "")
-        .gateway("http", HTTP)
-        .start();
+    let service = site().tenant("globex", "one", &[("gate", "since-0.1")], "").gateway("http", HTTP).start();
     let before = processes(&service, "gateway")[0].pid;
     let path = service.site.path("portcullis.toml");
     let config = fs::read_to_string(&path).unwrap();
@@ -274,7 +272,10 @@ fn a_reload_changes_listeners_and_what_takes_a_restart_is_said() {
     let refused = with("[gateway.listener.http]", "[gateway.listener.other]").unwrap();
     assert!(refused.contains("restart the service to change the set of gateway.listener"), "{refused}");
     let refused = with("run/http.sock", "run/elsewhere.sock").unwrap();
-    assert!(refused.contains("restart the service to change the socket of gateway.listener.http"), "{refused}");
+    assert!(
+        refused.contains("restart the service to change the socket of gateway.listener.http"),
+        "{refused}"
+    );
     let refused = with("tenant = \"acme\"", "tenant = \"nobody\"").unwrap();
     assert!(refused.contains("there is no tenant \"nobody\""), "{refused}");
     opens_again(&service);
@@ -283,10 +284,7 @@ fn a_reload_changes_listeners_and_what_takes_a_restart_is_said() {
 #[test]
 fn a_tenant_that_no_listener_names_is_not_asked_for() {
     // By the frontend's word, whatever the gateway asks.
-    let service = site()
-        .tenant("globex", "one", &[("gate", "since-0.1")], "")
-        .gateway("http", HTTP)
-        .start();
+    let service = site().tenant("globex", "one", &[("gate", "since-0.1")], "").gateway("http", HTTP).start();
     opens_again(&service);
     if !is_root() {
         return;
@@ -297,11 +295,8 @@ fn a_tenant_that_no_listener_names_is_not_asked_for() {
         asks.args(["decide", "--socket"]).arg(service.socket());
         asks.args(["--tenant", tenant, "--policy", "gate", "--url", "http://a.example/"]);
         let output = asks.uid(gateway).gid(gateway).stdin(Stdio::null()).output().unwrap();
-        let said = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert_eq!(said.contains("may not ask for that tenant"), !permitted, "{tenant}: {said}");
     }
 }
@@ -332,10 +327,9 @@ fn what_is_under_way_is_finished_and_whoever_comes_later_is_not_let_through() {
     });
     match ended {
         Ok(said) => assert!(said.is_empty() || said.starts_with("HTTP/1.1 "), "{said}"),
-        Err(error) => assert!(
-            matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
-            "{error}"
-        ),
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}")
+        }
     }
     let (status, log) = service.stop();
     assert!(status.success(), "{log}");

@@ -20,9 +20,9 @@ mod routes;
 mod switchboard;
 mod table;
 mod takeback;
-mod visits;
 #[cfg(test)]
 mod tests;
+mod visits;
 
 use std::future::pending;
 use std::io;

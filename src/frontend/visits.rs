@@ -65,11 +65,13 @@ pub(super) async fn receive(channel: OwnedFd, uid: u32, arrivals: mpsc::Sender<V
             }
             Err(error) => Err(GatewayMisbehaved::Channel(error)),
         };
-        match visitor {
-            // Nobody there any more: we drain.
-            Ok(visitor) if arrivals.send(visitor).await.is_err() => return,
-            Ok(_) => {}
+        let sent = match visitor {
+            Ok(visitor) => arrivals.send(visitor).await,
             Err(why) => return warn!(%why, "gateway misbehaved"),
+        };
+        if sent.is_err() {
+            // Nobody there any more: we drain.
+            return;
         }
     }
 }

@@ -128,12 +128,7 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     Ok((sealed, ready, runtime, threads))
 }
 
-fn serve(
-    _sealed: Sealed,
-    runtime: &Runtime,
-    threads: Threads,
-    control: Control,
-) -> Result<(), GatewayError> {
+fn serve(_sealed: Sealed, runtime: &Runtime, threads: Threads, control: Control) -> Result<(), GatewayError> {
     runtime.block_on(run(threads, control))
 }
 

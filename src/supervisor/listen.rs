@@ -108,8 +108,9 @@ impl Sockets {
         match strange.into_iter().next() {
             None => Ok(Self { clients, operators, scrapers, proxies }),
             Some((name, _)) => {
-                let why =
-                    format!("expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once, {SCRAPERS} or {PROXIES}");
+                let why = format!(
+                    "expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once, {SCRAPERS} or {PROXIES}"
+                );
                 Err(ListenError::Inherited { name, why })
             }
         }

@@ -139,11 +139,7 @@ fn serving(subjects: &[Subject], configured: &Configured, findings: &mut Finding
     }
     if let Some(gateway) = configured.gateway {
         let count = serving(Role::Gateway, None);
-        findings.add(
-            Area::Processes,
-            "gateways that serve",
-            Verdict::compare(count, usize::from(gateway)),
-        );
+        findings.add(Area::Processes, "gateways that serve", Verdict::compare(count, usize::from(gateway)));
     }
     match &configured.classes {
         Ok(classes) => {

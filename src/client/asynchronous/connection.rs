@@ -16,8 +16,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
 
-use crate::client::exchange::{Answer, Exchange};
 use crate::client::asynchronous::Way;
+use crate::client::exchange::{Answer, Exchange};
 use crate::client::{ClientError, Ending, Settings, greeting};
 use crate::decision::{Tenant, TrustClass};
 use crate::wire::client::SERVER_FRAME_MAX;

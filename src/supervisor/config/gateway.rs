@@ -155,10 +155,9 @@ impl<'d> Reader<'_, 'd> {
         let mut listeners = listeners.unwrap_or_default();
         listeners.sort_by(|(_, a), (_, b)| a.listener.name.cmp(&b.listener.name));
         let (at, listeners): (Vec<_>, Vec<_>) = listeners.into_iter().unzip();
-        let gateway = identity
-            .zip(threads)
-            .filter(|_| !listeners.is_empty())
-            .map(|(identity, threads)| Gateway { identity: identity.value, threads: threads.value, listeners });
+        let gateway = identity.zip(threads).filter(|_| !listeners.is_empty()).map(|(identity, threads)| {
+            Gateway { identity: identity.value, threads: threads.value, listeners }
+        });
         Read { identity, gateway, at }
     }
 

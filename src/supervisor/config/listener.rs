@@ -53,8 +53,7 @@ impl<'d> Reader<'_, 'd> {
             }
             _ => self.binding(&mut section, "policy", tcp, speaks.as_ref()),
         };
-        let deadline =
-            section.defaulted("deadline", 50 * MILLISECOND, duration(100 * MICROSECOND..=MINUTE));
+        let deadline = section.defaulted("deadline", 50 * MILLISECOND, duration(100 * MICROSECOND..=MINUTE));
         let max_connections = section.defaulted("max_connections", 1024, number(1..=65536));
         let frame = u32::try_from(CLIENT_FRAME_MAX).unwrap_or(u32::MAX);
         let longest = frame.saturating_sub(BESIDE_BODY_LEAST);
@@ -98,7 +97,10 @@ impl<'d> Reader<'_, 'd> {
             return Some(Place::Unix(socket.value, socket_mode?.value));
         }
         if with_mode && let Some(found) = socket_mode {
-            self.complain(found.at, "socket_mode: every user of this machine reaches a TCP socket".to_owned());
+            self.complain(
+                found.at,
+                "socket_mode: every user of this machine reaches a TCP socket".to_owned(),
+            );
         }
         listen.map(|listen| Place::Tcp(listen.value))
     }
@@ -200,7 +202,10 @@ impl<'d> Reader<'_, 'd> {
         let (mut table, at) = (section.section(key)?, fixed.at);
         let from = ["peer", "context", "header"].into_iter().filter(|one| table.has(one)).count();
         if from != 1 {
-            self.complain(at, format!("{key}: expected a name, or a table with one of peer, context, header"));
+            self.complain(
+                at,
+                format!("{key}: expected a name, or a table with one of peer, context, header"),
+            );
             table.leave_rest();
             table.finish();
             return None;
@@ -274,7 +279,8 @@ fn header_name(value: &DeValue<'_>) -> Result<String, String> {
 
 fn context_key(value: &DeValue<'_>) -> Result<String, String> {
     let written = text(value)?;
-    if written.is_empty() || written.len() > NAME_MAX || !written.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if written.is_empty() || written.len() > NAME_MAX || !written.bytes().all(|byte| byte.is_ascii_graphic())
+    {
         return Err(format!("{written:?} is not a key; write 1 to {NAME_MAX} characters without spaces"));
     }
     Ok(written.to_owned())

@@ -889,7 +889,10 @@ fn a_gateway_is_told_what_its_listeners_are_for() {
     let told = config.gateway_assignment(Isolation::SharedUid).expect("one");
     assert_eq!((told.threads, told.pipeline, told.listeners.len()), (2, 256, 1));
     let one = &told.listeners[0];
-    assert_eq!((one.name.as_str(), one.socket, one.speaks.clone()), ("proxy", SocketKind::Unix, Speaks::EnvoyGrpc));
+    assert_eq!(
+        (one.name.as_str(), one.socket, one.speaks.clone()),
+        ("proxy", SocketKind::Unix, Speaks::EnvoyGrpc)
+    );
     assert_eq!((one.deadline_us, one.max_connections, one.details), (50_000, 1024, false));
     assert_eq!(one.max_body, (1 << 20) - (32 << 10), "what goes with it still fits a frame");
     assert_eq!(one.tenant, Binding::Fixed("acme".parse().expect("name")));
@@ -897,10 +900,13 @@ fn a_gateway_is_told_what_its_listeners_are_for() {
     assert_eq!(place, &Place::Unix(site.path("run/proxy.sock"), 0o660));
 
     let of = |lines: &str| {
-        let config = site.load(&with_listener(lines), &ordinary()).unwrap_or_else(|why| panic!("{lines}: {why}"));
+        let config =
+            site.load(&with_listener(lines), &ordinary()).unwrap_or_else(|why| panic!("{lines}: {why}"));
         config.gateway_assignment(Isolation::SharedUid).expect("one").listeners.remove(0)
     };
-    let http = of("listen = \"[::1]:9191\"\nprotocol = \"http\"\nrequest = \"own\"\nprefix = \"/authz\"\ntimeout = \"x-t\"");
+    let http = of(
+        "listen = \"[::1]:9191\"\nprotocol = \"http\"\nrequest = \"own\"\nprefix = \"/authz\"\ntimeout = \"x-t\"",
+    );
     assert_eq!(http.socket, SocketKind::Tcp);
     let form = HttpForm {
         original: Original::Own { prefix: "/authz".to_owned() },
@@ -913,11 +919,14 @@ fn a_gateway_is_told_what_its_listeners_are_for() {
         let Speaks::Http(form) = of(&lines).speaks else { panic!("{lines}") };
         assert_eq!((form.original, form.client_address.as_deref()), (original, Some("x-real-ip")));
     }
-    let opa = of("protocol = \"opa\"\npaths = { \"b/allow\" = \"jwt-gate\", \"a\" = \"ip-allowlist\" }\n-policy");
+    let opa =
+        of("protocol = \"opa\"\npaths = { \"b/allow\" = \"jwt-gate\", \"a\" = \"ip-allowlist\" }\n-policy");
     let Speaks::Opa { paths } = opa.speaks else { panic!("OPA") };
     let paths: Vec<_> = paths.iter().map(|(path, policy)| (path.as_str(), policy.as_str())).collect();
     assert_eq!(paths, [("a", "ip-allowlist"), ("b/allow", "jwt-gate")]);
-    let bound = of("peers = [33, 34]\ntenant = { peer = { \"34\" = \"acme\", \"33\" = \"acme\" } }\npolicy = { header = \"x-policy\", among = [\"jwt-gate\"] }");
+    let bound = of(
+        "peers = [33, 34]\ntenant = { peer = { \"34\" = \"acme\", \"33\" = \"acme\" } }\npolicy = { header = \"x-policy\", among = [\"jwt-gate\"] }",
+    );
     assert_eq!(bound.peers, [33, 34]);
     let acme = || "acme".parse().expect("name");
     assert_eq!(bound.tenant, Binding::Peer(vec![(33, acme()), (34, acme())]));
@@ -959,13 +968,22 @@ fn what_is_wrong_with_a_listener_is_said() {
         ("protocol = \"http\"", "[gateway.listener.proxy]: \"request\" is missing"),
         ("protocol = \"http\"\nrequest = \"guess\"", "request: \"guess\" is none"),
         ("protocol = \"http\"\nrequest = \"x-original\"\nprefix = \"/a\"", "prefix: only where"),
-        ("protocol = \"http\"\nrequest = \"own\"\nprefix = \"a/\"", "prefix: \"a/\" is not a prefix of paths"),
-        ("protocol = \"http\"\nrequest = \"own\"\ntimeout = \"X-T\"", "timeout: \"X-T\" is not a header's name"),
+        (
+            "protocol = \"http\"\nrequest = \"own\"\nprefix = \"a/\"",
+            "prefix: \"a/\" is not a prefix of paths",
+        ),
+        (
+            "protocol = \"http\"\nrequest = \"own\"\ntimeout = \"X-T\"",
+            "timeout: \"X-T\" is not a header's name",
+        ),
         ("request = \"own\"", "unknown key \"request\""),
         ("protocol = \"opa\"\n-policy", "\"paths\" is missing"),
         ("protocol = \"opa\"\npaths = { }\n-policy", "paths: names no path"),
         ("protocol = \"opa\"\npaths = { \"/a\" = \"jwt-gate\" }\n-policy", "paths: \"/a\" is no path"),
-        ("protocol = \"opa\"\npaths = { \"a\" = \"jwt-gate\" }", "policy: a listener for OPA's clients has paths"),
+        (
+            "protocol = \"opa\"\npaths = { \"a\" = \"jwt-gate\" }",
+            "policy: a listener for OPA's clients has paths",
+        ),
         ("-tenant", "\"tenant\" is missing"),
         ("tenant = \"green\"", "tenant: there is no tenant \"green\""),
         ("tenant = \"blue\"", "tenant \"blue\" has none of its policies"),

@@ -23,7 +23,8 @@ impl Fleet {
     /// One that does what the present configuration wants goes on: who reloads for another reason breaks no connection.
     pub(super) fn keep_gateway(&mut self) {
         let (current, isolation) = (self.current.clone(), self.isolation);
-        let outdated = |child: &Child| is_gateway(child) && child.is_serving() && child.epoch() < current.epoch;
+        let outdated =
+            |child: &Child| is_gateway(child) && child.is_serving() && child.epoch() < current.epoch;
         let Some(child) = self.children.iter_mut().find(|child| outdated(child)) else { return };
         let has = child.edition().config.gateway_assignment(isolation);
         if has == current.config.gateway_assignment(isolation) {
@@ -40,7 +41,8 @@ impl Fleet {
             let (Some(front), Some(child)) = (self.children.get(frontend), self.children.get(index)) else {
                 return;
             };
-            let lives = matches!(child.stage, Stage::Witnessed | Stage::Serving { .. } | Stage::Draining { .. });
+            let lives =
+                matches!(child.stage, Stage::Witnessed | Stage::Serving { .. } | Stage::Draining { .. });
             if !is_gateway(child) || !lives || child.known_to == front.generation {
                 continue;
             }

@@ -91,15 +91,15 @@ impl Fleet {
             },
             build: wanted.build,
         };
-        let pairs = [&wanted.first, &wanted.second].into_iter().flatten().map(|pair| pair.theirs.as_fd());
+        let pairs = || [&wanted.first, &wanted.second].into_iter().flatten().map(|pair| pair.theirs.as_fd());
         let more = match part {
             Part::Frontend => vec![self.sockets.clients(), self.sockets.operators()],
             Part::Exporter => {
                 let (unix, tcp) = self.sockets.scrapers().ok_or(SpawnError::NoTelemetry)?;
                 std::iter::once(unix).chain(tcp).collect()
             }
-            Part::Gateway => pairs.chain(self.sockets.proxies()).collect(),
-            Part::Registry | Part::Worker(_) | Part::Builder(_) => pairs.collect(),
+            Part::Gateway => pairs().chain(self.sockets.proxies()).collect(),
+            Part::Registry | Part::Worker(_) | Part::Builder(_) => pairs().collect(),
         };
         let group = match part {
             // A builder is not in its class's: see `builders`.
