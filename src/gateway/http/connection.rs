@@ -20,9 +20,9 @@ use super::reply::{Ending, Reply};
 use crate::decision::Header;
 
 /// Room for what is read, bytes. Nearly all requests fit.
-const READ: usize = 8 << 10;
+const READ: usize = 4 << 10;
 /// What may lie behind the request at hand, bytes, while we still want to know whether its sender is there.
-const AHEAD: usize = READ;
+const AHEAD: usize = 8 << 10;
 /// A larger buffer is not kept.
 const KEPT: usize = 64 << 10;
 /// What is thrown away after the last answer, bytes, so that its reader gets to it.
