@@ -11,6 +11,9 @@ use crate::client::{Client, Deadline};
 use crate::decision::{Input, PolicyName, Tenant, TraceContext};
 use crate::wire::gateway::{Binding, Listener};
 
+/// How long the service may take to say that it is there.
+const REACHED_WITHIN: Duration = Duration::from_secs(1);
+
 /// What a listener's connections ask by. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Desk {
@@ -28,6 +31,9 @@ enum Asks {
     /// What a test answers.
     #[cfg(test)]
     Test(Arc<Scripted>),
+    /// What a test answers when it is time.
+    #[cfg(test)]
+    Later(Arc<ScriptedLater>),
 }
 
 #[cfg(test)]
@@ -40,12 +46,18 @@ pub(super) type Scripted = dyn Fn(
     + Send
     + Sync;
 
+/// Decisions that a test lets come in an order of its own.
+#[cfg(test)]
+pub(super) type ScriptedLater = dyn Fn(&Input<'_>) -> std::pin::Pin<Box<dyn Future<Output = crate::decision::Decision> + Send>>
+    + Send
+    + Sync;
+
 impl std::fmt::Debug for Asks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Service(client) => client.fmt(f),
             #[cfg(test)]
-            Self::Test(_) => f.write_str("Test"),
+            Self::Test(_) | Self::Later(_) => f.write_str("Test"),
         }
     }
 }
@@ -79,6 +91,14 @@ impl Desk {
     pub(super) fn scripted(script: Arc<Scripted>, listener: Listener, peer: Option<u32>) -> Self {
         let never = watch::channel(false).1;
         Self { asks: Asks::Test(script), listener: Arc::new(listener), peer, closing: never }
+    }
+
+    #[cfg(test)]
+    pub(super) fn scripted_later(script: Arc<ScriptedLater>, listener: Listener) -> Self {
+        Self {
+            asks: Asks::Later(script),
+            ..Self::scripted(Arc::new(|_, _, _, _| unreachable!()), listener, None)
+        }
     }
 
     #[cfg(test)]
@@ -148,6 +168,17 @@ impl Desk {
             .ok_or_else(|| not(format!("the {what} in {place} {key:?} is none of those it may name")))
     }
 
+    /// Whether the service answers for that tenant. Nothing is decided.
+    pub(super) async fn reach(&self, tenant: &Tenant) -> Result<(), Down> {
+        match &self.asks {
+            Asks::Service(client) => {
+                client.ping(tenant, REACHED_WITHIN).await.map(drop).map_err(|error| Down::from(&error))
+            }
+            #[cfg(test)]
+            Asks::Test(_) | Asks::Later(_) => Ok(()),
+        }
+    }
+
     /// Asks, and gives what the proxy is to be told. Every error keeps the gate down.
     pub(super) async fn decide(&self, bound: &Bound, terms: Terms, input: &Input<'_>) -> Verdict {
         let longest = Duration::from_micros(self.listener.deadline_us.into());
@@ -161,6 +192,8 @@ impl Desk {
             },
             #[cfg(test)]
             Asks::Test(script) => script(tenant, policy, deadline, input),
+            #[cfg(test)]
+            Asks::Later(script) => Ok(script(input).await),
         }
         .into()
     }
