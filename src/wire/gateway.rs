@@ -94,8 +94,8 @@ pub struct HttpForm {
 pub enum Original {
     /// The request's own, its path without this prefix (Envoy's `path_prefix`; may be empty).
     Own { prefix: String },
-    /// `x-original-method`, `x-original-uri`; `x-original-host` and `x-original-proto` if they are there, else the request's
-    /// own `host` and `http`. As nginx is usually told to send them.
+    /// `x-original-method`, `-uri`, `-host`, `-proto`, all of them: of one that may be missing nobody could tell whether the
+    /// proxy's client put it there. As nginx is told to send them.
     XOriginal,
     /// `x-forwarded-method`, `-proto`, `-host`, `-uri`. As Caddy and Traefik send them.
     XForwarded,

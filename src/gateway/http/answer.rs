@@ -61,14 +61,21 @@ fn write(verdict: &Verdict, details: bool, reply: &mut Reply) -> Result<(), Unfi
     Ok(())
 }
 
-/// For the request that is let through: as headers of the answer, from which the proxy takes what it is told to.
+/// For the request that is let through: as headers of the answer, from which the proxy takes what it is told to. What is to be
+/// removed is a header without a value, which nginx and Caddy then do not send; Envoy has a list for it.
 fn upstream(obligations: &Obligations, reply: &mut Reply) -> Result<(), Unfit> {
     given(obligations, reply)?;
+    let mut removed = String::new();
     for name in &obligations.headers_remove {
         let set = obligations.headers_set.iter().chain(&obligations.headers_append);
         if !set.into_iter().any(|header| header.name.eq_ignore_ascii_case(name)) {
             theirs(name, b"", reply)?;
+            removed.push_str(if removed.is_empty() { "" } else { "," });
+            removed.push_str(name);
         }
+    }
+    if !removed.is_empty() {
+        reply.line("x-envoy-auth-headers-to-remove", removed.as_bytes());
     }
     Ok(())
 }

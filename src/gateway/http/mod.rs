@@ -24,7 +24,7 @@ mod tests;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(super) use self::connection::{Answers, Limits, Request, converse};
-pub(super) use self::reply::{Reply, Unfit};
+pub(super) use self::reply::Reply;
 use super::desk::{Bound, Desk, Terms};
 use super::verdict::{Code, Down, Verdict};
 use crate::decision::{Header, Input};

@@ -22,7 +22,7 @@ pub(super) struct Asked<'a> {
 }
 
 /// Headers that speak of the connection or the framing of the very request that has them.
-const OF_THE_HOP: [&str; 9] = [
+pub(super) const OF_THE_HOP: [&str; 9] = [
     "connection",
     "content-length",
     "expect",
@@ -100,21 +100,13 @@ pub(super) fn read<'a>(
         return Err(malformed(format!("header {name:?} comes twice")));
     }
     let [as_method, as_uri, as_host, as_scheme] = &parts;
-    let no_host = || malformed("neither the proxy's own request nor a header names the host");
+    let no_host = || malformed("the request names no host");
     let (method, scheme, host, target) = match &form.original {
         Original::Own { prefix } => {
             (method, "http", host.ok_or_else(no_host)?, without_prefix(target, prefix)?)
         }
-        Original::XOriginal => (
-            method_of(as_method)?,
-            as_scheme.value.map_or(Ok("http"), scheme_of)?,
-            match as_host.value {
-                Some(value) => authority(as_host.header, value)?,
-                None => host.ok_or_else(no_host)?,
-            },
-            target_of(as_uri.header, as_uri.needed()?)?,
-        ),
-        Original::XForwarded => (
+        // All four are needed. Of one that a proxy may leave out, nobody can tell whether its client put it in.
+        Original::XOriginal | Original::XForwarded => (
             method_of(as_method)?,
             scheme_of(as_scheme.needed()?)?,
             authority(as_host.header, as_host.needed()?)?,
