@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::verdict::{Code, Down, Verdict};
 use crate::client::{Client, Deadline};
@@ -13,6 +14,8 @@ use crate::wire::gateway::{Binding, Listener};
 
 /// How long the service may take to say that it is there.
 const REACHED_WITHIN: Duration = Duration::from_secs(1);
+/// Of the time that a proxy leaves, a tenth is for the answer's way back, and no more than this.
+const WAY_BACK_MAX: Duration = Duration::from_millis(10);
 
 /// What a listener's connections ask by. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,7 +75,7 @@ pub(super) struct Bound {
 /// What a request says of itself besides its [`Input`].
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Terms {
-    /// What the proxy leaves for it. It can only shorten the listener's.
+    /// When the proxy gives up itself. It can only shorten the listener's, and a part of it is kept for the way back.
     pub(super) within: Option<Duration>,
     pub(super) trace: Option<TraceContext>,
 }
@@ -182,11 +185,29 @@ impl Desk {
     /// Asks, and gives what the proxy is to be told. Every error keeps the gate down.
     pub(super) async fn decide(&self, bound: &Bound, terms: Terms, input: &Input<'_>) -> Verdict {
         let longest = Duration::from_micros(self.listener.deadline_us.into());
-        let within = terms.within.map_or(longest, |within| within.min(longest));
-        let deadline = Deadline::in_(within);
-        let Bound { tenant, policy } = bound;
+        let Some(left) = terms.within else {
+            return self.ask(bound, terms.trace, Deadline::in_(longest), input).await;
+        };
+        // A proxy that has given up does as it is told for errors, which may be to let the request through. So the answer is
+        // there before, and the service's silence too.
+        let back = (left / 10).min(WAY_BACK_MAX);
+        let deadline = Deadline::in_(left.saturating_sub(back).min(longest));
+        let asked = self.ask(bound, terms.trace, deadline, input);
+        match timeout(left.saturating_sub(back / 2), asked).await {
+            Ok(verdict) => verdict,
+            Err(_) => Verdict::down(Down::new(Code::Deadline, "no word from the service in time")),
+        }
+    }
+
+    async fn ask(
+        &self,
+        Bound { tenant, policy }: &Bound,
+        trace: Option<TraceContext>,
+        deadline: Deadline,
+        input: &Input<'_>,
+    ) -> Verdict {
         match &self.asks {
-            Asks::Service(client) => match terms.trace {
+            Asks::Service(client) => match trace {
                 Some(trace) => client.traced(trace).decide(tenant, policy, deadline, input).await,
                 None => client.decide(tenant, policy, deadline, input).await,
             },
