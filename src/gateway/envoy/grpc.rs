@@ -99,16 +99,17 @@ pub(super) fn refuse(code: Code, why: &str) -> Response<Unary> {
     response
 }
 
-fn nothing(status: StatusCode) -> Response<Unary> {
+/// A status of HTTP, for what is no call.
+pub(super) fn nothing(status: StatusCode) -> Response<Unary> {
     let mut response = Response::new(Unary { message: None, trailers: false });
     *response.status_mut() = status;
     response
 }
 
-/// Whether this is a gRPC call with messages in protobuf; else what to answer.
-pub(super) fn check_call(head: &Parts) -> Result<(), Response<Unary>> {
+/// Whether this is a gRPC call with messages in protobuf; else the status to answer with.
+pub(super) fn check_call(head: &Parts) -> Result<(), StatusCode> {
     if head.method != Method::POST {
-        return Err(nothing(StatusCode::METHOD_NOT_ALLOWED));
+        return Err(StatusCode::METHOD_NOT_ALLOWED);
     }
     let mut types = head.headers.get_all(CONTENT_TYPE).iter();
     let grpc = match (types.next().and_then(|value| value.to_str().ok()), types.next()) {
@@ -117,7 +118,7 @@ pub(super) fn check_call(head: &Parts) -> Result<(), Response<Unary>> {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(';') || rest == "+proto"),
         _ => false,
     };
-    if grpc { Ok(()) } else { Err(nothing(StatusCode::UNSUPPORTED_MEDIA_TYPE)) }
+    if grpc { Ok(()) } else { Err(StatusCode::UNSUPPORTED_MEDIA_TYPE) }
 }
 
 /// What `grpc-timeout` leaves: at most 8 digits and a unit. None where there is none; an error where it is not one, or two.

@@ -148,8 +148,8 @@ async fn unasked(seat: &Seat) {
 /// One call.
 async fn attend(call: Request<Incoming>, seat: &Seat) -> Response<Unary> {
     let (head, body) = call.into_parts();
-    if let Err(response) = grpc::check_call(&head) {
-        return response;
+    if let Err(status) = grpc::check_call(&head) {
+        return grpc::nothing(status);
     }
     match head.uri.path() {
         CHECK => {

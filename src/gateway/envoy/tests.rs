@@ -15,7 +15,7 @@ use crate::client::{ClientError, Deadline};
 use crate::decision::{
     Decision, HeaderValue as Set, Input, Obligations, Outcome, PolicyName, Refusal, Tenant,
 };
-use crate::gateway::desk::Scripted;
+use crate::gateway::desk::{Scripted, ScriptedLater};
 use crate::wire::gateway::{Binding, Listener, SocketKind, Speaks};
 
 const MAX_BODY: u32 = 1 << 20;
@@ -336,6 +336,25 @@ async fn calls_do_not_wait_for_each_other() {
     }
     stream.send_data(body.slice(70_000..), true).unwrap();
     assert_eq!(denied(&answered(reply(slow).await.unwrap())), None);
+}
+
+/// Each decision waits until all of them are asked for.
+#[tokio::test]
+async fn many_are_decided_at_once() {
+    let all = Arc::new(tokio::sync::Barrier::new(20));
+    let script: Arc<ScriptedLater> = Arc::new(move |_| {
+        let all = Arc::clone(&all);
+        Box::pin(async move {
+            all.wait().await;
+            decision(Outcome::Allow)
+        })
+    });
+    let (calls, _server) = connect(Desk::scripted_later(script, listener())).await;
+    let ask = |calls: Calls| async move { denied(&asked(&calls, &check("/")).await) };
+    let asking: Vec<_> = (0..20).map(|_| tokio::spawn(ask(calls.clone()))).collect();
+    for one in asking {
+        assert_eq!(one.await.unwrap(), None);
+    }
 }
 
 #[tokio::test]

@@ -147,7 +147,8 @@ fn a_path_without_a_question_mark_has_no_query() {
 fn what_could_mean_two_things_is_refused() {
     let fine = get("/a", &[("host", "api.example"), ("x", "1")]);
     assert_eq!(asked(&fine, |http| http.headers.len()), Ok(2), "the control");
-    let cases: [(&str, fn(&mut CheckRequest)); 18] = [
+    type Spoil = fn(&mut CheckRequest);
+    let cases: [(&str, Spoil); 18] = [
         ("no attributes", |check| check.attributes = None),
         ("no HTTP", |check| context(check).request = None),
         ("no method", |check| http(check).method.clear()),
