@@ -18,7 +18,7 @@ use self::answer::{Manner, Refused, health, no_decision, tell};
 use self::target::{Route, Version, Wishes};
 use super::desk::{Bound, Desk, Terms};
 use super::http::{Answers, Limits, Reply, Request, converse, one};
-use super::verdict::{Code, Down};
+use super::verdict::Down;
 use crate::decision::{Input, PolicyName, Tenant};
 use crate::wire::gateway::{Binding, Speaks};
 
