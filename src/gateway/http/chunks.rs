@@ -103,8 +103,11 @@ mod tests {
 
     use super::*;
 
+    /// A body, and what is left behind it.
+    type Read = (Vec<u8>, Vec<u8>);
+
     /// Feeds `bytes` in parts of `step`. Gives the body and what is left behind it, or why not; None if more is needed.
-    fn read(bytes: &[u8], step: usize, max: usize) -> Result<Option<(Vec<u8>, Vec<u8>)>, Down> {
+    fn read(bytes: &[u8], step: usize, max: usize) -> Result<Option<Read>, Down> {
         let mut chunks = Chunks::new(max);
         let mut inbound = BytesMut::new();
         let mut parts = bytes.chunks(step);

@@ -134,7 +134,8 @@ async fn answer_to(decision: fn(&HttpRequest<'_>) -> Decision, details: bool) ->
 #[tokio::test]
 async fn rows() {
     let refused = |refusal| move || Decision::refused(refusal);
-    let cases: Vec<(Box<dyn Fn() -> Decision + Send + Sync>, &str, &str)> = vec![
+    type Decides = Box<dyn Fn() -> Decision + Send + Sync>;
+    let cases: Vec<(Decides, &str, &str)> = vec![
         (Box::new(allow), "200", "allow"),
         (Box::new(deny), "403", "denied"),
         (Box::new(|| with_status(302)), "302", "denied"),
