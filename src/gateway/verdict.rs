@@ -252,6 +252,22 @@ mod tests {
         }
     }
 
+    /// The table that operators go by, row by row: every code once, with its statuses, and "allow".
+    #[test]
+    fn the_documents_table_is_this_one() {
+        let text = include_str!("../../docs/proxies.md");
+        let (_, section) = text.split_once("## What becomes of an outcome").unwrap();
+        let rows = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+        let rows: Vec<Vec<&str>> = rows
+            .take_while(|line| line.starts_with('|'))
+            .map(|line| line.split('|').map(|cell| cell.trim().trim_matches('`')).collect())
+            .collect();
+        let told: Vec<_> = rows.iter().map(|row| (row[2], row[3].to_owned(), row[4].to_owned())).collect();
+        let mut codes = vec![("allow", "200".to_owned(), "0".to_owned())];
+        codes.extend(Code::ALL.iter().map(|code| (code.word(), code.status().to_string(), code.grpc().to_string())));
+        assert_eq!(told, codes);
+    }
+
     #[test]
     fn errors_of_the_way_there_keep_the_gate_down() {
         for (error, word) in [
