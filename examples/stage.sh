@@ -48,7 +48,9 @@ begin() {
     trap 'end' EXIT
     trap 'exit 130' INT TERM
     for each in gateway.toml "$@"; do
-        sed "s|/run/portcullis/gateway|$dir|g; s/8080/$port/g; s/8081/$shop_port/g; s/8181/${OPA_PORT-8181}/g" \
+        # By marks: a port may have the digits of another.
+        sed "s/8080/<port>/g; s/8081/<shop>/g; s/8181/<opa>/g
+            s/<port>/$port/g; s/<shop>/$shop_port/g; s/<opa>/${OPA_PORT-8181}/g; s|/run/portcullis/gateway|$dir|g" \
             "$here/$each" >"$dir/$each"
     done
     echo "starting the demo with $here/gateway.toml"

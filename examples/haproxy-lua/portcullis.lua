@@ -8,7 +8,10 @@ local OURS = {
     ["x-real-ip"] = true,
 }
 -- Headers of an answer that are about the answer.
-local ABOUT = { ["connection"] = true, ["content-length"] = true, ["date"] = true, ["keep-alive"] = true, ["transfer-encoding"] = true }
+local ABOUT = {
+    ["connection"] = true, ["content-length"] = true, ["date"] = true, ["keep-alive"] = true, ["server"] = true,
+    ["transfer-encoding"] = true,
+}
 
 -- Lists of values instead of HAProxy's tables, which count from 0.
 local function listed(headers, without)

@@ -13,7 +13,7 @@ def asked(principal, method, path):
 
 
 try:
-    assert client.check_connection() is True
+    assert client.check_health()
     questions = [
         ("spiffe://shop.example/ops", "DELETE", "/admin/users", True),
         ("spiffe://shop.example/web", "GET", "/catalog/4711", True),

@@ -28,6 +28,8 @@ const HEADERS: [&str; 12] = [
 pub enum Page {
     /// It reaches whoever asked.
     Whole,
+    /// The same, with control characters percent-encoded.
+    Escaped,
     /// The proxy's own page, with this status.
     Own(u16),
 }
@@ -150,7 +152,7 @@ pub static DOORS: [Door; 6] = [
                 .replace(seen, &format!("{more}{seen}"))
         },
         arguments: &["-db", "-f", "haproxy.cfg"],
-        page: Page::Whole,
+        page: Page::Escaped,
         sees_body: false,
         appends: true,
         sees_headers: true,
@@ -177,10 +179,13 @@ impl Door {
     pub fn render(&self, file: &str, dir: &Path, port: u16, shop: u16) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(self.name).join(file);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {path:?}: {error}"));
+        // By marks: a port may have the digits of another.
         let text = text
+            .replace("8080", "<port>")
+            .replace("8081", "<shop>")
+            .replace("<port>", &port.to_string())
+            .replace("<shop>", &shop.to_string())
             .replace(SOCKETS, dir.to_str().unwrap())
-            .replace("8080", &port.to_string())
-            .replace("8081", &shop.to_string())
             .replace("policy = \"jwt-gate\"", "policy = \"gate\"")
             .replace("deadline = \"250ms\"", "deadline = \"2s\"");
         if file == "gateway.toml" { text } else { (self.edit)(&text) }

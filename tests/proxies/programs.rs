@@ -80,7 +80,7 @@ impl Running {
         while !holds() {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < patience, "{}: {ended:?}\n{}", self.name, self.said());
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
 

@@ -85,7 +85,7 @@ fn targets() -> Vec<Attempt> {
         "/./do/deny", "/x/../do/deny", "/do/%64eny", "/%64o/deny", "/do%2fdeny", "/do/allow%2f..%2fdeny", "/do/deny;/allow",
         "/do\\deny", "/do/see?%00", "/do/see?a=1&a=2", "/do/see%20x", "/do/see/%2e%2e/deny", "/do/see/../deny",
         "/do/see//x", "/do/see/%C3%A4", "/do/see?q=%C0%AF", "/do/see/a%2Fb", "http://other.test/do/deny", "http://other.test/do/see",
-        "http://shop.test@other.test/do/see", "HTTP://shop.test:80/do/see", "*", "shop.test:80", "do/deny", "?/do/see",
+        "http://shop.test@other.test/do/see", "HTTP://shop.test:80/do/see", "/.portcullis", "/authz/do/see", "*", "shop.test:80", "do/deny", "?/do/see",
     ];
     let one = |path: &str| (format!("target {path}"), request("GET", path, &[], b""));
     let mut all: Vec<Attempt> = paths.iter().map(|path| one(path)).collect();
@@ -134,6 +134,7 @@ fn framing() -> Vec<Attempt> {
         ("bare LF in the head", b"GET /do/see HTTP/1.1\nHost: shop.test\nConnection: close\n\n".to_vec()),
         ("bare CR in a header", get("Host: shop.test\r\nX-Probe: a\rX-Original-Uri: /do/allow\r\n")),
         ("HTTP/1.0", b"GET /do/see HTTP/1.0\r\nHost: shop.test\r\n\r\n".to_vec()),
+        ("HTTP/1.0 without a host", b"GET /do/see HTTP/1.0\r\n\r\n".to_vec()),
         ("HTTP/0.9", b"GET /do/deny\r\n\r\n".to_vec()),
         ("HTTP/1.2", b"GET /do/see HTTP/1.2\r\nHost: shop.test\r\nConnection: close\r\n\r\n".to_vec()),
         ("two spaces", b"GET  /do/deny HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n".to_vec()),
