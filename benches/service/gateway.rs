@@ -222,8 +222,11 @@ fn against_rest(plan: &Plan, gateway: &Gateway, binary: &Path) -> Row {
     let figure = |of: fn(&Load) -> f64| {
         (median(rounds.iter().map(|round| of(&round.1))), median(rounds.iter().map(|round| of(&round.0))))
     };
-    let (p50, p99, cpu) =
-        (figure(|load| load.percentile(50.0)), figure(|load| load.percentile(99.0)), figure(|load| load.cpu_us));
+    let (p50, p99, cpu) = (
+        figure(|load| load.percentile(50.0)),
+        figure(|load| load.percentile(99.0)),
+        figure(|load| load.cpu_us),
+    );
     let detail = format!(
         "p50 {:.0} against {:.0} us, p99 {:.0} against {:.0}; CPU {:.1} against {:.1} us",
         p50.0, p50.1, p99.0, p99.1, cpu.0, cpu.1
@@ -320,7 +323,8 @@ fn h2load(socket: &Path, question: &Path, connections: usize, servers: &[i32], d
     let (mut first, mut last) = (u64::MAX, 0);
     for line in text.lines() {
         let mut columns = line.split('\t');
-        let (began, status): (u64, &str) = (columns.next().unwrap().parse().unwrap(), columns.next().unwrap());
+        let (began, status): (u64, &str) =
+            (columns.next().unwrap().parse().unwrap(), columns.next().unwrap());
         let took: u64 = columns.next().unwrap().parse().unwrap();
         assert_eq!(status, "200", "{line}");
         latencies.push(took as f64);
@@ -351,7 +355,9 @@ fn check_request() -> Vec<u8> {
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
         [&[number << 3 | 2], &*varint(bytes.len()), bytes].concat()
     }
-    let entry = |(name, value): &(&str, &str)| field(3, &[field(1, name.as_bytes()), field(2, value.as_bytes())].concat());
+    let entry = |(name, value): &(&str, &str)| {
+        field(3, &[field(1, name.as_bytes()), field(2, value.as_bytes())].concat())
+    };
     let headers: Vec<u8> = HEADERS.iter().flat_map(entry).collect();
     let http = [
         field(1, b"1234567890"),

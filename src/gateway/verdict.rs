@@ -264,7 +264,9 @@ mod tests {
             .collect();
         let told: Vec<_> = rows.iter().map(|row| (row[2], row[3].to_owned(), row[4].to_owned())).collect();
         let mut codes = vec![("allow", "200".to_owned(), "0".to_owned())];
-        codes.extend(Code::ALL.iter().map(|code| (code.word(), code.status().to_string(), code.grpc().to_string())));
+        codes.extend(
+            Code::ALL.iter().map(|code| (code.word(), code.status().to_string(), code.grpc().to_string())),
+        );
         assert_eq!(told, codes);
     }
 

@@ -32,7 +32,8 @@ fn a_route_of_envoys_says_whose_policy_it_is() {
         )
     };
     let all = "{ match: { prefix: / }, route: { cluster: shop } }";
-    let routes = [route("/do/", "acme"), route("/globex/", "globex"), route("/other/", "initech"), all.to_owned()];
+    let routes =
+        [route("/do/", "acme"), route("/globex/", "globex"), route("/other/", "initech"), all.to_owned()];
     assert!(envoy.contains(all));
     fs::write(dir.path().join("envoy.yaml"), envoy.replace(all, &routes.join(", "))).unwrap();
     let log = dir.path().join("log");
@@ -60,14 +61,18 @@ fn a_route_of_envoys_says_whose_policy_it_is() {
 fn a_variable_of_nginxs_says_whose_policy_it_is() {
     let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
     let door = Door::named("nginx");
-    let listeners = door
-        .render("gateway.toml", dir.path(), port, shop.port)
-        .replace("tenant = \"acme\"", "tenant = { header = \"x-portcullis-tenant\", among = [\"acme\", \"globex\"] }");
+    let listeners = door.render("gateway.toml", dir.path(), port, shop.port).replace(
+        "tenant = \"acme\"",
+        "tenant = { header = \"x-portcullis-tenant\", among = [\"acme\", \"globex\"] }",
+    );
     let _service = site(&listeners).start();
     let nginx = door.render("nginx.conf", dir.path(), port, shop.port);
     let here = "proxy_set_header X-Original-Method $request_method;";
     let mapped = nginx
-        .replace("    access_log off;", "    access_log off;\n    map $host $tenant { default acme; globex.test globex; none.test ''; }")
+        .replace(
+            "    access_log off;",
+            "    access_log off;\n    map $host $tenant { default acme; globex.test globex; none.test ''; }",
+        )
         .replace(here, &format!("{here}\nproxy_set_header X-Portcullis-Tenant $tenant;"));
     fs::write(dir.path().join("nginx.conf"), mapped).unwrap();
     let log = dir.path().join("log");
@@ -75,11 +80,16 @@ fn a_variable_of_nginxs_says_whose_policy_it_is() {
     proxy.until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
 
     let ask = |host: &str, method: &str, path: &str| {
-        let text = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nX-Portcullis-Tenant: globex\r\nConnection: close\r\n\r\n");
+        let text = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nX-Portcullis-Tenant: globex\r\nConnection: close\r\n\r\n"
+        );
         let status = Address::Tcp(port).send(text.as_bytes(), 1).pop().unwrap().status;
         (status, shop.arrived().len())
     };
-    assert_eq!((ask("acme.test", "POST", "/do/allow"), ask("acme.test", "GET", "/do/deny")), ((200, 1), (403, 0)));
+    assert_eq!(
+        (ask("acme.test", "POST", "/do/allow"), ask("acme.test", "GET", "/do/deny")),
+        ((200, 1), (403, 0))
+    );
     let (status, arrived) = ask("globex.test", "POST", "/do/allow");
     assert!(status >= 400 && arrived == 0, "{status}");
     assert_eq!(ask("globex.test", "GET", "/do/deny"), (200, 1));
@@ -97,7 +107,9 @@ fn who_connects_says_whose_policy_it_is() {
     let dir = open_directory();
     let listener = |name: &str, more: &str| {
         let socket = dir.path().join(format!("{name}.sock"));
-        format!("[gateway.listener.{name}]\nsocket = {socket:?}\nsocket_mode = \"0666\"\nprotocol = \"http\"\nrequest = \"own\"\npolicy = \"gate\"\ndeadline = \"2s\"\n{more}\n")
+        format!(
+            "[gateway.listener.{name}]\nsocket = {socket:?}\nsocket_mode = \"0666\"\nprotocol = \"http\"\nrequest = \"own\"\npolicy = \"gate\"\ndeadline = \"2s\"\n{more}\n"
+        )
     };
     let listeners = [
         listener("table", "tenant = { peer = { \"0\" = \"acme\" } }"),
@@ -112,7 +124,9 @@ fn who_connects_says_whose_policy_it_is() {
         if as_stranger {
             command.args(["--reuid", STRANGER, "--regid", STRANGER, "--clear-groups"]).arg(&curl);
         }
-        command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "--unix-socket"]).arg(socket);
+        command
+            .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "--unix-socket"])
+            .arg(socket);
         let output = command.arg("http://shop.test/do/allow").output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
@@ -127,7 +141,9 @@ fn who_connects_says_whose_policy_it_is() {
 fn envoys_time_limit_is_the_decisions() {
     let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
     let door = Door::named("envoy-http");
-    let listeners = door.render("gateway.toml", dir.path(), port, shop.port).replace("deadline = \"2s\"", "deadline = \"60s\"");
+    let listeners = door
+        .render("gateway.toml", dir.path(), port, shop.port)
+        .replace("deadline = \"2s\"", "deadline = \"60s\"");
     let _service = site(&listeners).start();
     // The test's own render says 5 s; whoever waits for the listener's 60 s is answered by Envoy, with another status.
     let _proxy = start(door, dir.path(), port, shop.port);
@@ -169,6 +185,9 @@ fn envoys_shadow_mode_decides_and_stops_nobody() {
     let said = said();
     for (path, outcome) in [("/do/allow", "allow"), ("/do/deny", "denied"), ("/do/trap", "trap")] {
         let line = said.lines().find(|line| line.starts_with(path)).unwrap();
-        assert!(line.contains(&format!("\"outcome\":\"{outcome}\"")) && line.contains("\"decision\":\""), "{line}");
+        assert!(
+            line.contains(&format!("\"outcome\":\"{outcome}\"")) && line.contains("\"decision\":\""),
+            "{line}"
+        );
     }
 }

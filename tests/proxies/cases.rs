@@ -59,7 +59,9 @@ fn allow(stage: &mut Stage) -> Result<String, String> {
     let response = stage.get("/do/allow?page=1").ok_or("no answer")?;
     let arrived = stage.shop.arrived();
     match &arrived[..] {
-        [one] if response.status == 200 && one.method == "GET" && one.target == "/do/allow?page=1" => Ok("200".into()),
+        [one] if response.status == 200 && one.method == "GET" && one.target == "/do/allow?page=1" => {
+            Ok("200".into())
+        }
         _ => Err(format!("{response:?}, arrived: {arrived:?}")),
     }
 }
@@ -84,15 +86,25 @@ fn page(stage: &mut Stage) -> Result<String, String> {
 }
 
 fn mutate(stage: &mut Stage) -> Result<String, String> {
-    let sent = [("X-Set", "by the client"), ("X-Append", "first"), ("X-Remove", "secret"), ("X-Keep", "kept")];
+    let sent =
+        [("X-Set", "by the client"), ("X-Append", "first"), ("X-Remove", "secret"), ("X-Keep", "kept")];
     let response = stage.address.get("/do/mutate", &sent).ok_or("no answer")?;
     let arrived = stage.shop.arrived();
     let [one] = &arrived[..] else { return Err(format!("{response:?}, arrived: {arrived:?}")) };
     let appended = one.all("x-append").join(",").replace(' ', "");
     let expected = if stage.door.appends { "first,second" } else { "second" };
     let removed = one.all("x-remove").iter().all(|value| value.is_empty());
-    if one.all("x-set") == ["by the policy"] && one.all("x-keep") == ["kept"] && removed && appended == expected {
-        return Ok(if stage.door.appends { "set, appended, removed" } else { "set, replaced for append, removed" }.into());
+    if one.all("x-set") == ["by the policy"]
+        && one.all("x-keep") == ["kept"]
+        && removed
+        && appended == expected
+    {
+        return Ok(if stage.door.appends {
+            "set, appended, removed"
+        } else {
+            "set, replaced for append, removed"
+        }
+        .into());
     }
     Err(format!("arrived: {one:?}"))
 }
@@ -135,7 +147,11 @@ fn many_headers(stage: &mut Stage) -> Result<String, String> {
     let arrived = stage.shop.arrived();
     let [one] = &arrived[..] else {
         let refused = arrived.is_empty() && (400..500).contains(&status);
-        return if refused { Ok(format!("{status}, the proxy's limit")) } else { Err(format!("{responses:?}")) };
+        return if refused {
+            Ok(format!("{status}, the proxy's limit"))
+        } else {
+            Err(format!("{responses:?}"))
+        };
     };
     let there = one.headers.iter().filter(|(name, _)| name.starts_with("x-many-")).count();
     let seen: usize = one.one("x-seen-headers").and_then(|count| count.parse().ok()).unwrap_or(0);
@@ -163,7 +179,8 @@ fn pipelining(stage: &mut Stage) -> Result<String, String> {
 }
 
 fn chunked(stage: &mut Stage) -> Result<String, String> {
-    let head = "POST /do/see HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head =
+        "POST /do/see HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
     let good: [(&str, &[&[u8]], &[u8]); 4] = [
         ("one byte each", &[b"1\r\na\r\n1\r\nb\r\n", b"1\r\nc\r\n0\r\n\r\n"], b"abc"),
         ("upper case and zeros", &[b"00000A\r\n0123456789\r\n0\r\n\r\n"], b"0123456789"),
@@ -242,7 +259,10 @@ fn restart(stage: &mut Stage) -> Result<String, String> {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
                     let good = address.get("/do/allow", &[]);
-                    allowed.fetch_add(usize::from(good.is_some_and(|good| good.is_success())), Ordering::Relaxed);
+                    allowed.fetch_add(
+                        usize::from(good.is_some_and(|good| good.is_success())),
+                        Ordering::Relaxed,
+                    );
                     let bad = address.get("/do/deny", &[]);
                     denied.fetch_add(1, Ordering::Relaxed);
                     open.fetch_add(usize::from(bad.is_some_and(|bad| bad.is_success())), Ordering::Relaxed);

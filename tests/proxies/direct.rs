@@ -27,7 +27,10 @@ impl Gateway {
         };
         let listeners = [
             listener("own", "protocol = \"http\"\nrequest = \"own\"\nprefix = \"\""),
-            listener("original", "protocol = \"http\"\nrequest = \"x-original\"\nclient_address = \"x-real-ip\""),
+            listener(
+                "original",
+                "protocol = \"http\"\nrequest = \"x-original\"\nclient_address = \"x-real-ip\"",
+            ),
             listener("forwarded", "protocol = \"http\"\nrequest = \"x-forwarded\"\ndetails = true"),
             listener("envoy", "protocol = \"envoy-grpc\""),
         ];
@@ -45,7 +48,8 @@ impl Gateway {
     /// What a program says, and how it ended.
     fn ask(program: &str, arguments: &[&str]) -> (Option<i32>, String) {
         let output = Command::new(find(program)).args(arguments).output().unwrap();
-        let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (said, errors) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         (output.status.code(), format!("{said}{errors}"))
     }
 }
@@ -59,14 +63,31 @@ fn curl_gets_decisions() {
         Gateway::ask("curl", &[&always[..], arguments].concat()).1
     };
     let allowed = curl(&["http://shop.test/do/mutate"]);
-    for line in ["HTTP/1.1 200 OK\r\n", "x-set: by the policy\r\n", "x-append: second\r\n", "x-remove:", "x-portcullis-outcome: allow\r\n"] {
+    for line in [
+        "HTTP/1.1 200 OK\r\n",
+        "x-set: by the policy\r\n",
+        "x-append: second\r\n",
+        "x-remove:",
+        "x-portcullis-outcome: allow\r\n",
+    ] {
         assert!(allowed.contains(line), "no {line:?} in {allowed}");
     }
-    assert!(allowed.contains("x-portcullis-decision: ") && allowed.contains("x-portcullis-metadata: tier=gold\r\n"), "{allowed}");
+    assert!(
+        allowed.contains("x-portcullis-decision: ")
+            && allowed.contains("x-portcullis-metadata: tier=gold\r\n"),
+        "{allowed}"
+    );
     assert!(!allowed.contains("x-portcullis-digest"), "details that nobody asked for: {allowed}");
 
     let denied = curl(&["http://shop.test/do/page"]);
-    for line in ["HTTP/1.1 451 ", "x-denied-by: selective\r\n", "set-cookie: a=1\r\n", "set-cookie: b=2\r\n", "\r\n\r\nno entry\n", "x-portcullis-outcome: denied\r\n"] {
+    for line in [
+        "HTTP/1.1 451 ",
+        "x-denied-by: selective\r\n",
+        "set-cookie: a=1\r\n",
+        "set-cookie: b=2\r\n",
+        "\r\n\r\nno entry\n",
+        "x-portcullis-outcome: denied\r\n",
+    ] {
         assert!(denied.contains(line), "no {line:?} in {denied}");
     }
     for (path, status, outcome) in [
@@ -84,7 +105,15 @@ fn curl_gets_decisions() {
     let body = gateway.dir.path().join("body");
     fs::write(&body, vec![b'x'; 300_000]).unwrap();
     let file = format!("@{}", body.display());
-    let sent = curl(&["--data-binary", &file, "-H", "transfer-encoding: chunked", "-H", "expect: 100-continue", "http://shop.test/do/see"]);
+    let sent = curl(&[
+        "--data-binary",
+        &file,
+        "-H",
+        "transfer-encoding: chunked",
+        "-H",
+        "expect: 100-continue",
+        "http://shop.test/do/see",
+    ]);
     assert!(sent.contains("x-seen-body: 300000 ") && sent.contains("x-seen-method: POST\r\n"), "{sent}");
     assert!(curl(&["-I", "http://shop.test/do/allow"]).starts_with("HTTP/1.1 200 "));
     assert!(curl(&["-I", "http://shop.test/do/deny"]).starts_with("HTTP/1.1 403 "));
@@ -93,7 +122,12 @@ fn curl_gets_decisions() {
 #[test]
 fn what_a_proxy_has_to_say_is_never_taken_from_elsewhere() {
     let gateway = Gateway::start();
-    let said = [("X-Original-Method", "GET"), ("X-Original-Uri", "/do/see?q=1"), ("X-Original-Host", "shop.test"), ("X-Real-Ip", "192.0.2.7")];
+    let said = [
+        ("X-Original-Method", "GET"),
+        ("X-Original-Uri", "/do/see?q=1"),
+        ("X-Original-Host", "shop.test"),
+        ("X-Real-Ip", "192.0.2.7"),
+    ];
     let address = gateway.address("original");
     let ask = |headers: &[(&str, &str)]| address.get("/do/allow", headers).unwrap();
     let good = ask(&said);
@@ -103,23 +137,44 @@ fn what_a_proxy_has_to_say_is_never_taken_from_elsewhere() {
     for left_out in ["X-Original-Method", "X-Original-Uri", "X-Real-Ip"] {
         let rest: Vec<_> = said.iter().copied().filter(|(name, _)| *name != left_out).collect();
         let answer = ask(&rest);
-        assert_eq!((answer.status, answer.header("x-portcullis-outcome")), (400, Some("bad_request")), "{left_out}");
+        assert_eq!(
+            (answer.status, answer.header("x-portcullis-outcome")),
+            (400, Some("bad_request")),
+            "{left_out}"
+        );
     }
     for (name, value) in said {
         let answer = ask(&[&said[..], &[(name, value)]].concat());
         assert_eq!(answer.status, 400, "{name} twice: {answer:?}");
     }
-    for target in ["do/see", "http://other.test/do/see", "/do/see/../deny", "/do/see/%2e%2e/deny", "/do/see%00", "*", "/do/se e", ""] {
+    for target in [
+        "do/see",
+        "http://other.test/do/see",
+        "/do/see/../deny",
+        "/do/see/%2e%2e/deny",
+        "/do/see%00",
+        "*",
+        "/do/se e",
+        "",
+    ] {
         let headers = [said[0], ("X-Original-Uri", target), said[2], said[3]];
         let answer = ask(&headers);
         assert!(!answer.is_success(), "{target:?}: {answer:?}");
     }
 
-    let said = [("X-Forwarded-Method", "POST"), ("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "shop.test"), ("X-Forwarded-Uri", "/do/see")];
+    let said = [
+        ("X-Forwarded-Method", "POST"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Host", "shop.test"),
+        ("X-Forwarded-Uri", "/do/see"),
+    ];
     let address = gateway.address("forwarded");
     let good = address.get("/do/allow", &said).unwrap();
     assert!(good.status == 200 && good.header("x-seen-method") == Some("POST"), "{good:?}");
-    assert!(good.header("x-portcullis-digest").is_some() && good.header("x-portcullis-timing").is_some(), "{good:?}");
+    assert!(
+        good.header("x-portcullis-digest").is_some() && good.header("x-portcullis-timing").is_some(),
+        "{good:?}"
+    );
     for (at, (name, value)) in said.into_iter().enumerate() {
         let mut without = said.to_vec();
         without.remove(at);
@@ -139,7 +194,8 @@ fn pipelined_questions_are_answered_in_order() {
     let many: String = (0..100).map(each).collect();
     let responses = gateway.address("own").send(many.as_bytes(), 100);
     let statuses: Vec<u16> = responses.iter().map(|response| response.status).collect();
-    let expected: Vec<u16> = (0..100_usize).map(|number| if number.is_multiple_of(3) { 403 } else { 200 }).collect();
+    let expected: Vec<u16> =
+        (0..100_usize).map(|number| if number.is_multiple_of(3) { 403 } else { 200 }).collect();
     assert_eq!(statuses, expected);
 }
 
@@ -149,7 +205,9 @@ fn two_readings_of_a_request_are_none() {
     let gateway = Gateway::start();
     let address = gateway.address("own");
     let head = "POST /do/see HTTP/1.1\r\nHost: shop.test\r\n";
-    let chunks = |body: &str| format!("{head}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n{body}").into_bytes();
+    let chunks = |body: &str| {
+        format!("{head}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n{body}").into_bytes()
+    };
     for (what, bytes, seen) in [
         ("chunks", chunks("3\r\nabc\r\n0\r\n\r\n"), "3 "),
         ("upper case and zeros", chunks("00000A\r\n0123456789\r\n0\r\n\r\n"), "10 "),
@@ -159,13 +217,17 @@ fn two_readings_of_a_request_are_none() {
     ] {
         // An extension or a trailer may also be refused; it is never taken for something else.
         let response = address.send(&bytes, 1).pop().unwrap_or_else(|| panic!("{what}: no answer"));
-        let whole = response.header("x-seen-body").is_some_and(|body| body.starts_with(seen)) && response.header("x-seen-probe") == Some("");
+        let whole = response.header("x-seen-body").is_some_and(|body| body.starts_with(seen))
+            && response.header("x-seen-probe") == Some("");
         let refused = response.status == 400 && ["an extension", "a trailer"].contains(&what);
         assert!(whole && response.status == 200 || refused, "{what}: {response:?}");
     }
     let inner = "GET /do/allow HTTP/1.1\r\nHost: shop.test\r\n\r\n";
     for (what, bytes) in [
-        ("length and chunked", format!("{head}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inner}")),
+        (
+            "length and chunked",
+            format!("{head}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inner}"),
+        ),
         ("length twice", format!("{head}Content-Length: 0\r\nContent-Length: 5\r\n\r\nabcde{inner}")),
         ("a list of lengths", format!("{head}Content-Length: 0, 5\r\n\r\nabcde{inner}")),
         ("a length with a sign", format!("{head}Content-Length: +5\r\n\r\nabcde{inner}")),
@@ -175,9 +237,18 @@ fn two_readings_of_a_request_are_none() {
         ("a folded line", format!("{head}X-Probe: a\r\n b\r\n\r\n{inner}")),
         ("two hosts", format!("{head}Host: other.test\r\n\r\n{inner}")),
         ("no host", format!("GET /do/allow HTTP/1.1\r\n\r\n{inner}")),
-        ("a sign in a chunk's size", format!("{head}Transfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n{inner}")),
-        ("a chunk's size too large", format!("{head}Transfer-Encoding: chunked\r\n\r\n10000000000000003\r\nabc\r\n0\r\n\r\n{inner}")),
-        ("more than its size", format!("{head}Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n{inner}")),
+        (
+            "a sign in a chunk's size",
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n{inner}"),
+        ),
+        (
+            "a chunk's size too large",
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n10000000000000003\r\nabc\r\n0\r\n\r\n{inner}"),
+        ),
+        (
+            "more than its size",
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n{inner}"),
+        ),
         ("NUL in a header", format!("{head}X-Probe: a\0b\r\n\r\n{inner}")),
         ("a bare CR", format!("{head}X-Probe: a\rb: c\r\n\r\n{inner}")),
         ("another version", format!("GET /do/allow HTTP/3.0\r\nHost: shop.test\r\n\r\n{inner}")),
@@ -216,7 +287,14 @@ fn check_request(path: &str) -> Vec<u8> {
         [&[number << 3 | 2, length], bytes].concat()
     }
     let host = [field(1, b"host"), field(2, b"shop.test")].concat();
-    let http = [field(2, b"GET"), field(3, &host), field(4, path.as_bytes()), field(5, b"shop.test"), field(6, b"http"), field(10, b"HTTP/1.1")];
+    let http = [
+        field(2, b"GET"),
+        field(3, &host),
+        field(4, path.as_bytes()),
+        field(5, b"shop.test"),
+        field(6, b"http"),
+        field(10, b"HTTP/1.1"),
+    ];
     // attributes.request.http
     field(1, &field(4, &field(2, &http.concat())))
 }
@@ -242,14 +320,30 @@ fn h2load_loses_nothing() {
     let own = base("own");
     let many = ["-n", "4000", "-c", "8", "--h1", "-B", &own];
     let allowed = load(&[&many[..], &["http://shop.test/do/allow"]].concat());
-    assert!(allowed.contains("4000 succeeded, 0 failed, 0 errored, 0 timeout") && allowed.contains("4000 2xx"), "{allowed}");
+    assert!(
+        allowed.contains("4000 succeeded, 0 failed, 0 errored, 0 timeout") && allowed.contains("4000 2xx"),
+        "{allowed}"
+    );
     let denied = load(&[&many[..], &["http://shop.test/do/deny"]].concat());
     assert!(denied.contains("0 2xx, 0 3xx, 4000 4xx, 0 5xx"), "{denied}");
 
     let (envoy, file) = (base("envoy"), grpc_file(gateway.dir.path(), "/do/allow"));
     let checked = load(&[
-        "-n", "4000", "-c", "4", "-m", "8", "-B", &envoy, "-d", file.to_str().unwrap(), "-H", "content-type: application/grpc",
-        "-H", "te: trailers", "http://shop.test/envoy.service.auth.v3.Authorization/Check",
+        "-n",
+        "4000",
+        "-c",
+        "4",
+        "-m",
+        "8",
+        "-B",
+        &envoy,
+        "-d",
+        file.to_str().unwrap(),
+        "-H",
+        "content-type: application/grpc",
+        "-H",
+        "te: trailers",
+        "http://shop.test/envoy.service.auth.v3.Authorization/Check",
     ]);
     assert!(checked.contains("4000 succeeded, 0 failed, 0 errored, 0 timeout"), "{checked}");
     // Decided, and not only answered.

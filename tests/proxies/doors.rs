@@ -58,7 +58,15 @@ pub static DOORS: [Door; 6] = [
         program: "envoy",
         files: &["envoy.yaml"],
         edit: |text| text.replace("timeout: 0.25s }", "timeout: 5s }"),
-        arguments: &["-c", "envoy.yaml", "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"],
+        arguments: &[
+            "-c",
+            "envoy.yaml",
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+        ],
         page: Page::Whole,
         sees_body: true,
         appends: true,
@@ -83,7 +91,15 @@ pub static DOORS: [Door; 6] = [
                 ),
             )
         },
-        arguments: &["-c", "envoy.yaml", "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"],
+        arguments: &[
+            "-c",
+            "envoy.yaml",
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+        ],
         page: Page::Whole,
         sees_body: false,
         appends: true,
@@ -101,7 +117,8 @@ pub static DOORS: [Door; 6] = [
                 lines
             });
             let here = "proxy_set_header X-Auth-Subject $auth_subject;";
-            text.replace("proxy_read_timeout 1s", "proxy_read_timeout 5s").replace(here, &format!("{here}\n{more}"))
+            text.replace("proxy_read_timeout 1s", "proxy_read_timeout 5s")
+                .replace(here, &format!("{here}\n{more}"))
         },
         arguments: &["-e", "stderr", "-p", ".", "-c", "nginx.conf"],
         // auth_request knows 401 and 403; every other answer that is no success is 500.
@@ -133,7 +150,9 @@ pub static DOORS: [Door; 6] = [
         program: "haproxy",
         files: &["haproxy.cfg", "spoe.conf"],
         edit: |text| {
-            let found = |variable: &str| format!("%[var(txn.portcullis.{variable})] if {{ var(txn.portcullis.{variable}) -m found }}");
+            let found = |variable: &str| {
+                format!("%[var(txn.portcullis.{variable})] if {{ var(txn.portcullis.{variable}) -m found }}")
+            };
             let set = HEADERS.iter().filter(|name| !["x-append", "x-remove"].contains(name));
             let mut more = set.fold(String::new(), |mut lines, name| {
                 let variable = format!("header_{}", name.replace('-', "_"));
@@ -141,7 +160,8 @@ pub static DOORS: [Door; 6] = [
                 lines
             });
             writeln!(more, "    http-request add-header x-append {}", found("append_x_append")).unwrap();
-            more += "    http-request del-header x-remove if { var(txn.portcullis.remove_x_remove) -m bool }\n";
+            more +=
+                "    http-request del-header x-remove if { var(txn.portcullis.remove_x_remove) -m bool }\n";
             // The policy's page, in the policy's status: one line for each status that is to be had.
             let page = "    http-request return status 451 content-type text/plain lf-string \"%[var(txn.portcullis.body)]\" \
                  hdr x-denied-by \"%[var(txn.portcullis.header_x_denied_by)]\" hdr set-cookie \"%[var(txn.portcullis.append_set_cookie)]\" \
@@ -194,7 +214,12 @@ impl Door {
     pub fn command(&self, dir: &Path) -> Command {
         let mut command = Command::new(find(self.program));
         // Caddy keeps things at home.
-        command.args(self.arguments).current_dir(dir).env("HOME", dir).env("XDG_DATA_HOME", dir).env("XDG_CONFIG_HOME", dir);
+        command
+            .args(self.arguments)
+            .current_dir(dir)
+            .env("HOME", dir)
+            .env("XDG_DATA_HOME", dir)
+            .env("XDG_CONFIG_HOME", dir);
         command
     }
 }

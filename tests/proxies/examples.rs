@@ -18,7 +18,11 @@ fn run(name: &str, program: &str) {
     }
     let output = command.output().unwrap_or_else(|error| panic!("start {path}: {error}"));
     let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.ends_with("all as expected\n"), "{path}: {}\n{said}\n{errors}", output.status);
+    assert!(
+        output.status.success() && said.ends_with("all as expected\n"),
+        "{path}: {}\n{said}\n{errors}",
+        output.status
+    );
 }
 
 #[test]

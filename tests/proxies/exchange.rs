@@ -125,13 +125,15 @@ fn parse(mut bytes: &[u8], closed: bool) -> Vec<Response> {
     while let Some((head, rest)) = split_at(bytes, b"\r\n\r\n") {
         let head = String::from_utf8_lossy(head);
         let mut lines = head.split("\r\n");
-        let status = lines.next().unwrap_or_default().split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status =
+            lines.next().unwrap_or_default().split(' ').nth(1).and_then(|status| status.parse().ok());
         let Some(status) = status else { break };
         let headers: Vec<(String, String)> = lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let value = |name: &str| headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str());
+        let value =
+            |name: &str| headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str());
         let (body, rest) = if (100..200).contains(&status) || [204, 304].contains(&status) {
             (Vec::new(), rest)
         } else if value("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {

@@ -47,7 +47,8 @@ fn print(name: &'static str, column: Vec<String>) {
     seen.insert(name, column);
     let mut text = String::new();
     if seen.len() == DOORS.len() {
-        writeln!(text, "\n| case | {} |", DOORS.iter().map(|door| door.name).collect::<Vec<_>>().join(" | ")).unwrap();
+        writeln!(text, "\n| case | {} |", DOORS.iter().map(|door| door.name).collect::<Vec<_>>().join(" | "))
+            .unwrap();
         writeln!(text, "|---|{}", "---|".repeat(DOORS.len())).unwrap();
         for (at, (case, _)) in CASES.iter().enumerate() {
             let cells: Vec<&str> = DOORS.iter().map(|door| &*seen[door.name][at]).collect();

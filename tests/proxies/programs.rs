@@ -79,7 +79,12 @@ impl Running {
         let patience = Instant::now() + PATIENCE;
         while !holds() {
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < patience, "{}: {ended:?}\n{}", self.name, self.said());
+            assert!(
+                ended.is_none() && Instant::now() < patience,
+                "{}: {ended:?}\n{}",
+                self.name,
+                self.said()
+            );
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }

@@ -9,7 +9,11 @@ pub fn attempts(stage: &mut Stage) -> Result<String, String> {
     // A denial without any trick is one, and what is seen is seen: else the rest shows nothing.
     let (plain, seen) = (stage.get("/do/deny").ok_or("no answer")?, stage.get("/do/see").ok_or("no answer")?);
     let arrived = stage.shop.arrived();
-    if plain.status != 403 || seen.status != 200 || arrived.len() != 1 || arrived[0].one("x-seen-path") != Some("/do/see") {
+    if plain.status != 403
+        || seen.status != 200
+        || arrived.len() != 1
+        || arrived[0].one("x-seen-path") != Some("/do/see")
+    {
         return Err(format!("control: {plain:?} {seen:?}, arrived: {arrived:?}"));
     }
     let attempts = [headers(), targets(), framing()].concat();
@@ -64,28 +68,74 @@ fn headers() -> Vec<Attempt> {
         ("x_original_uri", &[("X_Original_Uri", "/do/allow"), ("X_Original_Method", "GET")]),
         ("x-forwarded-uri", &[("X-Forwarded-Uri", "/do/allow"), ("X-Forwarded-Method", "GET")]),
         ("x-forwarded-uri twice", &[("X-Forwarded-Uri", "/do/allow"), ("X-Forwarded-Uri", "/do/allow")]),
-        ("x-envoy-original-path", &[("X-Envoy-Original-Path", "/do/allow"), ("X-Envoy-Auth-Partial-Body", "false")]),
+        (
+            "x-envoy-original-path",
+            &[("X-Envoy-Original-Path", "/do/allow"), ("X-Envoy-Auth-Partial-Body", "false")],
+        ),
         ("override of the method", &[("X-Http-Method-Override", "POST"), ("X-Method-Override", "POST")]),
-        ("headers named in Connection", &[("Connection", "X-Original-Uri, X-Original-Method, X-Forwarded-Uri, X-Forwarded-Method, X-Real-Ip")]),
+        (
+            "headers named in Connection",
+            &[(
+                "Connection",
+                "X-Original-Uri, X-Original-Method, X-Forwarded-Uri, X-Forwarded-Method, X-Real-Ip",
+            )],
+        ),
         ("tenant", &[("X-Portcullis-Tenant", "globex"), ("X-Portcullis-Policy", "allow")]),
-        ("a decision", &[("X-Portcullis-Decision", "1"), ("X-Portcullis-Outcome", "allow"), ("X-Seen-Path", "/do/allow")]),
+        (
+            "a decision",
+            &[
+                ("X-Portcullis-Decision", "1"),
+                ("X-Portcullis-Outcome", "allow"),
+                ("X-Seen-Path", "/do/allow"),
+            ],
+        ),
         ("time", &[("X-Envoy-Expected-Rq-Timeout-Ms", "0"), ("Grpc-Timeout", "1n")]),
     ];
     tricks
         .iter()
         .flat_map(|(what, headers)| {
-            ["/do/deny", "/do/see"].map(|path| (format!("{what} at {path}"), request("GET", path, headers, b"")))
+            ["/do/deny", "/do/see"]
+                .map(|path| (format!("{what} at {path}"), request("GET", path, headers, b"")))
         })
         .collect()
 }
 
 fn targets() -> Vec<Attempt> {
     let paths = [
-        "/do/deny%00", "/do/deny?/../allow", "/do/deny#/do/allow", "/do/deny/../deny", "//do/deny", "/do//deny", "/do/./deny",
-        "/./do/deny", "/x/../do/deny", "/do/%64eny", "/%64o/deny", "/do%2fdeny", "/do/allow%2f..%2fdeny", "/do/deny;/allow",
-        "/do\\deny", "/do/see?%00", "/do/see?a=1&a=2", "/do/see%20x", "/do/see/%2e%2e/deny", "/do/see/../deny",
-        "/do/see//x", "/do/see/%C3%A4", "/do/see?q=%C0%AF", "/do/see/a%2Fb", "http://other.test/do/deny", "http://other.test/do/see",
-        "http://shop.test@other.test/do/see", "HTTP://shop.test:80/do/see", "/.portcullis", "/authz/do/see", "*", "shop.test:80", "do/deny", "?/do/see",
+        "/do/deny%00",
+        "/do/deny?/../allow",
+        "/do/deny#/do/allow",
+        "/do/deny/../deny",
+        "//do/deny",
+        "/do//deny",
+        "/do/./deny",
+        "/./do/deny",
+        "/x/../do/deny",
+        "/do/%64eny",
+        "/%64o/deny",
+        "/do%2fdeny",
+        "/do/allow%2f..%2fdeny",
+        "/do/deny;/allow",
+        "/do\\deny",
+        "/do/see?%00",
+        "/do/see?a=1&a=2",
+        "/do/see%20x",
+        "/do/see/%2e%2e/deny",
+        "/do/see/../deny",
+        "/do/see//x",
+        "/do/see/%C3%A4",
+        "/do/see?q=%C0%AF",
+        "/do/see/a%2Fb",
+        "http://other.test/do/deny",
+        "http://other.test/do/see",
+        "http://shop.test@other.test/do/see",
+        "HTTP://shop.test:80/do/see",
+        "/.portcullis",
+        "/authz/do/see",
+        "*",
+        "shop.test:80",
+        "do/deny",
+        "?/do/see",
     ];
     let one = |path: &str| (format!("target {path}"), request("GET", path, &[], b""));
     let mut all: Vec<Attempt> = paths.iter().map(|path| one(path)).collect();
@@ -102,8 +152,10 @@ fn framing() -> Vec<Attempt> {
     let post = |headers: &str, body: &str| {
         format!("POST /do/see HTTP/1.1\r\nHost: shop.test\r\n{headers}\r\n{body}").into_bytes()
     };
-    let get = |headers: &str| format!("GET /do/see HTTP/1.1\r\nConnection: close\r\n{headers}\r\n").into_bytes();
-    let both = |coding: &str| post(&format!("Content-Length: 6\r\n{coding}\r\n"), &format!("0\r\n\r\nX{inner}"));
+    let get =
+        |headers: &str| format!("GET /do/see HTTP/1.1\r\nConnection: close\r\n{headers}\r\n").into_bytes();
+    let both =
+        |coding: &str| post(&format!("Content-Length: 6\r\n{coding}\r\n"), &format!("0\r\n\r\nX{inner}"));
     let length = |value: &str| post(&format!("Content-Length: {value}\r\n"), &format!("abcde{inner}"));
     [
         ("length and chunked", both("Transfer-Encoding: chunked")),

@@ -53,7 +53,8 @@ pub fn site_with(gateway: &str, listeners: &str) -> Site {
         )
         .unwrap();
     }
-    let identity = if is_root() { format!("uid = {GATEWAY_UID}\ngid = {GATEWAY_UID}\n") } else { String::new() };
+    let identity =
+        if is_root() { format!("uid = {GATEWAY_UID}\ngid = {GATEWAY_UID}\n") } else { String::new() };
     writeln!(site.tables, "[gateway]\n{identity}{gateway}\n{listeners}").unwrap();
     site
 }

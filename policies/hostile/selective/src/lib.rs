@@ -10,8 +10,8 @@ use alloc::{format, vec};
 use core::hint::black_box;
 
 use guest::{
-    Address, Answer, CacheScope, Decision, Failure, Header, HttpRequest, Policy, Request, clock, data, log, metric,
-    random,
+    Address, Answer, CacheScope, Decision, Failure, Header, HttpRequest, Policy, Request, clock, data, log,
+    metric, random,
 };
 
 struct Selective;
