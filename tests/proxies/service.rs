@@ -19,7 +19,7 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    pub fn all<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+    pub fn all<'a>(&'a self, name: &str) -> Vec<&'a str> {
         self.headers.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str()).collect()
     }
 
