@@ -72,7 +72,7 @@ impl Gateway {
             if is_root() { format!("uid = {GATEWAY_UID}\ngid = {GATEWAY_UID}\n") } else { String::new() };
         writeln!(
             site.tables,
-            "[tenant.{TENANT}]\nclass = \"one\"\npolicies = [{ROLES:?}, {RATES:?}]\nuids = [{uid}, {GATEWAY_UID}]\n\
+            "[tenant.{TENANT}]\nclass = \"one\"\npolicies = [{ROLES:?}, {RATES:?}]\nuids = [{uid}]\n\
              max_deadline = \"5s\"\ndefault_deadline = \"2s\"\n[gateway]\n{identity}"
         )
         .unwrap();

@@ -47,7 +47,7 @@ pub fn site_with(gateway: &str, listeners: &str) -> Site {
         let names: Vec<&str> = policies.iter().map(|(policy, _)| *policy).collect();
         writeln!(
             site.tables,
-            "[tenant.{tenant}]\nclass = \"web\"\npolicies = {names:?}\nuids = [{}, {GATEWAY_UID}]\n\
+            "[tenant.{tenant}]\nclass = \"web\"\npolicies = {names:?}\nuids = [{}]\n\
              max_deadline = \"10s\"\ndefault_deadline = \"2s\"\n",
             nix::unistd::geteuid()
         )

@@ -99,7 +99,7 @@ fn perform(args: &DemoArgs) -> Result<(), DemoError> {
     // Before any thread is started, so that all of them leave the signals to us.
     let signals = Signals::open().map_err(DemoError::Signals)?;
     let mut show = Show::new(args.json);
-    let program = Program::find(args.gateway.is_some())?;
+    let program = Program::find()?;
     let listeners = args.gateway.as_ref().map(|path| {
         fs::read_to_string(path).map_err(|cause| DemoError::Listeners { path: path.clone(), cause })
     });

@@ -288,9 +288,7 @@ impl Scene {
             identity(0),
             identity(REGISTRY),
         );
-        let mut askers = vec![geteuid().as_raw()];
         if let Some(listeners) = &self.listeners {
-            askers.extend(self.first_uid.map(|first| first + GATEWAY));
             // Writing to a String does not fail.
             let _ = write!(text, "\n[gateway]\n{}\n{listeners}", identity(GATEWAY));
         }
@@ -301,9 +299,10 @@ impl Scene {
             let _ = write!(
                 text,
                 "\n[class.{class}]\n{}cache = {cache:?}\nthreads = {threads}\nconnections = 64\n\n\
-                 [tenant.{name}]\nclass = {class:?}\npolicies = {policies:?}\nuids = {askers:?}\n\
+                 [tenant.{name}]\nclass = {class:?}\npolicies = {policies:?}\nuids = [{}]\n\
                  max_deadline = \"10s\"\ndefault_deadline = \"1s\"\n",
                 identity(index),
+                geteuid(),
             );
         }
         self.write("portcullis.toml", text.as_bytes())

@@ -31,8 +31,6 @@ const PROGRAMS: [&str; 8] = [
     "portcullis-exporter",
     "portcullis-gateway",
 ];
-/// And where it has a gateway.
-const GATEWAY: &str = "portcullis-gateway";
 /// The supervisor's `drain` (5 s), and then some.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
 /// Lines of the service's log in an error.
@@ -71,17 +69,14 @@ pub(super) struct Program(PathBuf);
 
 impl Program {
     /// Looks beside this program for all that the service consists of.
-    pub(super) fn find(with_gateway: bool) -> Result<Self, ServiceError> {
+    pub(super) fn find() -> Result<Self, ServiceError> {
         let own = env::current_exe().map_err(ServiceError::Own)?;
-        Self::find_in(own.parent().unwrap_or(Path::new("/")), with_gateway)
+        Self::find_in(own.parent().unwrap_or(Path::new("/")))
     }
 
-    fn find_in(directory: &Path, with_gateway: bool) -> Result<Self, ServiceError> {
-        let missing: Vec<_> = PROGRAMS
-            .into_iter()
-            .chain(with_gateway.then_some(GATEWAY))
-            .filter(|program| !directory.join(program).is_file())
-            .collect();
+    fn find_in(directory: &Path) -> Result<Self, ServiceError> {
+        let missing: Vec<_> =
+            PROGRAMS.into_iter().filter(|program| !directory.join(program).is_file()).collect();
         if missing.is_empty() {
             let [supervisor, ..] = PROGRAMS;
             return Ok(Self(directory.join(supervisor)));
@@ -230,7 +225,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_the_way_to_get_it() {
         let directory = tempfile::tempdir().unwrap();
-        let find = || Program::find_in(directory.path(), false);
+        let find = || Program::find_in(directory.path());
         for there in PROGRAMS.into_iter().filter(|program| *program != "portcullis-frontend") {
             fs::write(directory.path().join(there), "").unwrap();
         }
@@ -241,7 +236,5 @@ mod tests {
         );
         fs::write(directory.path().join("portcullis-frontend"), "").unwrap();
         assert_eq!(find().unwrap().0, directory.path().join("portcullis-supervisor"));
-        let error = Program::find_in(directory.path(), true).unwrap_err().to_string();
-        assert!(error.starts_with("find portcullis-gateway in "), "{error}");
     }
 }
