@@ -11,9 +11,9 @@ use crate::smuggling;
 use crate::stage::{Stage, pid};
 use crate::support::PATIENCE;
 
-pub type Case = fn(&mut Stage) -> Result<String, String>;
+pub(crate) type Case = fn(&mut Stage) -> Result<String, String>;
 
-pub const CASES: [(&str, Case); 16] = [
+pub(crate) const CASES: [(&str, Case); 16] = [
     ("allow", allow),
     ("deny", deny),
     ("deny with a page", page),
@@ -179,9 +179,11 @@ fn pipelining(stage: &mut Stage) -> Result<String, String> {
 }
 
 fn chunked(stage: &mut Stage) -> Result<String, String> {
+    /// A name, what is written at a time, and the body that it is.
+    type Written<'a> = (&'a str, &'a [&'a [u8]], &'a [u8]);
     let head =
         "POST /do/see HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let good: [(&str, &[&[u8]], &[u8]); 4] = [
+    let good: [Written<'_>; 4] = [
         ("one byte each", &[b"1\r\na\r\n1\r\nb\r\n", b"1\r\nc\r\n0\r\n\r\n"], b"abc"),
         ("upper case and zeros", &[b"00000A\r\n0123456789\r\n0\r\n\r\n"], b"0123456789"),
         ("cut anywhere", &[b"3", b"\r", b"\nab", b"c\r", b"\n0\r\n\r", b"\n"], b"abc"),

@@ -300,7 +300,7 @@ fn check_request(path: &str) -> Vec<u8> {
 }
 
 /// With its prefix: not compressed, and its length.
-pub fn grpc_file(dir: &Path, path: &str) -> PathBuf {
+pub(crate) fn grpc_file(dir: &Path, path: &str) -> PathBuf {
     let message = check_request(path);
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     let file = dir.join("check.bin");

@@ -25,7 +25,7 @@ const HEADERS: [&str; 12] = [
 
 /// What becomes of a policy's own denial: status 451, headers and a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Page {
+pub(crate) enum Page {
     /// It reaches whoever asked.
     Whole,
     /// The same, with control characters percent-encoded.
@@ -35,24 +35,24 @@ pub enum Page {
 }
 
 #[derive(Debug)]
-pub struct Door {
+pub(crate) struct Door {
     /// Its folder in `examples/`.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     program: &'static str,
-    pub files: &'static [&'static str],
+    pub(crate) files: &'static [&'static str],
     /// What a test has otherwise than the example: more headers, and time, since a machine of tests is a busy one.
     edit: fn(&str) -> String,
     arguments: &'static [&'static str],
-    pub page: Page,
+    pub(crate) page: Page,
     /// Whether the policy gets the request's body.
-    pub sees_body: bool,
+    pub(crate) sees_body: bool,
     /// Whether an obligation can add a line to a header that the client sent.
-    pub appends: bool,
+    pub(crate) appends: bool,
     /// Whether the policy gets the client's own headers.
-    pub sees_headers: bool,
+    pub(crate) sees_headers: bool,
 }
 
-pub static DOORS: [Door; 6] = [
+pub(crate) static DOORS: [Door; 6] = [
     Door {
         name: "envoy",
         program: "envoy",
@@ -191,12 +191,12 @@ pub static DOORS: [Door; 6] = [
 ];
 
 impl Door {
-    pub fn named(name: &str) -> &'static Self {
+    pub(crate) fn named(name: &str) -> &'static Self {
         DOORS.iter().find(|door| door.name == name).unwrap()
     }
 
     /// A file of the example, with the places of this test and the policy that does what it is told.
-    pub fn render(&self, file: &str, dir: &Path, port: u16, shop: u16) -> String {
+    pub(crate) fn render(&self, file: &str, dir: &Path, port: u16, shop: u16) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(self.name).join(file);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {path:?}: {error}"));
         // By marks: a port may have the digits of another.
@@ -211,7 +211,7 @@ impl Door {
         if file == "gateway.toml" { text } else { (self.edit)(&text) }
     }
 
-    pub fn command(&self, dir: &Path) -> Command {
+    pub(crate) fn command(&self, dir: &Path) -> Command {
         let mut command = Command::new(find(self.program));
         // Caddy keeps things at home.
         command

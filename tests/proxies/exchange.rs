@@ -12,33 +12,33 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
-pub enum Address {
+pub(crate) enum Address {
     Tcp(u16),
     Unix(PathBuf),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Response {
-    pub status: u16,
+pub(crate) struct Response {
+    pub(crate) status: u16,
     /// Names in lower case.
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Response {
-    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
         self.headers.iter().filter(move |(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.all(name).next()
     }
 
-    pub fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
@@ -64,17 +64,17 @@ impl Address {
     }
 
     /// Sends these bytes and reads until the other side closes or `count` responses are there. Fewer are what came.
-    pub fn send(&self, bytes: &[u8], count: usize) -> Vec<Response> {
+    pub(crate) fn send(&self, bytes: &[u8], count: usize) -> Vec<Response> {
         self.exchange(&[bytes], count, ANSWERED_WITHIN)
     }
 
     /// The same for what a server need not answer.
-    pub fn try_send(&self, bytes: &[u8], count: usize) -> Vec<Response> {
+    pub(crate) fn try_send(&self, bytes: &[u8], count: usize) -> Vec<Response> {
         self.exchange(&[bytes], count, GIVEN_UP_AFTER)
     }
 
     /// Each of these parts in a write of its own.
-    pub fn send_in_parts(&self, parts: &[&[u8]], count: usize) -> Vec<Response> {
+    pub(crate) fn send_in_parts(&self, parts: &[&[u8]], count: usize) -> Vec<Response> {
         self.exchange(parts, count, ANSWERED_WITHIN)
     }
 
@@ -102,13 +102,13 @@ impl Address {
     }
 
     /// One request without a body on a connection of its own; `None` if there was no answer.
-    pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Option<Response> {
+    pub(crate) fn get(&self, path: &str, headers: &[(&str, &str)]) -> Option<Response> {
         self.send(&request("GET", path, headers, b""), 1).pop()
     }
 }
 
 /// A well-made request for the host `shop.test`, the last one of its connection.
-pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut text = format!("{method} {path} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n");
     if !body.is_empty() {
         text += &format!("Content-Length: {}\r\n", body.len());
@@ -156,7 +156,7 @@ fn parse(mut bytes: &[u8], closed: bool) -> Vec<Response> {
 }
 
 /// The body, and what follows it; `None` if it is not complete or makes no sense.
-pub fn dechunked(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+pub(crate) fn dechunked(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut body = Vec::new();
     loop {
         let (line, rest) = split_at(bytes, b"\r\n")?;
@@ -179,7 +179,7 @@ pub fn dechunked(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
-pub fn split_at<'b>(bytes: &'b [u8], mark: &[u8]) -> Option<(&'b [u8], &'b [u8])> {
+pub(crate) fn split_at<'b>(bytes: &'b [u8], mark: &[u8]) -> Option<(&'b [u8], &'b [u8])> {
     let at = bytes.windows(mark.len()).position(|window| window == mark)?;
     Some((&bytes[..at], &bytes[at + mark.len()..]))
 }

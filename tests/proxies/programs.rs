@@ -12,7 +12,7 @@ use crate::support::PATIENCE;
 const VENV: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/proxies");
 
 /// A program's path; a test that wants one that is missing fails with the command that installs it.
-pub fn find(name: &str) -> PathBuf {
+pub(crate) fn find(name: &str) -> PathBuf {
     let package = match name {
         "envoy" => return envoy(),
         "python" => return from_pypi("bin/python3"),
@@ -51,19 +51,19 @@ fn from_pypi(path: &str) -> PathBuf {
 }
 
 /// A port that was free a moment ago; if somebody has taken it since, whoever wants it says so.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A program that runs until it is dropped.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     log: PathBuf,
     name: String,
 }
 
 impl Running {
-    pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
+    pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Self {
         let file = File::create(log).unwrap();
         let child = command
             .stdin(Stdio::null())
@@ -75,7 +75,7 @@ impl Running {
     }
 
     /// Waits until something holds; gives up if the program ends.
-    pub fn until(&mut self, mut holds: impl FnMut() -> bool) {
+    pub(crate) fn until(&mut self, mut holds: impl FnMut() -> bool) {
         let patience = Instant::now() + PATIENCE;
         while !holds() {
             let ended = self.child.try_wait().unwrap();
@@ -89,7 +89,7 @@ impl Running {
         }
     }
 
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }

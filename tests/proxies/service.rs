@@ -1,6 +1,6 @@
 //! The service behind the proxy: it answers everybody, and writes down what reached it.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -9,34 +9,34 @@ use crate::exchange::dechunked;
 
 /// A request as it arrived.
 #[derive(Debug, Clone, Default)]
-pub struct Arrived {
-    pub method: String,
+pub(crate) struct Arrived {
+    pub(crate) method: String,
     /// As it stood in the request line.
-    pub target: String,
+    pub(crate) target: String,
     /// Names in lower case.
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Arrived {
-    pub fn all<'a>(&'a self, name: &str) -> Vec<&'a str> {
+    pub(crate) fn all<'a>(&'a self, name: &str) -> Vec<&'a str> {
         self.headers.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str()).collect()
     }
 
     /// The one value of a header; none too if there are several.
-    pub fn one(&self, name: &str) -> Option<&str> {
+    pub(crate) fn one(&self, name: &str) -> Option<&str> {
         let [value] = self.all(name)[..] else { return None };
         Some(value)
     }
 }
 
-pub struct Shop {
-    pub port: u16,
+pub(crate) struct Shop {
+    pub(crate) port: u16,
     arrived: Arc<Mutex<Vec<Arrived>>>,
 }
 
 impl Shop {
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let arrived = Arc::<Mutex<Vec<Arrived>>>::default();
@@ -52,7 +52,7 @@ impl Shop {
     }
 
     /// What arrived since the last time.
-    pub fn arrived(&self) -> Vec<Arrived> {
+    pub(crate) fn arrived(&self) -> Vec<Arrived> {
         std::mem::take(&mut self.arrived.lock().unwrap())
     }
 }

@@ -5,7 +5,7 @@ use crate::service::Arrived;
 use crate::stage::Stage;
 
 /// Whatever is sent: what reaches the service was decided about as it is, and nothing reaches it that the policy denies.
-pub fn attempts(stage: &mut Stage) -> Result<String, String> {
+pub(crate) fn attempts(stage: &mut Stage) -> Result<String, String> {
     // A denial without any trick is one, and what is seen is seen: else the rest shows nothing.
     let (plain, seen) = (stage.get("/do/deny").ok_or("no answer")?, stage.get("/do/see").ok_or("no answer")?);
     let arrived = stage.shop.arrived();

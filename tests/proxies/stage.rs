@@ -17,12 +17,12 @@ use crate::service::Shop;
 use crate::support::{FRONTEND_UID, Service, Site, is_root};
 
 /// Where examples have their sockets.
-pub const SOCKETS: &str = "/run/portcullis/gateway";
+pub(crate) const SOCKETS: &str = "/run/portcullis/gateway";
 /// The gateway's UID as root; after all that `support` gives away.
 const GATEWAY_UID: u32 = FRONTEND_UID + 17;
 
 /// A directory that everybody may pass through: proxies drop their privileges.
-pub fn open_directory() -> TempDir {
+pub(crate) fn open_directory() -> TempDir {
     let dir = TempDir::with_prefix("portcullis-proxies-").unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     dir
@@ -30,12 +30,12 @@ pub fn open_directory() -> TempDir {
 
 /// Tenants `acme` with policies `gate`, which does what the path says below `/do/`, and `roles`; and `globex`, whose `gate` lets GET
 /// through and nothing else. With these tables of listeners.
-pub fn site(listeners: &str) -> Site {
+pub(crate) fn site(listeners: &str) -> Site {
     site_with("", listeners)
 }
 
 /// The same with more lines of `[gateway]`.
-pub fn site_with(gateway: &str, listeners: &str) -> Site {
+pub(crate) fn site_with(gateway: &str, listeners: &str) -> Site {
     let mut site = Site::new().class("web", "");
     for (tenant, policies) in [
         ("acme", &[("gate", "hostile/selective"), ("roles", "template/rego/policy")][..]),
@@ -60,7 +60,7 @@ pub fn site_with(gateway: &str, listeners: &str) -> Site {
 }
 
 /// The process of that role that serves.
-pub fn pid(service: &Service, role: &str) -> Pid {
+pub(crate) fn pid(service: &Service, role: &str) -> Pid {
     let processes = service.status().processes.processes;
     let found = processes
         .iter()
@@ -69,17 +69,17 @@ pub fn pid(service: &Service, role: &str) -> Pid {
     Pid::from_raw(found.pid)
 }
 
-pub struct Stage {
-    pub door: &'static Door,
+pub(crate) struct Stage {
+    pub(crate) door: &'static Door,
     service: Option<Service>,
-    pub shop: Shop,
-    pub address: Address,
-    pub proxy: Running,
+    pub(crate) shop: Shop,
+    pub(crate) address: Address,
+    pub(crate) proxy: Running,
     _dir: TempDir,
 }
 
 impl Stage {
-    pub fn set(door: &'static Door) -> Self {
+    pub(crate) fn set(door: &'static Door) -> Self {
         let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
         let listeners = door.render("gateway.toml", dir.path(), port, shop.port);
         let service = site(&listeners).start();
@@ -87,27 +87,27 @@ impl Stage {
         Self { door, service: Some(service), shop, address: Address::Tcp(port), proxy, _dir: dir }
     }
 
-    pub fn service(&self) -> &Service {
+    pub(crate) fn service(&self) -> &Service {
         self.service.as_ref().unwrap()
     }
 
-    pub fn get(&self, path: &str) -> Option<Response> {
+    pub(crate) fn get(&self, path: &str) -> Option<Response> {
         self.address.get(path, &[])
     }
 
-    pub fn signal(&self, role: &str, signal: Signal) {
+    pub(crate) fn signal(&self, role: &str, signal: Signal) {
         kill(pid(self.service(), role), signal).unwrap();
     }
 
     /// Stops the service in order, and starts it again from the same directory.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let service = self.service.take().unwrap();
         self.service = Some(service.restart());
     }
 }
 
 /// Starts the proxy with the files of its example, and waits until it listens.
-pub fn start(door: &Door, dir: &Path, port: u16, shop: u16) -> Running {
+pub(crate) fn start(door: &Door, dir: &Path, port: u16, shop: u16) -> Running {
     for file in door.files {
         fs::write(dir.join(file), door.render(file, dir, port, shop)).unwrap();
     }
