@@ -126,6 +126,7 @@ fn what_a_proxy_has_to_say_is_never_taken_from_elsewhere() {
         ("X-Original-Method", "GET"),
         ("X-Original-Uri", "/do/see?q=1"),
         ("X-Original-Host", "shop.test"),
+        ("X-Original-Proto", "https"),
         ("X-Real-Ip", "192.0.2.7"),
     ];
     let address = gateway.address("original");
@@ -133,8 +134,8 @@ fn what_a_proxy_has_to_say_is_never_taken_from_elsewhere() {
     let good = ask(&said);
     assert!(good.status == 200 && good.header("x-seen-path") == Some("/do/see"), "{good:?}");
     assert_eq!((good.header("x-seen-query"), good.header("x-seen-source")), (Some("q=1"), Some("192.0.2.7")));
-    // Without one of them, and with one of them twice; the host has another place to come from.
-    for left_out in ["X-Original-Method", "X-Original-Uri", "X-Real-Ip"] {
+    // Without one of them, and with one of them twice.
+    for (left_out, _) in said {
         let rest: Vec<_> = said.iter().copied().filter(|(name, _)| *name != left_out).collect();
         let answer = ask(&rest);
         assert_eq!(
@@ -157,7 +158,8 @@ fn what_a_proxy_has_to_say_is_never_taken_from_elsewhere() {
         "/do/se e",
         "",
     ] {
-        let headers = [said[0], ("X-Original-Uri", target), said[2], said[3]];
+        let mut headers = said;
+        headers[1].1 = target;
         let answer = ask(&headers);
         assert!(!answer.is_success(), "{target:?}: {answer:?}");
     }

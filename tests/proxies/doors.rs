@@ -26,8 +26,8 @@ const HEADERS: [&str; 12] = [
 /// What becomes of a policy's own denial: status 451, headers and a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Page {
-    /// It reaches whoever asked.
-    Whole,
+    /// It reaches whoever asked, with this status: Envoy over gRPC has no name for 451, and 403 instead.
+    Whole(u16),
     /// The same, with control characters percent-encoded.
     Escaped,
     /// The proxy's own page, with this status.
@@ -67,7 +67,7 @@ pub(crate) static DOORS: [Door; 6] = [
             "--log-level",
             "warning",
         ],
-        page: Page::Whole,
+        page: Page::Whole(403),
         sees_body: true,
         appends: true,
         sees_headers: true,
@@ -100,7 +100,7 @@ pub(crate) static DOORS: [Door; 6] = [
             "--log-level",
             "warning",
         ],
-        page: Page::Whole,
+        page: Page::Whole(451),
         sees_body: false,
         appends: true,
         sees_headers: true,
@@ -140,7 +140,7 @@ pub(crate) static DOORS: [Door; 6] = [
                 .replace(here, &format!("{gone}{here}"))
         },
         arguments: &["run", "--config", "Caddyfile", "--adapter", "caddyfile"],
-        page: Page::Whole,
+        page: Page::Whole(451),
         sees_body: false,
         appends: false,
         sees_headers: true,
@@ -183,7 +183,7 @@ pub(crate) static DOORS: [Door; 6] = [
         files: &["haproxy.cfg", "portcullis.lua"],
         edit: |text| text.replace("timeout = 1000", "timeout = 5000"),
         arguments: &["-db", "-f", "haproxy.cfg"],
-        page: Page::Whole,
+        page: Page::Whole(451),
         sees_body: false,
         appends: false,
         sees_headers: true,

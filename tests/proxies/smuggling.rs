@@ -42,7 +42,9 @@ fn difference(one: &Arrived) -> Option<String> {
         return None;
     }
     if !one.target.starts_with("/do/see") {
-        return Some("nobody allowed this".into());
+        // The policy lets everything through that is not below `/do/`, and tells nothing of it.
+        let denied = one.target.starts_with("/do/") || one.target.contains("smuggled");
+        return denied.then(|| "nobody allowed this".into());
     }
     let (path, query) = one.target.split_once('?').unwrap_or((&one.target, "none"));
     let host = one.one("host").map(|host| host.split(':').next().unwrap_or(host));
