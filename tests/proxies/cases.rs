@@ -195,7 +195,8 @@ fn chunked(stage: &mut Stage) -> Result<String, String> {
         let parts: Vec<&[u8]> = std::iter::once(head.as_bytes()).chain(parts.iter().copied()).collect();
         let responses = stage.address.send_in_parts(&parts, 1);
         let arrived = stage.shop.arrived();
-        let passed = matches!(&arrived[..], [one] if one.body == body && !one.all("x-set").contains(&"trailer"));
+        let passed =
+            matches!(&arrived[..], [one] if one.body == body && !one.all("x-set").contains(&"trailer"));
         if !passed || responses.first().is_none_or(|response| !response.is_success()) {
             return Err(format!("{what}: {responses:?}, arrived: {arrived:?}"));
         }

@@ -47,8 +47,12 @@ fn difference(one: &Arrived) -> Option<String> {
         return denied.then(|| "nobody allowed this".into());
     }
     let (path, query) = one.target.split_once('?').unwrap_or((&one.target, "none"));
-    let host = one.one("host").map(|host| host.split(':').next().unwrap_or(host));
-    let seen_host = one.one("x-seen-host").map(|host| host.split(':').next().unwrap_or(host));
+    let host =
+        one.one("host").filter(|host| !host.is_empty()).map(|host| host.split(':').next().unwrap_or(host));
+    let seen_host = one
+        .one("x-seen-host")
+        .filter(|host| !host.is_empty())
+        .map(|host| host.split(':').next().unwrap_or(host));
     let rows = [
         ("path", one.one("x-seen-path"), Some(path)),
         ("query", one.one("x-seen-query"), Some(query)),
