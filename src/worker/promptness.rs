@@ -9,18 +9,18 @@
 
 use nix::errno::Errno;
 use nix::libc;
-use tracing::warn;
+use tracing::info;
 
 /// The shortest the kernel has, nanoseconds.
 const SHORT_NS: u64 = 100_000;
 
 /// Gives the calling thread short slices, and leaves its priority as it is.
 ///
-/// Where they cannot be set (another scheduling policy, a filter around the service) they stay as they are: that is slower
-/// beside a busy neighbour, and nothing else.
+/// Where they cannot be set (another scheduling policy, a filter around the service, as our unit for systemd has one) they stay as
+/// they are: that is slower beside a busy neighbour, and nothing else.
 pub(super) fn ask_for_short_slices() {
     if let Err(error) = read().and_then(|present| set(&present)) {
-        warn!(%error, "the length of this thread's slices cannot be set; it stays as it is");
+        info!(%error, "sched_setattr: slices stay as they are; beside a busy class or program decisions may wait longer");
     }
 }
 
