@@ -30,7 +30,7 @@ pub(super) fn measure(plan: &Plan) -> Vec<Row> {
         );
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     }
-    let names: Vec<String> = (0..count).map(|number| format!("t{number:05}")).collect();
+    let names: Vec<String> = (0..count).map(name).collect();
     let mut site = Site::new().class("one", "");
     let mut code = 0;
     for (number, name) in names.iter().enumerate() {
@@ -88,6 +88,11 @@ pub(super) fn measure(plan: &Plan) -> Vec<Row> {
     ]
 }
 
+/// Short: what one connection may ask for is told in one message, and all of them have to fit.
+fn name(number: usize) -> String {
+    format!("{number:04}")
+}
+
 fn one(value: f64) -> Spread {
     Spread { low: value, median: value, high: value }
 }
@@ -121,7 +126,7 @@ fn shmem_mb() -> f64 {
 
 /// One question at a time on one connection, microseconds, ascending.
 fn latencies(service: &Service, plan: &Plan, mut which: impl FnMut(usize) -> usize) -> Vec<f64> {
-    let mut connection = service.connect("t00000");
+    let mut connection = service.connect(&name(0));
     let question = Question::opaque("", b"");
     let policy = policy(POLICY);
     let until = Instant::now() + plan.round * 4;
@@ -130,7 +135,7 @@ fn latencies(service: &Service, plan: &Plan, mut which: impl FnMut(usize) -> usi
         if Instant::now() >= until {
             break;
         }
-        let tenant = tenant(&format!("t{:05}", which(turn)));
+        let tenant = tenant(&name(which(turn)));
         let asked = Instant::now();
         connection.send(&tenant, &policy, DEADLINE, question.input()).unwrap();
         connection.flush().unwrap();
