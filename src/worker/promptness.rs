@@ -2,8 +2,9 @@
 //!
 //! Linux's scheduler (EEVDF; kernels from 6.12 on) lets each thread say how long its slices are. Over time that gives it no
 //! more of the processor and no less, but when it wakes up it goes before a thread with longer slices at once, instead of
-//! after what is left of that one's. Executors have the shortest there are: other programs of the machine do not keep
-//! decisions waiting, and a class whose guests never end does so for a tenth of a millisecond instead of three.
+//! after what is left of that one's. Executors have the shortest there are, so they go before other programs of the machine.
+//! Between two busy classes, whose slices are equally short, only a tenth of a millisecond of each is not interrupted; who
+//! wakes up in it waits for the kernel's next tick, as before.
 //!
 //! Older kernels take the call and leave the slices as they are. It is made before the seal; no sealed process may.
 
