@@ -18,7 +18,9 @@ use fake_service::{FakeService, Peer, denied, text, welcome_to};
 use portcullis::client::{
     Breach, Client, ClientError, Deadline, Ending, Input, Settings, blocking, is_allowed,
 };
-use portcullis::decision::{Decision, Outcome, PolicyName, Refusal, Tenant, TraceContext};
+use portcullis::decision::{
+    Decision, HeaderValue, Obligations, Outcome, PolicyName, Refusal, Tenant, TraceContext,
+};
 use portcullis::wire::client::{ClientFrame, Farewell, ServerFrame, Violation};
 use portcullis::wire::frame::{self, DecodeError};
 
@@ -716,6 +718,9 @@ fn garbage() -> Vec<(Vec<u8>, Breach)> {
         bytes.to_vec()
     };
     let allow = Decision { outcome: Outcome::Allow, ..denied("") };
+    let header = HeaderValue { name: "x-user".to_owned(), value: "me\r\nx-role: admin".into() };
+    let smuggled = Obligations { headers_set: vec![header], ..Obligations::default() };
+    let unfit = smuggled.check().unwrap_err();
     vec![
         (vec![0, 0, 0, 0], Breach::Frame(DecodeError::Empty)),
         (vec![0xff; 4], Breach::Frame(DecodeError::TooLong { length: 0xffff_ffff, max: 4 << 20 })),
@@ -724,6 +729,10 @@ fn garbage() -> Vec<(Vec<u8>, Breach)> {
         (frame_of(&welcome_to("retail")), Breach::WelcomeTwice),
         (frame_of(&ServerFrame::Decision { id: 2, decision: allow.clone() }), Breach::NotAsked),
         (frame_of(&ServerFrame::Pong { nonce: 1 }), Breach::Mismatch),
-        (frame_of(&ServerFrame::Decisions { id: 1, decisions: vec![allow] }), Breach::Mismatch),
+        (frame_of(&ServerFrame::Decisions { id: 1, decisions: vec![allow.clone()] }), Breach::Mismatch),
+        (
+            frame_of(&ServerFrame::Decision { id: 1, decision: Decision { obligations: smuggled, ..allow } }),
+            Breach::Obligations(unfit),
+        ),
     ]
 }

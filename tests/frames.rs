@@ -402,15 +402,9 @@ fn from_child() -> impl Strategy<Value = FromChild> {
 
 fn to_worker() -> impl Strategy<Value = ToWorker> {
     prop_oneof![
-        (any::<(u64, u32, bool, u32)>(), vec(tenant(), 0..4)).prop_map(
-            |((cookie, uid, resumed, unread), tenants)| ToWorker::Adopt {
-                cookie: Cookie(cookie),
-                uid,
-                tenants,
-                resumed,
-                unread,
-            }
-        ),
+        (any::<(u64, u32, u32)>(), vec(tenant(), 0..4)).prop_map(|((cookie, uid, unread), tenants)| {
+            ToWorker::Adopt { cookie: Cookie(cookie), uid, tenants, unread }
+        }),
         some_bytes().prop_map(ToWorker::Unread),
         Just(ToWorker::Drain),
         any::<u64>().prop_map(|nonce| ToWorker::Status { nonce }),

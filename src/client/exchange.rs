@@ -164,6 +164,15 @@ impl<W> Exchange<W> {
             (Expects::Decisions(asked), Answer::Decisions(given)) if *asked == given.len() => {}
             _ => return Err(ClientError::Protocol(Breach::Mismatch)),
         }
+        // Whoever acts on them should not have to ask whether the worker is still its own master.
+        let decisions = match &answer {
+            Answer::Decision(decision) => std::slice::from_ref(decision),
+            Answer::Decisions(decisions) => decisions.as_slice(),
+            Answer::Pong => &[],
+        };
+        for decision in decisions {
+            decision.obligations.check().map_err(Breach::from).map_err(ClientError::Protocol)?;
+        }
         Ok((id, waiting.waiter, answer))
     }
 

@@ -77,6 +77,7 @@ use std::time::Duration;
 pub use asynchronous::Client;
 pub use question::Question;
 
+use crate::decision::Unfit;
 pub use crate::decision::{Decision, Input};
 pub use crate::wire::client::{BATCH_MAX, Deadline};
 use crate::wire::client::{CLIENT_FRAME_MAX, Farewell};
@@ -190,7 +191,7 @@ impl From<Ending> for ClientError {
 }
 
 /// What the service sent that the protocol does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Breach {
     #[error(transparent)]
     Frame(#[from] DecodeError),
@@ -204,6 +205,8 @@ pub enum Breach {
     NotAsked,
     #[error("an answer of another kind or number than was asked for")]
     Mismatch,
+    #[error("an answer with what no proxy may be asked to do: {0}")]
+    Obligations(#[from] Unfit),
 }
 
 impl From<DecodeError> for ClientError {

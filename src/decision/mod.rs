@@ -4,15 +4,16 @@
 //! goes at the end, and nothing is reordered.
 
 mod id;
+mod obligations;
 mod trace;
 
 use std::borrow::Borrow;
 use std::fmt;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use id::{DecisionId, InvalidDecisionId};
+pub use obligations::{ENTRIES_MAX, HEADER_NAME_MAX, HeaderValue, Metadatum, Obligations, Unfit};
 pub use trace::{InvalidTraceContext, TraceContext};
 
 use crate::artifact::Digest;
@@ -367,32 +368,6 @@ pub enum TrapKind {
     Fuel,
     /// Called host functions more often than it may.
     HostCalls,
-}
-
-/// What the proxy has to do with the request or its answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Obligations {
-    /// Status for the client, 100 to 599; for denials mostly.
-    pub status: Option<u16>,
-    pub headers_set: Vec<HeaderValue>,
-    pub headers_append: Vec<HeaderValue>,
-    pub headers_remove: Vec<String>,
-    pub body: Option<Bytes>,
-    pub metadata: Vec<Metadatum>,
-}
-
-/// A header a policy wants set: name is a token, value has no control characters (both checked).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeaderValue {
-    pub name: String,
-    pub value: Bytes,
-}
-
-/// A key and a value for the proxy's log or its later filters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Metadatum {
-    pub key: String,
-    pub value: String,
 }
 
 /// How long the same answer may be given to the same question. The sidecar itself never caches.

@@ -17,35 +17,22 @@ const REASON_BYTES: usize = 1024;
 const TOO_MUCH: &str = "too much data is being copied between the host and the guest";
 /// Longest reason of a failure, bytes.
 const FAILURE_REASON_BYTES: usize = 64;
-/// Most headers or metadata of one kind.
-const ENTRIES: usize = 128;
-/// Headers that belong to a connection or to a message's framing: setting one would desynchronise a proxy.
-const NOT_A_POLICYS: [&str; 12] = [
-    "connection",
-    "content-length",
-    "host",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-];
-
 /// Checks what a guest returned. It is believed only as a whole: one bad header makes the answer invalid.
 pub(super) fn from_guest(decision: types::Decision) -> Result<(Outcome, Obligations, CacheHint), Refusal> {
     let types::Decision { verdict, obligations, cache } = decision;
     let obligations = Obligations {
-        status: status(obligations.status)?,
-        headers_set: headers("headers-set", obligations.headers_set)?,
-        headers_append: headers("headers-append", obligations.headers_append)?,
-        headers_remove: removed(obligations.headers_remove)?,
+        status: obligations.status,
+        headers_set: headers(obligations.headers_set),
+        headers_append: headers(obligations.headers_append),
+        headers_remove: obligations.headers_remove,
         body: obligations.body.map(Bytes::from),
-        metadata: metadata(obligations.metadata)?,
+        metadata: obligations
+            .metadata
+            .into_iter()
+            .map(|types::Metadatum { key, value }| Metadatum { key, value })
+            .collect(),
     };
+    obligations.check().map_err(|unfit| invalid(unfit.to_string()))?;
     let cache = CacheHint {
         ttl_ms: cache.ttl_ms,
         scope: match cache.scope {
@@ -132,63 +119,9 @@ fn invalid(what: String) -> Refusal {
     Refusal::InvalidOutput(what)
 }
 
-fn status(status: Option<u16>) -> Result<Option<u16>, Refusal> {
-    match status {
-        Some(code) if !(100..=599).contains(&code) => {
-            Err(invalid(format!("status {code} is not 100 to 599")))
-        }
-        other => Ok(other),
-    }
-}
-
-fn headers(list: &str, headers: Vec<types::HeaderResult>) -> Result<Vec<HeaderValue>, Refusal> {
-    bounded(list, headers.len())?;
-    headers
-        .into_iter()
-        .map(|header| {
-            check_name(list, &header.name)?;
-            // A CR or LF would end the header and begin whatever the guest likes.
-            if header.value.iter().any(|byte| (*byte < 0x20 && *byte != b'\t') || *byte == 0x7f) {
-                return Err(invalid(format!("{list}: value of {:?} has a control character", header.name)));
-            }
-            // Bytes as HTTP has them, but what is not text means one thing to one proxy and another to the next.
-            if std::str::from_utf8(&header.value).is_err() {
-                return Err(invalid(format!("{list}: value of {:?} is not UTF-8", header.name)));
-            }
-            Ok(HeaderValue { name: header.name, value: Bytes::from(header.value) })
-        })
-        .collect()
-}
-
-fn removed(names: Vec<String>) -> Result<Vec<String>, Refusal> {
-    bounded("headers-remove", names.len())?;
-    names.iter().try_for_each(|name| check_name("headers-remove", name))?;
-    Ok(names)
-}
-
-fn metadata(metadata: Vec<types::Metadatum>) -> Result<Vec<Metadatum>, Refusal> {
-    bounded("metadata", metadata.len())?;
-    Ok(metadata.into_iter().map(|one| Metadatum { key: one.key, value: one.value }).collect())
-}
-
-fn bounded(list: &str, length: usize) -> Result<(), Refusal> {
-    if length > ENTRIES {
-        Err(invalid(format!("{list} has {length} entries, at most {ENTRIES} are taken")))
-    } else {
-        Ok(())
-    }
-}
-
-/// A token as RFC 9110 has it, and not one that frames the message.
-fn check_name(list: &str, name: &str) -> Result<(), Refusal> {
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || name.len() > 256 || !name.bytes().all(token) {
-        return Err(invalid(format!("{list}: {:?} is not a header name", cut_to(name, 64))));
-    }
-    if NOT_A_POLICYS.iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
-        return Err(invalid(format!("{list}: {name:?} belongs to the connection, not to a policy")));
-    }
-    Ok(())
+fn headers(headers: Vec<types::HeaderResult>) -> Vec<HeaderValue> {
+    let taken = |types::HeaderResult { name, value }| HeaderValue { name, value: Bytes::from(value) };
+    headers.into_iter().map(taken).collect()
 }
 
 fn cut(text: String) -> String {
@@ -264,7 +197,8 @@ mod tests {
         bad.push(answer());
         bad.last_mut().unwrap().obligations.headers_remove.push("Host".into());
         bad.push(answer());
-        bad.last_mut().unwrap().obligations.headers_set = vec![header("x", b""); ENTRIES + 1];
+        bad.last_mut().unwrap().obligations.headers_set =
+            vec![header("x", b""); crate::decision::ENTRIES_MAX + 1];
         for decision in bad {
             let shown = format!("{decision:?}");
             assert!(matches!(from_guest(decision), Err(Refusal::InvalidOutput(_))), "{shown}");

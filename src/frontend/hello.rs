@@ -1,4 +1,4 @@
-//! The first frame: who the client is here for. It is read byte for byte, never further, so whatever a client sends
+//! The first frame, who the client is here for, and its answer. It is read byte for byte, never further, so whatever a client sends
 //! behind its Hello stays in the socket and travels with it. A connection that waits costs a small buffer and a timer.
 
 use std::io::ErrorKind;
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::peer::{Connection, Peer};
+use crate::decision::TrustClass;
 use crate::wire::client::{
     ClientFrame, Farewell, HELLO_MAX, PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame, Violation,
 };
@@ -74,12 +75,23 @@ pub(super) async fn greet(
     Greeting { peer, outcome }
 }
 
+/// Tells the client which class it is let in to, before a worker of that class gets the connection: clients put
+/// questions of all tenants of a class on one connection, so a worker must not be asked what its class is.
+pub(super) fn say_welcome(socket: &impl AsFd, class: TrustClass, generation: u64) {
+    say(socket, &ServerFrame::Welcome { version: PROTOCOL_VERSION, class, generation });
+}
+
 /// One attempt to tell the client why its connection ends; the caller closes it.
 pub(super) fn say_farewell(socket: &impl AsFd, farewell: Farewell) {
     debug!(%farewell, "client refused");
+    say(socket, &ServerFrame::Farewell(farewell));
+}
+
+/// Nothing was written to the connection before, but a Welcome, so a frame as short as these is taken whole; or the
+/// client has gone. Nobody waits for that, and whoever has the connection then learns of it.
+fn say(socket: &impl AsFd, message: &ServerFrame) {
     let mut frame = BytesMut::new();
-    if frame::encode_frame(&ServerFrame::Farewell(farewell), &mut frame, SERVER_FRAME_MAX).is_ok() {
-        // Who does not read, or has gone, does not get to know; nobody waits for that.
+    if frame::encode_frame(message, &mut frame, SERVER_FRAME_MAX).is_ok() {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let _ = send(socket.as_fd().as_raw_fd(), &frame, flags);
     }

@@ -123,7 +123,7 @@ impl Switchboard {
         };
         let (cookie, peer) = (connection.cookie, connection.peer);
         let transfer =
-            Transfer { connection, class: class.clone(), tenants, resumed: false, unread: Vec::new(), room };
+            Transfer { connection, class: class.clone(), tenants, welcomed: false, unread: Vec::new(), room };
         match link.send(Outgoing::Adopt(transfer)) {
             Ok(()) => {
                 self.table.enter(cookie, Entry { peer, class, link: Some(id) });
@@ -198,7 +198,7 @@ impl Switchboard {
         let Returned { cookie, descriptor, unread, room } = returned;
         let (connection, class) = check(&self.table, link, cookie, descriptor)?;
         self.table.assign(cookie, None);
-        self.carry_over(Transfer { connection, class, tenants: Vec::new(), resumed: true, unread, room });
+        self.carry_over(Transfer { connection, class, tenants: Vec::new(), welcomed: true, unread, room });
         Ok(())
     }
 
@@ -231,12 +231,12 @@ impl Switchboard {
             Ok(grant) => transfer.tenants = grant.tenants,
             Err(farewell) => return self.dismiss(transfer.connection, farewell),
         }
-        let (cookie, resumed) = (connection.cookie, transfer.resumed);
+        let (cookie, welcomed) = (connection.cookie, transfer.welcomed);
         let unsent = match self.routes.current(&transfer.class) {
             Some((id, link)) => match link.send(Outgoing::Adopt(transfer)) {
                 Ok(()) => {
                     self.table.assign(cookie, Some(id));
-                    self.counters.carried_over += u64::from(resumed);
+                    self.counters.carried_over += u64::from(welcomed);
                     return;
                 }
                 Err(unsent) => unsent,

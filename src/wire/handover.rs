@@ -27,15 +27,13 @@ pub struct Cookie(pub u64);
 /// What the frontend sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// With the connection's descriptor: it is yours. `unread` bytes follow in [`ToWorker::Unread`] messages.
+    /// With the connection's descriptor, whose client has its Welcome: it is yours. `unread` bytes follow in [`ToWorker::Unread`] messages.
     Adopt {
         cookie: Cookie,
         /// Who connected, from SO_PEERCRED.
         uid: u32,
         /// The tenants of this class the connection may ask for.
         tenants: Vec<Tenant>,
-        /// Greeted already: it comes from an earlier generation.
-        resumed: bool,
         unread: u32,
     },
     /// The next of the unread bytes of the connection adopted last.

@@ -151,8 +151,6 @@ fn run(control: &Arc<Channel<FromChild, ToChild>>) -> Result<(), WorkerError> {
         landlock_proven_threads: number(threads.proven + 1),
     };
     let steward = Steward::new(steward::Parts {
-        class: assignment.class.clone(),
-        generation: assignment.generation,
         control: Arc::clone(control),
         handover: Channel::new(handover, HANDOVER_MAX),
         supply,

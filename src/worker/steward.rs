@@ -17,11 +17,11 @@ use super::parts;
 use super::policies::PolicySet;
 use super::threads::Release;
 use crate::artifact::Digest;
-use crate::decision::{PolicyName, Tenant, TrustClass};
+use crate::decision::{PolicyName, Tenant};
 use crate::engine::monotonic_ns;
 use crate::sandbox::Sealed;
 use crate::wire::channel::{Channel, ReceiveError, Received, SendError};
-use crate::wire::client::{CLIENT_FRAME_MAX, PROTOCOL_VERSION, ServerFrame};
+use crate::wire::client::CLIENT_FRAME_MAX;
 use crate::wire::control::{FromChild, ToChild};
 use crate::wire::handover::{Cookie, FromWorker, ToWorker, UNREAD_CHUNK};
 use crate::wire::operator::{PolicyStatus, WorkerCounters, WorkerStatus};
@@ -40,8 +40,6 @@ const SUPPLY: u64 = 3;
 
 /// What the steward looks after.
 pub(super) struct Parts {
-    pub(super) class: TrustClass,
-    pub(super) generation: u64,
     pub(super) control: Arc<Channel<FromChild, ToChild>>,
     pub(super) handover: Channel<FromWorker, ToWorker>,
     pub(super) supply: Supply,
@@ -67,7 +65,7 @@ pub(super) struct Steward {
     epoll: Epoll,
     buffer: Vec<u8>,
     /// The connection whose unread bytes are still on their way.
-    arriving: Option<(Adopted, usize, bool)>,
+    arriving: Option<(Adopted, usize)>,
     /// What the frontend has not taken yet, in order.
     outbox: VecDeque<(FromWorker, Option<Arc<Outbound>>)>,
     next_executor: usize,
@@ -264,8 +262,8 @@ impl Steward {
                     self.retire(false);
                     return Ok(());
                 }
-                Received::Message(ToWorker::Adopt { cookie, uid: _, tenants, resumed, unread }, Some(fd)) => {
-                    self.adopt(fd, cookie, &tenants, resumed, unread)?;
+                Received::Message(ToWorker::Adopt { cookie, uid: _, tenants, unread }, Some(fd)) => {
+                    self.adopt(fd, cookie, &tenants, unread)?;
                 }
                 Received::Message(ToWorker::Unread(bytes), None) => self.unread(&bytes)?,
                 Received::Message(ToWorker::Drain, None) => self.retire(true),
@@ -287,7 +285,6 @@ impl Steward {
         socket: OwnedFd,
         cookie: Cookie,
         tenants: &[Tenant],
-        resumed: bool,
         unread: u32,
     ) -> Result<(), StewardError> {
         if self.arriving.is_some() {
@@ -304,13 +301,13 @@ impl Steward {
             grant: self.parts.set.grant(tenants),
             unread: Vec::with_capacity(unread),
         };
-        self.arriving = Some((adopted, unread, resumed));
+        self.arriving = Some((adopted, unread));
         self.pass_on_if_complete();
         Ok(())
     }
 
     fn unread(&mut self, bytes: &[u8]) -> Result<(), StewardError> {
-        let Some((adopted, expected, _)) = self.arriving.as_mut() else {
+        let Some((adopted, expected)) = self.arriving.as_mut() else {
             return Err(StewardError::FrontendMisbehaved("unread bytes of no connection"));
         };
         if bytes.is_empty() || adopted.unread.len() + bytes.len() > *expected {
@@ -323,18 +320,11 @@ impl Steward {
 
     /// Gives a connection that has arrived whole to the next executor in turn.
     fn pass_on_if_complete(&mut self) {
-        let Some((adopted, _, resumed)) =
-            self.arriving.take_if(|(adopted, expected, _)| adopted.unread.len() >= *expected)
+        let Some((adopted, _)) =
+            self.arriving.take_if(|(adopted, expected)| adopted.unread.len() >= *expected)
         else {
             return;
         };
-        if !resumed {
-            adopted.outbound.push(&ServerFrame::Welcome {
-                version: PROTOCOL_VERSION,
-                class: self.parts.class.clone(),
-                generation: self.parts.generation,
-            });
-        }
         let count = self.parts.executors.len().max(1);
         let least = |executor: &&Arc<Shared>| executor.counters.connections.get();
         // By number of connections; counts lag behind a burst of adoptions, so ties and near ties go round.

@@ -101,8 +101,7 @@ fn to_the_frontend() -> Vec<Lie> {
 /// From the frontend to a worker.
 fn to_a_worker() -> Vec<Lie> {
     let mut lies = nonsense(HANDOVER_MAX);
-    let adopt =
-        |unread| ToWorker::Adopt { cookie: Cookie(1), uid: 0, tenants: Vec::new(), resumed: true, unread };
+    let adopt = |unread| ToWorker::Adopt { cookie: Cookie(1), uid: 0, tenants: Vec::new(), unread };
     lies.extend([
         lie("a connection without its descriptor", encoded(&adopt(0))),
         Lie { what: "more bytes than there can be", bytes: encoded(&adopt(u32::MAX)), descriptors: 1 },
