@@ -24,6 +24,8 @@ mod bare;
 mod cost;
 #[path = "service/echo.rs"]
 mod echo;
+#[path = "service/gateway.rs"]
+mod gateway;
 #[path = "service/hostile.rs"]
 mod hostile;
 #[path = "service/latency.rs"]
@@ -125,7 +127,7 @@ impl Plan {
 type Measure = fn(&Plan) -> Vec<Row>;
 
 /// What can be measured, in the order of the table.
-const PARTS: [(&str, Measure); 20] = [
+const PARTS: [(&str, Measure); 21] = [
     ("cpu", cost::per_decision),
     ("latency", latency::one_connection),
     ("pipelined", pipelined::per_second),
@@ -146,6 +148,7 @@ const PARTS: [(&str, Measure); 20] = [
     ("noise", noise::measure),
     ("share", share::measure),
     ("tenants", tenants::measure),
+    ("gateway", gateway::compared),
 ];
 
 fn main() {

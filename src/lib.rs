@@ -46,6 +46,8 @@ pub mod exporter;
 #[cfg(feature = "fetcher")]
 pub mod fetcher;
 pub mod frontend;
+#[cfg(feature = "gateway")]
+pub mod gateway;
 pub mod journal;
 pub mod ledger;
 pub mod otlp;

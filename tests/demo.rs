@@ -21,13 +21,14 @@ use tempfile::TempDir;
 
 /// An ordinary user that no test machine has.
 const USER: &str = "65533";
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     env!("CARGO_BIN_EXE_portcullis"),
     env!("CARGO_BIN_EXE_portcullis-supervisor"),
     env!("CARGO_BIN_EXE_portcullis-spawner"),
     env!("CARGO_BIN_EXE_portcullis-registry"),
     env!("CARGO_BIN_EXE_portcullis-builder"),
     env!("CARGO_BIN_EXE_portcullis-exporter"),
+    env!("CARGO_BIN_EXE_portcullis-gateway"),
     env!("CARGO_BIN_EXE_portcullis-frontend"),
     env!("CARGO_BIN_EXE_portcullis-worker"),
 ];
@@ -290,6 +291,7 @@ fn programs_that_are_missing_are_named_with_the_command_that_builds_them() {
         "portcullis-registry",
         "portcullis-builder",
         "portcullis-exporter",
+        "portcullis-gateway",
         "portcullis-frontend",
         "portcullis-worker",
         "cargo build --release",

@@ -28,6 +28,7 @@ use portcullis::wire::control::{
     ProcessState, ProcessTable, Ready, RegistryAssignment, ToChild, WorkerAssignment,
 };
 use portcullis::wire::frame::{self, DecodeError, PREFIX};
+use portcullis::wire::gateway::Visit;
 use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
 use portcullis::wire::job::{Job, Report};
 use portcullis::wire::operator::{
@@ -123,7 +124,7 @@ fn decode_as_everything(bytes: &[u8]) {
         FromSpawner,
         SpawnerAssignment
     );
-    decode_as!(ToWorker, FromWorker, OperatorRequest, OperatorReply, FromRegistry, Job, Report);
+    decode_as!(ToWorker, FromWorker, OperatorRequest, OperatorReply, FromRegistry, Job, Report, Visit);
 }
 
 /// Encodes, decodes, compares; then spoils the bytes in every way that must be refused, and in ways that may not panic.
@@ -383,6 +384,7 @@ fn to_child() -> impl Strategy<Value = ToChild> {
         Just(ToChild::Reassign),
         (class(), any::<u64>()).prop_map(|(class, generation)| ToChild::Supply { class, generation }),
         any::<u64>().prop_map(|serial| ToChild::Builder { serial }),
+        any::<u32>().prop_map(|uid| ToChild::Visits { uid }),
         (any::<u64>(), text()).prop_map(|(serial, why)| ToChild::NoBuilder { serial, why }),
     ]
 }

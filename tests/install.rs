@@ -31,6 +31,7 @@ const TABLE: &str = "\
 644 etc/portcullis/trust.toml
 755 etc/systemd
 755 etc/systemd/system
+644 etc/systemd/system/portcullis-gateway.socket
 644 etc/systemd/system/portcullis-operator.socket
 644 etc/systemd/system/portcullis-telemetry.socket
 644 etc/systemd/system/portcullis.service

@@ -113,7 +113,7 @@ fn the_packaged_worker_decides_with_what_was_compiled_elsewhere() {
     fs::create_dir(&programs).unwrap();
     fs::set_permissions(&programs, fs::Permissions::from_mode(0o755)).unwrap();
     let usual = Path::new(env!("CARGO_BIN_EXE_portcullis-supervisor")).parent().unwrap();
-    for name in ["supervisor", "spawner", "frontend", "registry", "builder", "exporter"] {
+    for name in ["supervisor", "spawner", "frontend", "registry", "builder", "exporter", "gateway"] {
         let name = format!("portcullis-{name}");
         fs::copy(usual.join(&name), programs.join(&name)).unwrap();
     }

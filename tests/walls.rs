@@ -14,8 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// One process each, or one program that only makes files for them. None knows another; they meet in `wire`.
-const ROLES: [&str; 8] =
-    ["supervisor", "spawner", "registry", "builder", "frontend", "worker", "exporter", "fetcher"];
+const ROLES: [&str; 9] =
+    ["supervisor", "spawner", "registry", "builder", "frontend", "worker", "exporter", "gateway", "fetcher"];
 /// What roles and people's programs are made from. None of these knows who uses it.
 const SHARED: [&str; 15] = [
     "accounts",
@@ -175,6 +175,8 @@ fn no_room_imports_another_roles_folder() {
             "client" => {
                 of_client.iter().copied().filter(|room| !words_of_the_protocol.contains(room)).collect()
             }
+            // It asks as proxies that embed the client do.
+            "gateway" => above.iter().copied().filter(|room| *room != "client").collect(),
             known if ROLES.contains(&known) || SHARED.contains(&known) => above.clone(),
             _ => continue,
         };
@@ -284,8 +286,10 @@ fn who_has_privilege_links_no_runtime_no_compiler_and_no_engine() {
     // Whoever changes UIDs does not even read the configuration.
     assert!(supervisor.functions_with("toml") > 0, "the test sees nothing");
     assert_eq!(spawner.functions_with("toml"), 0, "the spawner has a parser of the configuration");
+    let gateway = Program::read(env!("CARGO_BIN_EXE_portcullis-gateway"));
     for (what, symbol) in [("a compiler", "cranelift_codegen"), ("an engine", "6engine6Engine3new")] {
         assert_eq!(frontend.functions_with(symbol), 0, "the frontend has {what}");
+        assert_eq!(gateway.functions_with(symbol), 0, "the gateway has {what}");
     }
     assert_eq!(worker.functions_with("5tokio7runtime"), 0, "the worker has an event loop besides its own");
     let code = supervisor.code_bytes;
@@ -318,6 +322,7 @@ fn only_the_fetcher_has_a_network() {
             ("registry", env!("CARGO_BIN_EXE_portcullis-registry")),
             ("builder", env!("CARGO_BIN_EXE_portcullis-builder")),
             ("exporter", env!("CARGO_BIN_EXE_portcullis-exporter")),
+            ("gateway", env!("CARGO_BIN_EXE_portcullis-gateway")),
         ] {
             assert_eq!(Program::read(program).functions_with(symbol), 0, "the {name} has {what}");
         }
@@ -370,6 +375,7 @@ fn only_the_registry_and_the_command_read_trust_policies() {
         ("worker", env!("CARGO_BIN_EXE_portcullis-worker"), false),
         ("builder", env!("CARGO_BIN_EXE_portcullis-builder"), false),
         ("fetcher", env!("CARGO_BIN_EXE_portcullis-fetcher"), false),
+        ("gateway", env!("CARGO_BIN_EXE_portcullis-gateway"), false),
     ] {
         let found = Program::read(program).functions_with(parser);
         assert_eq!(found > 0, has_it, "the {name} has {found} functions of {parser}");

@@ -75,6 +75,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use asynchronous::Client;
+#[cfg(feature = "gateway")]
+pub(crate) use asynchronous::Connect;
 pub use question::Question;
 
 use crate::decision::Unfit;

@@ -22,6 +22,7 @@ mod table;
 mod takeback;
 #[cfg(test)]
 mod tests;
+mod visits;
 
 use std::future::pending;
 use std::io;
@@ -38,11 +39,12 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use self::accept::Door;
-use self::hello::{Greeting, greet, say_farewell};
+use self::hello::{Greeting, Outcome, greet, say_farewell};
 use self::operator::{Ask, Desk, OPERATORS_MAX, attend};
 use self::peer::Peer;
 use self::routes::{News, What};
 use self::switchboard::{Limits, Switchboard};
+use self::visits::Visitor;
 use crate::journal;
 use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
 use crate::wire::assignment::{self, AssignmentError};
@@ -161,6 +163,9 @@ struct Frontend {
     greetings: JoinSet<Greeting>,
     errands: JoinSet<()>,
     asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
+    /// What gateways bring; closed for good when draining.
+    visits: (mpsc::Sender<Visitor>, mpsc::Receiver<Visitor>),
+    visited: JoinSet<()>,
 }
 
 impl Frontend {
@@ -187,6 +192,8 @@ impl Frontend {
             greetings: JoinSet::new(),
             errands: JoinSet::new(),
             asks: mpsc::channel(OPERATORS_MAX),
+            visits: visits::arrivals(),
+            visited: JoinSet::new(),
         })
     }
 
@@ -214,6 +221,8 @@ impl Frontend {
                     }
                 }
                 stream = next_at(self.clients.as_mut()), if self.serving => self.arrived(stream),
+                Some(visitor) = self.visits.1.recv(), if self.serving => self.visited_by(visitor),
+                Some(done) = self.visited.join_next() => finished(done),
                 stream = self.operators.next(), if self.serving => self.operator_arrived(stream),
                 Some(ask) = self.asks.1.recv() => self.desk.ask(ask, &mut self.board.routes),
                 Some(done) = self.errands.join_next() => finished(done),
@@ -257,9 +266,13 @@ impl Frontend {
             (ToChild::Route { class, generation }, Some(channel)) => {
                 self.board.route(class, generation, channel);
             }
+            (ToChild::Visits { uid }, Some(channel)) if self.clients.is_some() => {
+                self.visited.spawn(visits::receive(channel, uid, self.visits.0.clone()));
+            }
+            (ToChild::Visits { .. }, Some(_)) => {}
             (ToChild::Processes(table), _) => self.desk.processes = table,
             (ToChild::Reassign, Some(memfd)) => self.reassign(assignment::read(memfd)?),
-            (ToChild::Route { .. } | ToChild::Reassign, None) => {
+            (ToChild::Route { .. } | ToChild::Reassign | ToChild::Visits { .. }, None) => {
                 warn!("the supervisor's message came without its descriptor");
             }
             (
@@ -286,6 +299,7 @@ impl Frontend {
     fn drain(&mut self) {
         info!("draining");
         self.clients = None;
+        self.visits.1.close();
         self.closing.send_replace(true);
         self.board.drain();
     }
@@ -309,6 +323,19 @@ impl Frontend {
                 self.greetings.spawn(greet(stream, peer, self.hello_timeout, self.closing.subscribe()));
             }
             Err(farewell) => say_farewell(&stream, farewell),
+        }
+    }
+
+    /// As if it had been accepted and had greeted.
+    fn visited_by(&mut self, visitor: Visitor) {
+        let Visitor { connection, tenant } = visitor;
+        let peer = connection.peer;
+        match self.board.arrived(peer) {
+            Ok(()) => {
+                let outcome = Outcome::Greeted(connection, tenant.to_string());
+                self.board.greeted(Greeting { peer, outcome });
+            }
+            Err(farewell) => say_farewell(&connection.socket, farewell),
         }
     }
 

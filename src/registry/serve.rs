@@ -376,7 +376,10 @@ impl Registry {
                 let done = self.jobs.no_builder(serial, &why);
                 self.built(done);
             }
-            ToChild::Route { .. } | ToChild::Processes(_) | ToChild::Accounts { .. } => {
+            ToChild::Route { .. }
+            | ToChild::Processes(_)
+            | ToChild::Accounts { .. }
+            | ToChild::Visits { .. } => {
                 tracing::warn!("the supervisor's message is not one for a registry");
             }
         }

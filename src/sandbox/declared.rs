@@ -240,6 +240,7 @@ impl Declared {
             Role::Registry => include_str!("../../sandbox/registry.json"),
             Role::Builder => include_str!("../../sandbox/builder.json"),
             Role::Exporter => include_str!("../../sandbox/exporter.json"),
+            Role::Gateway => include_str!("../../sandbox/gateway.json"),
             Role::Fetcher => include_str!("../../sandbox/fetcher.json"),
         }
     }
@@ -291,6 +292,7 @@ mod tests {
     use super::*;
     use crate::wire::control::fd;
     use crate::wire::fetch;
+    use crate::wire::gateway::LISTENERS_MAX;
 
     fn every() -> impl Iterator<Item = (Role, Declared)> {
         Role::ALL.into_iter().map(|role| (role, Declared::of(role).expect("file")))
@@ -319,6 +321,7 @@ mod tests {
         assert_eq!(mask(Role::Registry), 0);
         assert_eq!(mask(Role::Builder), 0);
         assert_eq!(mask(Role::Exporter), 0);
+        assert_eq!(mask(Role::Gateway), 0);
         assert_eq!(mask(Role::Fetcher), 0);
         assert_eq!(mask(Role::Supervisor), 1 << 5, "CAP_KILL");
         assert_eq!(mask(Role::Spawner), 1 << 6 | 1 << 7 | 1 << 8, "CAP_SETGID, CAP_SETUID, CAP_SETPCAP");
@@ -334,7 +337,7 @@ mod tests {
             }
             let files = declared.landlock.iter().filter(|domain| !domain.allow.is_empty());
             assert!(files.clone().all(|domain| domain.handles.contains(&Handled::Files)), "{role}");
-            let strict = matches!(role, Role::Frontend | Role::Worker | Role::Exporter);
+            let strict = matches!(role, Role::Frontend | Role::Worker | Role::Exporter | Role::Gateway);
             let mut allowed = files.flat_map(|domain| &domain.allow);
             assert!(
                 !strict || allowed.all(|one| one.access == DeclaredAccess::ConnectTcp),
@@ -369,6 +372,10 @@ mod tests {
         assert_eq!(numbers(Role::Builder), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST]);
         assert_eq!(numbers(Role::Frontend), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);
         assert_eq!(numbers(Role::Exporter), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST, fd::SECOND]);
+        let listeners = (fd::GATEWAY_FIRST..).take(LISTENERS_MAX);
+        let gateway: Vec<i32> =
+            [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST].into_iter().chain(listeners).collect();
+        assert_eq!(numbers(Role::Gateway), gateway);
         assert_eq!(numbers(Role::Fetcher), [fetch::fd::CHANNEL, fetch::fd::FOLDER, 2]);
         assert_eq!(numbers(Role::Spawner), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
         assert_eq!(numbers(Role::Supervisor), [0, 1, 2]);

@@ -121,9 +121,13 @@ pub fn prove_landlock() -> Result<(), SealError> {
 pub(super) const fn probe(role: Role) -> &'static str {
     match role {
         Role::Supervisor | Role::Spawner => "/",
-        Role::Frontend | Role::Worker | Role::Registry | Role::Builder | Role::Exporter | Role::Fetcher => {
-            "/proc/self/status"
-        }
+        Role::Frontend
+        | Role::Worker
+        | Role::Registry
+        | Role::Builder
+        | Role::Exporter
+        | Role::Gateway
+        | Role::Fetcher => "/proc/self/status",
     }
 }
 

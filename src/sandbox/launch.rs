@@ -17,7 +17,7 @@ use nix::unistd::execveat;
 use crate::wire::control::Isolation;
 
 /// Sources of descriptors are first moved above this, so that none is overwritten before it is in its place.
-const OUT_OF_THE_WAY: RawFd = 16;
+const OUT_OF_THE_WAY: RawFd = 32;
 /// EX_OSERR of sysexits.h, for a forked process that did not become what it was to be.
 pub const EXIT_NOT_STARTED: u8 = 71;
 

@@ -67,13 +67,14 @@ pub enum Role {
     Registry,
     Builder,
     Exporter,
+    Gateway,
     /// Not of the service: `portcullis policy push | pull` starts it.
     Fetcher,
 }
 
 impl Role {
     /// Every role there is.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Supervisor,
         Self::Spawner,
         Self::Registry,
@@ -81,6 +82,7 @@ impl Role {
         Self::Frontend,
         Self::Worker,
         Self::Exporter,
+        Self::Gateway,
         Self::Fetcher,
     ];
 
@@ -95,6 +97,7 @@ impl Role {
             Self::Registry => "registry",
             Self::Builder => "builder",
             Self::Exporter => "exporter",
+            Self::Gateway => "gateway",
             Self::Fetcher => "fetcher",
         }
     }
@@ -117,9 +120,12 @@ impl Role {
         match self {
             Self::Supervisor | Self::Spawner | Self::Fetcher => self.filters(),
             // Born under the spawner's.
-            Self::Frontend | Self::Worker | Self::Registry | Self::Builder | Self::Exporter => {
-                Self::Spawner.filters() + self.filters()
-            }
+            Self::Frontend
+            | Self::Worker
+            | Self::Registry
+            | Self::Builder
+            | Self::Exporter
+            | Self::Gateway => Self::Spawner.filters() + self.filters(),
         }
     }
 }

@@ -14,6 +14,7 @@ mod profiles {
     pub(super) const REGISTRY: &str = include_str!("../../sandbox/x86_64/registry.json");
     pub(super) const BUILDER: &str = include_str!("../../sandbox/x86_64/builder.json");
     pub(super) const EXPORTER: &str = include_str!("../../sandbox/x86_64/exporter.json");
+    pub(super) const GATEWAY: &str = include_str!("../../sandbox/x86_64/gateway.json");
     pub(super) const FETCHER: &str = include_str!("../../sandbox/x86_64/fetcher.json");
 }
 
@@ -27,6 +28,7 @@ mod profiles {
     pub(super) const REGISTRY: &str = include_str!("../../sandbox/aarch64/registry.json");
     pub(super) const BUILDER: &str = include_str!("../../sandbox/aarch64/builder.json");
     pub(super) const EXPORTER: &str = include_str!("../../sandbox/aarch64/exporter.json");
+    pub(super) const GATEWAY: &str = include_str!("../../sandbox/aarch64/gateway.json");
     pub(super) const FETCHER: &str = include_str!("../../sandbox/aarch64/fetcher.json");
 }
 
@@ -42,6 +44,7 @@ pub(super) const fn profile(role: Role) -> &'static str {
         Role::Registry => profiles::REGISTRY,
         Role::Builder => profiles::BUILDER,
         Role::Exporter => profiles::EXPORTER,
+        Role::Gateway => profiles::GATEWAY,
         Role::Fetcher => profiles::FETCHER,
     }
 }
@@ -55,7 +58,8 @@ pub(super) const fn filters(role: Role) -> u32 {
         | Role::Worker
         | Role::Registry
         | Role::Builder
-        | Role::Exporter => 1,
+        | Role::Exporter
+        | Role::Gateway => 1,
     }
 }
 
@@ -102,18 +106,19 @@ mod tests {
 
     /// Distinct system calls, the limits of the project: a worker and a frontend hold what a client or a policy wrote.
     /// The spawner's includes all that its children need, since a filter is inherited (`sandbox/README.md`).
-    const AT_MOST: [(Role, usize); 8] = [
+    const AT_MOST: [(Role, usize); 9] = [
         (Role::Worker, 25),
         (Role::Frontend, 20),
         (Role::Supervisor, 30),
-        (Role::Spawner, 84),
+        (Role::Spawner, 85),
         (Role::Registry, 27),
         (Role::Builder, 35),
         (Role::Exporter, 25),
+        (Role::Gateway, 25),
         (Role::Fetcher, 48),
     ];
 
-    const FILES: [(TargetArch, Role, &str); 16] = [
+    const FILES: [(TargetArch, Role, &str); 18] = [
         (TargetArch::x86_64, Role::Spawner, include_str!("../../sandbox/x86_64/spawner.json")),
         (TargetArch::aarch64, Role::Spawner, include_str!("../../sandbox/aarch64/spawner.json")),
         (TargetArch::x86_64, Role::Supervisor, include_str!("../../sandbox/x86_64/supervisor.json")),
@@ -122,6 +127,7 @@ mod tests {
         (TargetArch::x86_64, Role::Registry, include_str!("../../sandbox/x86_64/registry.json")),
         (TargetArch::x86_64, Role::Builder, include_str!("../../sandbox/x86_64/builder.json")),
         (TargetArch::x86_64, Role::Exporter, include_str!("../../sandbox/x86_64/exporter.json")),
+        (TargetArch::x86_64, Role::Gateway, include_str!("../../sandbox/x86_64/gateway.json")),
         (TargetArch::x86_64, Role::Fetcher, include_str!("../../sandbox/x86_64/fetcher.json")),
         (TargetArch::aarch64, Role::Supervisor, include_str!("../../sandbox/aarch64/supervisor.json")),
         (TargetArch::aarch64, Role::Frontend, include_str!("../../sandbox/aarch64/frontend.json")),
@@ -129,6 +135,7 @@ mod tests {
         (TargetArch::aarch64, Role::Registry, include_str!("../../sandbox/aarch64/registry.json")),
         (TargetArch::aarch64, Role::Builder, include_str!("../../sandbox/aarch64/builder.json")),
         (TargetArch::aarch64, Role::Exporter, include_str!("../../sandbox/aarch64/exporter.json")),
+        (TargetArch::aarch64, Role::Gateway, include_str!("../../sandbox/aarch64/gateway.json")),
         (TargetArch::aarch64, Role::Fetcher, include_str!("../../sandbox/aarch64/fetcher.json")),
     ];
 

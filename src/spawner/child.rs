@@ -13,6 +13,7 @@ use crate::sandbox::launch::{self, EXIT_NOT_STARTED, ProgramError};
 use crate::sandbox::privileges::{ConfiguredLimits, surrender};
 use crate::wire::channel::Channel;
 use crate::wire::control::{CONTROL_MAX, FromChild, Isolation, ToChild, fd};
+use crate::wire::gateway::LISTENERS_MAX;
 use crate::wire::spawner::{Member, Order, Part};
 
 /// The programs it runs, beside its own.
@@ -21,8 +22,9 @@ pub(super) const WORKER: &str = "portcullis-worker";
 pub(super) const REGISTRY: &str = "portcullis-registry";
 pub(super) const BUILDER: &str = "portcullis-builder";
 pub(super) const EXPORTER: &str = "portcullis-exporter";
+pub(super) const GATEWAY: &str = "portcullis-gateway";
 /// All of them.
-pub(super) const PROGRAMS: [&str; 5] = [FRONTEND, WORKER, REGISTRY, BUILDER, EXPORTER];
+pub(super) const PROGRAMS: [&str; 6] = [FRONTEND, WORKER, REGISTRY, BUILDER, EXPORTER, GATEWAY];
 /// For what a child does between its birth and exec. Bytes.
 const STACK: usize = 256 << 10;
 
@@ -31,8 +33,8 @@ const STACK: usize = 256 << 10;
 pub(super) enum StartError {
     #[error("{0} is not one of those this spawner was told of")]
     Stranger(Part),
-    #[error("expected control channel, assignment and up to two more descriptors, got {0}")]
-    Descriptors(usize),
+    #[error("expected control channel, assignment and no more descriptors than {0} has, got {1}")]
+    Descriptors(Part, usize),
     #[error("make a process: {0}")]
     Clone(#[source] Errno),
 }
@@ -44,6 +46,7 @@ pub(super) struct Nursery {
     registry: OwnedFd,
     builder: OwnedFd,
     exporter: OwnedFd,
+    gateway: OwnedFd,
     null: OwnedFd,
     stderr: io::Stderr,
     members: Vec<Member>,
@@ -64,6 +67,7 @@ impl Nursery {
             registry: launch::open_program(REGISTRY, isolation)?,
             builder: launch::open_program(BUILDER, isolation)?,
             exporter: launch::open_program(EXPORTER, isolation)?,
+            gateway: launch::open_program(GATEWAY, isolation)?,
             null: launch::null()?,
             stderr: io::stderr(),
             members,
@@ -85,10 +89,11 @@ impl Nursery {
             numbered => (None, numbered),
         };
         let [control, assignment, more @ ..] = numbered else {
-            return Err(StartError::Descriptors(descriptors.len()));
+            return Err(StartError::Descriptors(member.part.clone(), descriptors.len()));
         };
-        if more.len() > 2 {
-            return Err(StartError::Descriptors(descriptors.len()));
+        let most = if member.part == Part::Gateway { 1 + LISTENERS_MAX } else { 2 };
+        if more.len() > most || (accounts.is_some() && most > 2) {
+            return Err(StartError::Descriptors(member.part.clone(), descriptors.len()));
         }
         let wanted = Wanted { control, assignment, more, accounts };
         let body = || -> isize {
@@ -116,6 +121,7 @@ impl Nursery {
             Part::Registry => (&self.registry, REGISTRY.to_owned()),
             Part::Builder(class) => (&self.builder, format!("{BUILDER}: {class}")),
             Part::Exporter => (&self.exporter, EXPORTER.to_owned()),
+            Part::Gateway => (&self.gateway, GATEWAY.to_owned()),
         };
         let program = match launch::place(&wanted.numbered(self), program.as_fd()) {
             Ok(program) => program,
@@ -141,7 +147,7 @@ fn enter(group: &OwnedFd) -> Result<(), Errno> {
 struct Wanted<'a> {
     control: &'a OwnedFd,
     assignment: &'a OwnedFd,
-    /// None to two.
+    /// None to two, of a gateway as many as it has listeners and one.
     more: &'a [OwnedFd],
     accounts: Option<&'a OwnedFd>,
 }
@@ -156,7 +162,7 @@ impl Wanted<'_> {
             (self.control.as_fd(), fd::CONTROL),
             (self.assignment.as_fd(), fd::ASSIGNMENT),
         ];
-        numbered.extend(self.more.iter().map(AsFd::as_fd).zip([fd::FIRST, fd::SECOND]));
+        numbered.extend(self.more.iter().map(AsFd::as_fd).zip(fd::FIRST..));
         numbered.extend(self.accounts.map(|accounts| (accounts.as_fd(), fd::ACCOUNTS)));
         numbered
     }

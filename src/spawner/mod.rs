@@ -5,7 +5,7 @@
 //! one other process, decodes an assignment and then orders of a few bytes, and keeps no state: so the supervisor, which reads the configuration
 //! and what children say, needs neither.
 //!
-//! What it may start is fixed when it starts: five programs, opened once, and a table of UIDs. Its children are
+//! What it may start is fixed when it starts: six programs, opened once, and a table of UIDs. Its children are
 //! children of the supervisor (CLONE_PARENT), which waits for them, watches them and ends them; the spawner never
 //! hears of them again.
 

@@ -20,6 +20,8 @@ const MESSAGES_PER_PING: u32 = 32;
 const REGISTRY_ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 /// The same of an exporter, which is busy with numbers of ten thousand tenants.
 const EXPORTER_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// The same of a gateway, each of whose threads answers for itself between requests of a megabyte.
+const GATEWAY_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// Longest public key that a registry may name, bytes.
 const HOST_KEY_MAX: usize = 1024;
 /// Our own wake-ups that must have passed before silence is the child's fault and not the machine's.
@@ -59,8 +61,11 @@ pub(super) struct Child {
     pub(super) identity: Identity,
     pub(super) pid: Pid,
     pub(super) channel: Channel<ToChild, FromChild>,
-    /// The other's end of the channel to this worker (the frontend's) or builder (the registry's), until it is there.
+    /// The other's end of the channel to this worker (the frontend's) or builder (the registry's), until it is there; the
+    /// frontend's of that to a gateway for as long as it lives.
     pub(super) handover: Option<OwnedFd>,
+    /// Of a gateway: the generation of the frontend that knows it.
+    pub(super) known_to: u64,
     /// The registry's end of this worker's supply channel, until it is there.
     pub(super) supply: Option<OwnedFd>,
     /// Of a worker: the generation of the registry it was to get its policies from.
@@ -139,6 +144,7 @@ impl Child {
             pid: launched.pid,
             channel: launched.channel,
             handover,
+            known_to: 0,
             supply: None,
             supplier: None,
             job: None,
@@ -163,6 +169,7 @@ impl Child {
         let within = match self.part {
             Part::Registry => within.max(REGISTRY_ANSWERS_WITHIN),
             Part::Exporter => within.max(EXPORTER_ANSWERS_WITHIN),
+            Part::Gateway => within.max(GATEWAY_ANSWERS_WITHIN),
             Part::Frontend | Part::Worker(_) | Part::Builder(_) => within,
         };
         self.answers = Answers::new(within, now);
@@ -246,7 +253,7 @@ impl Child {
                 let caches = config.classes.len().saturating_mul(1 + usize::from(removed));
                 policies().saturating_mul(2).saturating_add(caches)
             }
-            Part::Frontend | Part::Worker(_) | Part::Builder(_) | Part::Exporter => 0,
+            Part::Frontend | Part::Worker(_) | Part::Builder(_) | Part::Exporter | Part::Gateway => 0,
         };
         more.saturating_add(MESSAGES_PER_PING as usize)
     }

@@ -225,6 +225,7 @@ pub(super) mod tests {
             },
             registry: Registry { identity, secret: None },
             telemetry: None,
+            gateway: None,
             builder: Builder::default(),
             classes: classes.iter().map(class).collect(),
             tenants: vec![],

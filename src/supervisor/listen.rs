@@ -1,4 +1,4 @@
-//! The two sockets people connect to, and those of telemetry: taken from systemd, or bound here. The supervisor never
+//! The two sockets people connect to, those of telemetry and those that proxies connect to: taken from systemd, or bound here. The supervisor never
 //! accepts on them.
 
 use std::fs;
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, getsockopt,
-    socket, sockopt,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
 
-use super::config::{Config, Telemetry};
+use super::config::{Config, GatewayListener, Place, Telemetry};
 use super::log::say;
 use crate::otlp::Collector;
 use crate::wire::channel::take_inherited;
@@ -27,6 +27,8 @@ const CLIENTS: &str = "decide";
 const OPERATORS: &str = "operator";
 /// Of both kinds that telemetry has: a unit gives one name to all of its sockets.
 const SCRAPERS: &str = "telemetry";
+/// Of those that proxies connect to; which is which says its address.
+const PROXIES: &str = "gateway";
 /// The first descriptor that systemd passes (sd_listen_fds(3)).
 const LISTEN_FDS_START: i32 = 3;
 
@@ -39,7 +41,7 @@ pub(super) enum ListenError {
     InUse(PathBuf),
     #[error("bind socket {0:?}: something that is no socket stands there; move it away")]
     NotASocket(PathBuf),
-    #[error("listen on {address}: {source}")]
+    #[error("listen on {address}: {source}; see who has that port (`ss -ltnp`), or name another")]
     Tcp { address: SocketAddr, source: io::Error },
     #[error("take socket {name:?} from systemd: {why}")]
     Inherited { name: String, why: String },
@@ -51,6 +53,8 @@ pub(super) struct Sockets {
     clients: Socket,
     operators: Socket,
     scrapers: Option<Scrapers>,
+    /// In the order of the gateway's listeners.
+    proxies: Vec<Socket>,
 }
 
 /// Where telemetry is asked for.
@@ -87,18 +91,26 @@ impl Sockets {
             let without = |why: ListenError| say!("WARNING: {why}; there is no telemetry until a restart");
             Scrapers::open(telemetry, &mut inherited).map_err(without).ok()
         });
+        let listeners = config.gateway.iter().flat_map(|gateway| &gateway.listeners);
+        let proxies = listeners.map(|one| open_for_proxies(&mut inherited, one)).collect::<Result<_, _>>()?;
         let (unasked, strange): (Vec<_>, Vec<_>) =
-            inherited.into_iter().partition(|(name, _)| name == SCRAPERS);
-        if !unasked.is_empty() {
+            inherited.into_iter().partition(|(name, _)| [SCRAPERS, PROXIES].contains(&name.as_str()));
+        if unasked.iter().any(|(name, _)| name == PROXIES) {
+            say!(
+                "WARNING: systemd has a socket for proxies that no gateway.listener names; nobody answers there"
+            );
+        }
+        if unasked.iter().any(|(name, _)| name == SCRAPERS) {
             say!(
                 "WARNING: systemd has a socket for telemetry that [telemetry] does not name; nobody answers there"
             );
         }
         match strange.into_iter().next() {
-            None => Ok(Self { clients, operators, scrapers }),
+            None => Ok(Self { clients, operators, scrapers, proxies }),
             Some((name, _)) => {
-                let why =
-                    format!("expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once, or {SCRAPERS}");
+                let why = format!(
+                    "expected FileDescriptorName={CLIENTS} or {OPERATORS}, each once, {SCRAPERS} or {PROXIES}"
+                );
                 Err(ListenError::Inherited { name, why })
             }
         }
@@ -118,11 +130,17 @@ impl Sockets {
         Some((scrapers.unix.descriptor.as_fd(), scrapers.tcp.as_ref().map(AsFd::as_fd)))
     }
 
+    /// Those that proxies connect to, in the order of the gateway's listeners.
+    pub(super) fn proxies(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.proxies.iter().map(|socket| socket.descriptor.as_fd())
+    }
+
     fn bound(&self) -> impl Iterator<Item = &Bound> {
         let scrapers = self.scrapers.as_ref().map(|scrapers| &scrapers.unix);
         [&self.clients, &self.operators]
             .into_iter()
             .chain(scrapers)
+            .chain(&self.proxies)
             .filter_map(|socket| socket.bound.as_ref())
     }
 
@@ -185,6 +203,46 @@ fn unreachable(
         "make a socket for the collector of traces at {address}: {errno}; every span will be lost: let the service have that \
          network (docs/systemd.md has the drop-in), or take `otlp` out of [telemetry]"
     ))
+}
+
+/// Takes it from what systemd passed, or binds it. A gateway without one of its sockets would be one that an operator relies on
+/// and that is not there: that is said at once.
+fn open_for_proxies(
+    inherited: &mut Vec<(String, OwnedFd)>,
+    listener: &GatewayListener,
+) -> Result<Socket, ListenError> {
+    let is_it = |one: &OwnedFd| match &listener.place {
+        Place::Unix(path, _) => {
+            let address = getsockname::<UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(one)).ok();
+            address.as_ref().and_then(UnixAddr::path) == Some(path.as_path())
+        }
+        Place::Tcp(address) => {
+            let socket = one.try_clone().map(TcpListener::from);
+            socket.and_then(|socket| socket.local_addr()).is_ok_and(|there| there == *address)
+        }
+    };
+    let given = inherited.iter().position(|(name, one)| name == PROXIES && is_it(one));
+    let given = given.map(|index| inherited.swap_remove(index));
+    match (&listener.place, given) {
+        (Place::Unix(path, _), Some((name, descriptor))) => {
+            check_inherited(&name, path, &descriptor)?;
+            Ok(Socket { descriptor, bound: None })
+        }
+        (Place::Unix(path, mode), None) => bind(path, *mode),
+        (Place::Tcp(address), given) => {
+            let descriptor = match given {
+                Some((name, descriptor)) => {
+                    check_listens(&name, &descriptor)?;
+                    check_address(&name, *address, descriptor)?
+                }
+                None => listen(*address)?,
+            };
+            // Connections have it from whom they came to: an answer of two packets would wait for the first to be acknowledged.
+            setsockopt(&descriptor, sockopt::TcpNoDelay, &true)
+                .map_err(|errno| ListenError::Tcp { address: *address, source: errno.into() })?;
+            Ok(Socket { descriptor, bound: None })
+        }
+    }
 }
 
 /// Takes it from what systemd passed, or binds it.
@@ -345,7 +403,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o640);
         UnixStream::connect(&path).expect("somebody listens");
         let operators = bind(&directory.path().join("o"), OPERATOR_SOCKET_MODE).expect("bind");
-        let sockets = Sockets { clients: socket, operators, scrapers: None };
+        let sockets = Sockets { clients: socket, operators, scrapers: None, proxies: Vec::new() };
         assert_eq!(sockets.directories(), [directory.path(), directory.path()]);
         sockets.remove();
         assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 0, "nothing is left");
@@ -376,6 +434,7 @@ mod tests {
             clients: bind(&path, 0o600).expect("bind"),
             operators: bind(&directory.path().join("o"), 0o600).expect("bind"),
             scrapers: None,
+            proxies: Vec::new(),
         };
         fs::remove_file(&path).expect("remove");
         // Kept busy, so that the successor does not get the same inode.

@@ -57,6 +57,8 @@ pub(super) enum SpawnError {
     Accounts(#[source] SendError),
     #[error("the configuration has no telemetry, or there is no socket for it")]
     NoTelemetry,
+    #[error("the configuration has no gateway any more")]
+    NoGateway,
     #[error("fork: {0}")]
     Fork(#[source] io::Error),
     #[error("order from the spawner: {0}")]
@@ -101,9 +103,8 @@ pub(super) struct Launch<'a> {
     pub(super) part: Part,
     pub(super) limits: ConfiguredLimits,
     pub(super) assignment: BorrowedFd<'a>,
-    /// See [`fd::FIRST`] and [`fd::SECOND`].
-    pub(super) first: Option<BorrowedFd<'a>>,
-    pub(super) second: Option<BorrowedFd<'a>>,
+    /// From [`fd::FIRST`] on.
+    pub(super) more: Vec<BorrowedFd<'a>>,
     /// See [`super::books`].
     pub(super) accounts: Option<BorrowedFd<'a>>,
     /// See [`super::control_groups`].
@@ -176,8 +177,7 @@ impl Spawner {
         let order =
             Order { serial, part: launch.part.clone(), open_files, processes, build, accounted, grouped };
         let mut descriptors = vec![theirs.as_fd(), launch.assignment];
-        descriptors.extend(launch.first);
-        descriptors.extend(launch.second);
+        descriptors.extend(&launch.more);
         descriptors.extend(launch.accounts);
         descriptors.extend(launch.group);
         self.channel.send_with(&order, &descriptors)?;
@@ -244,7 +244,9 @@ fn spawner_assignment(config: &Config, surroundings: &Surroundings) -> SpawnerAs
     let registry = (Part::Registry, config.registry.identity);
     let builders = config.classes.iter().map(|class| (Part::Builder(class.name.clone()), class.identity));
     let exporter = config.telemetry.as_ref().map(|telemetry| (Part::Exporter, telemetry.identity));
-    let members = [frontend, registry].into_iter().chain(workers).chain(builders).chain(exporter);
+    let gateway = config.gateway.as_ref().map(|gateway| (Part::Gateway, gateway.identity));
+    let members = [frontend, registry].into_iter().chain(workers).chain(builders);
+    let members = members.chain(exporter).chain(gateway);
     SpawnerAssignment {
         uid: surroundings.uid,
         gid: surroundings.gid,

@@ -100,6 +100,7 @@ impl Supervision {
                 Phase::Surveying => self.surveying(),
                 Phase::Reloading => self.reloading(),
                 Phase::Stopping { until, why } => {
+                    self.fleet.drain_rest(now);
                     if self.fleet.all_gone() || now >= until + KILLED_WITHIN {
                         break why.map_or(Ok(()), Err);
                     }

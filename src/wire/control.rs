@@ -26,6 +26,9 @@ pub mod fd {
     pub const SECOND: i32 = 6;
     /// Worker: its class's [`crate::accounts`], to be written. Registry: its own.
     pub const ACCOUNTS: i32 = 7;
+    /// Gateway: the first of its listeners' sockets; the others follow, in the order of its assignment, up to
+    /// [`super::super::gateway::LISTENERS_MAX`]. Its [`FIRST`] is SOCK_SEQPACKET to the frontend (see [`super::super::gateway`]).
+    pub const GATEWAY_FIRST: i32 = 6;
 }
 
 /// What the supervisor tells a child.
@@ -58,6 +61,9 @@ pub enum ToChild {
     /// Exporter only, before it is sealed: an account to be read, as the descriptor; without a class, the registry's. One for
     /// each of [`ExporterAssignment::classes`], in order, and then the registry's.
     Accounts { class: Option<TrustClass> },
+    /// Frontend only, with the descriptor of its end of a gateway's channel ([`super::gateway`]): what comes there are clients,
+    /// if the kernel says that this UID made their sockets.
+    Visits { uid: u32 },
 }
 
 /// What a child tells the supervisor.

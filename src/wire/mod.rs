@@ -10,6 +10,7 @@ pub mod client;
 pub mod control;
 pub mod fetch;
 pub mod frame;
+pub mod gateway;
 pub mod handover;
 pub mod job;
 pub mod operator;

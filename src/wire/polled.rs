@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -29,6 +30,15 @@ impl<Tx, Rx> Polled<Tx, Rx> {
         // nothing here does; so it is open and the same until the AsyncFd is dropped with it.
         Ok(Self(unsafe { AsyncFd::register(channel) }?))
     }
+}
+
+/// Any descriptor in the runtime's care. Must be called within the runtime.
+///
+/// JUSTIFICATION: see [`Polled::new`].
+#[expect(unsafe_code, reason = "the safe way to register a descriptor is deprecated as unsound")]
+pub fn watch(descriptor: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: the descriptor is open and the same one for as long as anybody has the Arc, and the AsyncFd has it.
+    Ok(unsafe { AsyncFd::register(descriptor) }?)
 }
 
 impl<Tx: Serialize, Rx> Polled<Tx, Rx> {

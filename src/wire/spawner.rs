@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::decision::TrustClass;
 use crate::sandbox::Role;
 use crate::wire::control::{BuildLimits, Isolation};
+use crate::wire::gateway::LISTENERS_MAX;
 
 /// Largest message, bytes: names and numbers.
 pub const SPAWNER_MAX: usize = 4096;
 /// Descriptors that come with one order.
-pub const ORDER_DESCRIPTORS_MAX: usize = 6;
+pub const ORDER_DESCRIPTORS_MAX: usize = 3 + LISTENERS_MAX;
 
 /// What a child is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,7 @@ pub enum Part {
     Registry,
     Builder(TrustClass),
     Exporter,
+    Gateway,
 }
 
 impl Part {
@@ -30,6 +32,7 @@ impl Part {
             Self::Registry => Role::Registry,
             Self::Builder(_) => Role::Builder,
             Self::Exporter => Role::Exporter,
+            Self::Gateway => Role::Gateway,
         }
     }
 
@@ -37,7 +40,7 @@ impl Part {
     #[must_use]
     pub const fn class(&self) -> Option<&TrustClass> {
         match self {
-            Self::Frontend | Self::Registry | Self::Exporter => None,
+            Self::Frontend | Self::Registry | Self::Exporter | Self::Gateway => None,
             Self::Worker(class) | Self::Builder(class) => Some(class),
         }
     }
@@ -51,6 +54,7 @@ impl std::fmt::Display for Part {
             Self::Registry => f.write_str("registry"),
             Self::Builder(class) => write!(f, "builder {class}"),
             Self::Exporter => f.write_str("exporter"),
+            Self::Gateway => f.write_str("gateway"),
         }
     }
 }
@@ -82,8 +86,8 @@ pub struct Member {
     pub gid: u32,
 }
 
-/// Start one child. With it come its descriptors, in this order: control channel, assignment, up to two more (see
-/// [`super::control::fd`]), and where there are such, those of its accounts and of its control group.
+/// Start one child. With it come its descriptors, in this order: control channel, assignment, up to two more, of a gateway
+/// as many as it has listeners and one (see [`super::control::fd`]), and where there are such, those of its accounts and of its control group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// Counted up with each order; the answer has the same, so that a late one is known for what it is.

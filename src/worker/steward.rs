@@ -184,7 +184,8 @@ impl Steward {
                     | ToChild::Supply { .. }
                     | ToChild::Builder { .. }
                     | ToChild::NoBuilder { .. }
-                    | ToChild::Accounts { .. },
+                    | ToChild::Accounts { .. }
+                    | ToChild::Visits { .. },
                     _,
                 ) => {}
             }

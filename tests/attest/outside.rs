@@ -227,6 +227,7 @@ fn programs() {
         env!("CARGO_BIN_EXE_portcullis-registry"),
         env!("CARGO_BIN_EXE_portcullis-builder"),
         env!("CARGO_BIN_EXE_portcullis-exporter"),
+        env!("CARGO_BIN_EXE_portcullis-gateway"),
         env!("CARGO_BIN_EXE_portcullis-frontend"),
         env!("CARGO_BIN_EXE_portcullis-worker"),
     ] {

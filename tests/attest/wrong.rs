@@ -67,6 +67,7 @@ fn a_worker_that_was_started_wrongly_is_noticed() {
         (Path::new(env!("CARGO_BIN_EXE_portcullis-registry")), "portcullis-registry"),
         (Path::new(env!("CARGO_BIN_EXE_portcullis-builder")), "portcullis-builder"),
         (Path::new(env!("CARGO_BIN_EXE_portcullis-exporter")), "portcullis-exporter"),
+        (Path::new(env!("CARGO_BIN_EXE_portcullis-gateway")), "portcullis-gateway"),
         (Path::new(env!("CARGO_BIN_EXE_portcullis-frontend")), "portcullis-frontend"),
         (&own, "portcullis-worker"),
     ] {

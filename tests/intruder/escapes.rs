@@ -97,7 +97,7 @@ fn stopped(role: &str, probe: &Probe, answer: Answer) -> Result<(), String> {
     let instead = probe.but.iter().find(|(who, _)| *who == role).map(|(_, instead)| *instead);
     // Filters of the roles that start others are wider: there, what is not of their business may be Landlock's or the
     // kernel's to refuse.
-    let wide = !["worker", "frontend", "exporter"].contains(&role);
+    let wide = !["worker", "frontend", "exporter", "gateway"].contains(&role);
     match (instead, answer) {
         (None, Err(Death::Signal(Signal::SIGSYS))) => Ok(()),
         (None, Ok(answer)) if wide && [libc::EACCES, libc::EPERM].contains(&errno(answer)) => Ok(()),

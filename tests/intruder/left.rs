@@ -21,7 +21,7 @@ use crate::support::{FIRST_CLASS_UID, Service};
 /// All capabilities that a role's threads have in any set.
 fn capabilities(role: &str) -> u64 {
     match role {
-        "worker" | "frontend" | "registry" | "exporter" => 0,
+        "worker" | "frontend" | "registry" | "exporter" | "gateway" => 0,
         // CAP_KILL.
         "supervisor" => 0x20,
         // CAP_SETGID, CAP_SETUID, CAP_SETPCAP.
@@ -113,7 +113,7 @@ pub(crate) fn a_crash_leaves_no_core_and_nobody_may_look_at_a_process() {
             assert_eq!(thread.call(libc::SYS_ptrace, seize), Ok(expected), "trace {pid} of {process:?}");
         }
     }
-    for role in ["worker", "frontend", "registry", "exporter"] {
+    for role in ["worker", "frontend", "registry", "exporter", "gateway"] {
         let process = scene::process(&service, role);
         assert_eq!(abort(process.pid), (Death::Signal(Signal::SIGABRT), false), "{role}");
         wait_until_gone(process.pid);
@@ -172,6 +172,7 @@ pub(crate) fn no_descriptor_comes_along() {
             "frontend" => &[(0, "null"), (3, "socket"), (5, "socket"), (6, "socket")],
             "registry" => &[(0, "null"), (3, "socket")],
             "exporter" => &[(0, "null"), (3, "socket"), (5, "socket")],
+            "gateway" => &[(0, "null"), (3, "socket"), (5, "socket"), (6, "socket")],
             _ => &[(0, "null")],
         };
         for (number, expected) in fixed {
@@ -183,7 +184,7 @@ pub(crate) fn no_descriptor_comes_along() {
             // Its policies, sealed; what it looks at its own memory with.
             "worker" => &["null", "log", "socket", "event", "policy", "pagemap"],
             // The loop, and each worker's channel.
-            "frontend" | "exporter" => &["null", "log", "socket", "event"],
+            "frontend" | "exporter" | "gateway" => &["null", "log", "socket", "event"],
             // Its own directory; policies for workers that are yet to come, sealed; each worker's channel.
             "registry" => &["null", "log", "socket", "event", "state", "policy"],
             _ => &["null", "log", "socket", "program"],

@@ -213,8 +213,9 @@ pub(crate) fn the_spawner_starts_nobody_it_was_not_told_of() {
 /// A spawner that says of a process that it is the one that was ordered, and it is not: nobody believes it, and since nobody
 /// could be started any more, the service ends.
 pub(crate) fn a_spawner_that_lies_ends_the_service() {
-    // The registry, the exporter, a builder for each of two policies, the frontend and two workers were the first orders.
-    const NEXT: u64 = 8;
+    // The registry, the exporter, a builder for each of two policies, the frontend, the gateway and two workers were the first
+    // orders.
+    const NEXT: u64 = 9;
     type Said = fn(&Service) -> FromSpawner;
     let lies: [(&str, Said, &str); 5] = [
         ("a stranger", |_| FromSpawner::Started { serial: NEXT, pid: 1 }, "no new child of this process"),

@@ -44,7 +44,8 @@ use libtest_mimic::{Arguments, Trial};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use probes::{Probe, inside, kernel, outside, processes};
 
-const ROLES: [&str; 7] = ["worker", "frontend", "exporter", "supervisor", "spawner", "registry", "builder"];
+const ROLES: [&str; 8] =
+    ["worker", "frontend", "exporter", "gateway", "supervisor", "spawner", "registry", "builder"];
 
 type Attempts = fn() -> Vec<Probe>;
 

@@ -32,7 +32,12 @@ pub(crate) fn site() -> Site {
         .class("two", "threads = 1\n")
         .tenant("globex", "two", &[("gate", "hostile/selective")], "")
         .telemetry("")
+        .gateway("http", GATE)
 }
+
+/// What a listener for HTTP says of itself.
+pub(crate) const GATE: &str =
+    "protocol = \"http\"\nrequest = \"own\"\ntenant = \"acme\"\npolicy = \"gate\"\n";
 
 /// Who starts the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -45,7 +45,7 @@ pub(crate) fn site() -> Site {
         .class("two", "renew_after_decisions = 5\n")
         .tenant("globex", "two", &[("gate", "hostile/selective")], "");
     let collector = COLLECTOR.local_addr().expect("address");
-    site = site.telemetry(&format!("otlp = \"http://{collector}\"\n"));
+    site = site.telemetry(&format!("otlp = \"http://{collector}\"\n")).gateway("http", scene::GATE);
     site.service = "answer_within = \"1m\"\ndrain = \"1m\"\n".into();
     site.frontend = "hello_timeout = \"200ms\"\n".into();
     site
@@ -74,7 +74,7 @@ fn live_and_stop(service: Service) {
 
 fn crash(service: Service) {
     // Faults of machine code end as panics do, by abort.
-    for role in ["worker", "frontend", "registry", "exporter"] {
+    for role in ["worker", "frontend", "registry", "exporter", "gateway"] {
         let before = process(&service, role).pid;
         kill(before, Signal::SIGSEGV).expect("crash");
         wait_until_gone(before);

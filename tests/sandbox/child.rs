@@ -81,7 +81,13 @@ pub(crate) fn strip(role: Role, supervisor: Pid) {
             endow(isolation, supervisor.as_raw()).expect("endow");
             keep(role, isolation).expect("keep");
         }
-        Role::Frontend | Role::Worker | Role::Registry | Role::Builder | Role::Exporter | Role::Fetcher => {
+        Role::Frontend
+        | Role::Worker
+        | Role::Registry
+        | Role::Builder
+        | Role::Exporter
+        | Role::Gateway
+        | Role::Fetcher => {
             surrender(role, (uid, gid), isolation, &LIMITS, supervisor.as_raw()).expect("surrender");
         }
     }

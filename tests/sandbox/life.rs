@@ -399,7 +399,12 @@ pub(crate) fn program(role: Role) {
     match role {
         Role::Worker => run_guests(check(role)),
         // Of a builder `tests/builder/` runs the whole program.
-        Role::Frontend | Role::Spawner | Role::Supervisor | Role::Exporter | Role::Fetcher => {
+        Role::Frontend
+        | Role::Spawner
+        | Role::Supervisor
+        | Role::Exporter
+        | Role::Gateway
+        | Role::Fetcher => {
             let confined = confine(role);
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");

@@ -42,6 +42,7 @@ const TESTS: &[Test] = &[
     test("rules::worker_rules_live_and_changed_arguments_die", rules::worker),
     test("rules::frontend_rules_live_and_changed_arguments_die", rules::frontend),
     test("rules::exporter_rules_live_and_changed_arguments_die", rules::exporter),
+    test("rules::gateway_rules_live_and_changed_arguments_die", rules::gateway),
     test("rules::builder_rules_live_and_changed_arguments_die", rules::builder),
     test("rules::fetcher_rules_live_and_changed_arguments_die", rules::fetcher),
     test("rules::no_protocol_that_landlock_does_not_ask_about", rules::no_other_protocol),

@@ -27,6 +27,10 @@ pub(crate) fn exporter() {
     rules_of(Role::Exporter);
 }
 
+pub(crate) fn gateway() {
+    rules_of(Role::Gateway);
+}
+
 pub(crate) fn fetcher() {
     rules_of(Role::Fetcher);
 }

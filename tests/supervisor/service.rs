@@ -37,6 +37,7 @@ pub(crate) fn programs() -> &'static Path {
                 (&own, "portcullis-registry"),
                 (&own, "portcullis-builder"),
                 (&own, "portcullis-exporter"),
+                (&own, "portcullis-gateway"),
             ] {
                 let to = directory.path().join(to);
                 fs::copy(from, &to).expect("copy");

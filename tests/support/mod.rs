@@ -46,6 +46,8 @@ pub const FIRST_CLASS_UID: u32 = 61_001;
 const REGISTRY_AFTER: u32 = 15;
 /// And the exporter's.
 const EXPORTER_AFTER: u32 = 16;
+/// And the gateway's.
+const GATEWAY_AFTER: u32 = 17;
 /// Longest a step of the service may take before a test gives up: only met when something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -247,6 +249,20 @@ impl Site {
         let uid = self.frontend_uid + EXPORTER_AFTER;
         let socket = self.path("run/telemetry.sock");
         writeln!(self.tables, "[telemetry]\nuid = {uid}\ngid = {uid}\nsocket = {socket:?}\n{more}").unwrap();
+        self
+    }
+
+    /// A listener of the gateway, with more lines for its table: at `run/<name>.sock`, unless they say where to listen.
+    #[must_use]
+    pub fn gateway(mut self, name: &str, more: &str) -> Self {
+        let uid = self.frontend_uid + GATEWAY_AFTER;
+        if !self.tables.contains("[gateway]") {
+            writeln!(self.tables, "[gateway]\nuid = {uid}\ngid = {uid}").unwrap();
+        }
+        writeln!(self.tables, "[gateway.listener.{name}]\n{more}").unwrap();
+        if !more.contains("listen =") {
+            writeln!(self.tables, "socket = {:?}", self.path(&format!("run/{name}.sock"))).unwrap();
+        }
         self
     }
 

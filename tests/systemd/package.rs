@@ -39,11 +39,12 @@ pub(crate) const TESTS: &[Test] = &[
 /// Where anything could be left. What the kernel and the running systemd keep is in /run and is looked at by name.
 const PLACES: [&str; 7] = ["/etc", "/usr", "/opt", "/root", "/srv", "/var", "/home"];
 const INSTALLED: &str = "/usr/lib/portcullis";
-const USERS: [&str; 6] = [
+const USERS: [&str; 7] = [
     "portcullis",
     "portcullis-frontend",
     "portcullis-registry",
     "portcullis-exporter",
+    "portcullis-gateway",
     "portcullis-fetcher",
     "portcullis-shared",
 ];

@@ -17,8 +17,13 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const UNITS: &str = "/etc/systemd/system";
-const UNIT_FILES: [&str; 4] =
-    ["portcullis.service", "portcullis.socket", "portcullis-operator.socket", "portcullis-telemetry.socket"];
+const UNIT_FILES: [&str; 4] = [
+    "portcullis.service",
+    "portcullis.socket",
+    "portcullis-operator.socket",
+    "portcullis-telemetry.socket",
+    "portcullis-gateway.socket",
+];
 
 /// The exit code says nothing of it: unknown settings and unknown groups of system calls are only told of.
 fn systemd_has_nothing_to_say_about_the_units() {

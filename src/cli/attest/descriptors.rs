@@ -17,6 +17,7 @@ use super::process::Subject;
 use super::report::{Area, Findings, Verdict};
 use super::view::{self, Unseen};
 use crate::sandbox::{Declared, Role};
+use crate::supervisor::config::Place;
 
 /// Of one process's descriptors, until none vanishes meanwhile.
 const LOOKS: usize = 20;
@@ -108,7 +109,7 @@ fn kind(pid: i32, number: i32, link: &str, programs: Option<&Path>) -> String {
         return "control group".to_owned();
     }
     let is_program = |name: &str| programs.is_some_and(|directory| Path::new(link) == directory.join(name));
-    let started = ["frontend", "worker", "registry", "builder", "exporter"];
+    let started = ["frontend", "worker", "registry", "builder", "exporter", "gateway"];
     if started.into_iter().any(|role| is_program(&format!("portcullis-{role}"))) {
         return "program".to_owned();
     }
@@ -149,6 +150,10 @@ fn kinds(
         declared.descriptors.later.iter().map(|kind| (kind.is.as_str(), 0)).collect();
     let mut inherited: BTreeMap<i32, &str> = BTreeMap::new();
     for one in declared.descriptors.inherited.iter().filter(|one| !one.closed_when_sealed) {
+        // Where it was not given one, the number is anything else's.
+        if one.optional && open.get(&one.number).is_some_and(|found| found.kind != one.is) {
+            continue;
+        }
         inherited.insert(one.number, &one.is);
         let verdict = match (open.get(&one.number), one.is.as_str()) {
             (None, _) if one.optional => Verdict::ok("not open"),
@@ -205,15 +210,24 @@ fn listeners(role: Role, expected: &Expectations) -> Listeners {
         listen.map_or((0, false), |tcp| (1 + usize::from(tcp), tcp))
     });
     let (count, tcp) = telemetry.map_or((None, true), |(count, tcp)| (Some(count), tcp));
+    let gateway = config.map(|config| {
+        let listeners = config.gateway.iter().flat_map(|gateway| &gateway.listeners);
+        (listeners.clone().count(), listeners.clone().any(|one| matches!(one.place, Place::Tcp(_))))
+    });
+    let (proxies, proxies_by_tcp) = gateway.map_or((None, true), |(count, tcp)| (Some(count), tcp));
     match role {
-        Role::Supervisor => Listeners { count: count.map(|count| 2 + count), tcp },
+        Role::Supervisor => {
+            let all = count.zip(proxies).map(|(count, proxies)| 2 + count + proxies);
+            Listeners { count: all, tcp: tcp || proxies_by_tcp }
+        }
         Role::Exporter => Listeners { count, tcp },
+        Role::Gateway => Listeners { count: proxies, tcp: proxies_by_tcp },
         Role::Frontend => Listeners { count: Some(2), tcp: false },
         _ => Listeners { count: Some(0), tcp: false },
     }
 }
 
-/// Every socket is a Unix one, but for telemetry's, and nobody listens but those who hold the service's sockets. The first
+/// Every socket is a Unix one, but for telemetry's and the gateway's where they are asked over TCP, and nobody listens but those who hold the service's sockets. The first
 /// the kernel says of each; the second only lists say, one for each network namespace.
 fn sockets(
     subject: &Subject,

@@ -10,7 +10,7 @@ use super::Expectations;
 use super::report::{Area, Findings, Verdict};
 use super::view::{Unseen, shown};
 use crate::sandbox::Role;
-use crate::supervisor::config::Config;
+use crate::supervisor::config::{Config, Place};
 
 /// Bits that let somebody other than the owner change a file.
 const OTHERS_WRITE: u32 = 0o022;
@@ -63,6 +63,12 @@ pub(super) fn check(expected: &Expectations, findings: &mut Findings) {
     socket("operator socket", &config.service.operator_socket, OPERATOR_SOCKET_MODE, expected, findings);
     if let Some(telemetry) = &config.telemetry {
         socket("telemetry's socket", &telemetry.socket, telemetry.socket_mode, expected, findings);
+    }
+    for one in config.gateway.iter().flat_map(|gateway| &gateway.listeners) {
+        if let Place::Unix(path, mode) = &one.place {
+            let what = format!("socket of gateway.listener.{}", one.listener.name);
+            socket(&what, path, *mode, expected, findings);
+        }
     }
     own_directories(config, findings);
 }

@@ -263,6 +263,7 @@ impl Expectations {
             (_, Role::Frontend) => Some(config?.frontend.identity),
             (_, Role::Registry) => Some(config?.registry.identity),
             (_, Role::Exporter) => config?.telemetry.as_ref().map(|telemetry| telemetry.identity),
+            (_, Role::Gateway) => config?.gateway.as_ref().map(|gateway| gateway.identity),
             // No part of the service.
             (_, Role::Fetcher) => None,
             (_, Role::Worker | Role::Builder) => {
@@ -291,19 +292,25 @@ impl Expectations {
     fn configured(&self) -> Configured {
         let Ok(Configuration { config, .. }) = &self.configuration else {
             let classes = Err(self.why_no_configuration());
-            return Configured { uids: Vec::new(), classes, telemetry: None };
+            return Configured { uids: Vec::new(), classes, telemetry: None, gateway: None };
         };
         let uids = match self.isolation {
             Isolation::SharedUid => Vec::new(),
             Isolation::DistinctUids => {
                 let classes = config.classes.iter().map(|class| class.identity.uid);
                 let exporter = config.telemetry.as_ref().map(|telemetry| telemetry.identity.uid);
+                let gateway = config.gateway.as_ref().map(|gateway| gateway.identity.uid);
                 let others = [config.frontend.identity.uid, config.registry.identity.uid];
-                classes.chain(others).chain(exporter).collect()
+                classes.chain(others).chain(exporter).chain(gateway).collect()
             }
         };
         let classes = config.classes.iter().map(|class| class.name.to_string()).collect();
-        Configured { uids, classes: Ok(classes), telemetry: Some(config.telemetry.is_some()) }
+        Configured {
+            uids,
+            classes: Ok(classes),
+            telemetry: Some(config.telemetry.is_some()),
+            gateway: Some(config.gateway.is_some()),
+        }
     }
 
     fn why_no_configuration(&self) -> String {

@@ -73,6 +73,8 @@ pub(super) struct Configured {
     pub(super) classes: Result<Vec<String>, String>,
     /// Whether there must be an exporter, where that is known.
     pub(super) telemetry: Option<bool>,
+    /// And a gateway.
+    pub(super) gateway: Option<bool>,
 }
 
 /// Compares the service's table with `/proc`, both ways. Only the processes that the kernel, too, says are the service's
@@ -134,6 +136,10 @@ fn serving(subjects: &[Subject], configured: &Configured, findings: &mut Finding
         let count = serving(Role::Exporter, None);
         let verdict = Verdict::compare(count, usize::from(telemetry));
         findings.add(Area::Processes, "exporters that serve", verdict);
+    }
+    if let Some(gateway) = configured.gateway {
+        let count = serving(Role::Gateway, None);
+        findings.add(Area::Processes, "gateways that serve", Verdict::compare(count, usize::from(gateway)));
     }
     match &configured.classes {
         Ok(classes) => {

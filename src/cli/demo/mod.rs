@@ -15,7 +15,9 @@ mod show;
 mod signals;
 mod tamper;
 
+use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -51,6 +53,9 @@ pub(super) struct DemoArgs {
     /// How long the burst of questions lasts
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=60))]
     seconds: u16,
+    /// Start a gateway as well, with the [gateway.listener.NAME] tables of this file: tenant acme, policies jwt-gate, rate-class and roles
+    #[arg(long, value_name = "FILE")]
+    gateway: Option<PathBuf>,
 }
 
 /// Why the demo did not go to its end.
@@ -68,6 +73,8 @@ enum DemoError {
     Connect { tenant: &'static str, cause: ClientError },
     #[error("look at pid {pid}: {cause}")]
     Look { pid: i32, cause: io::Error },
+    #[error("read listeners of the gateway from {path:?}: {cause}")]
+    Listeners { path: PathBuf, cause: io::Error },
     #[error("wait for signals: {0}")]
     Signals(io::Error),
     #[error("print: {0}")]
@@ -93,7 +100,10 @@ fn perform(args: &DemoArgs) -> Result<(), DemoError> {
     let signals = Signals::open().map_err(DemoError::Signals)?;
     let mut show = Show::new(args.json);
     let program = Program::find()?;
-    let scene = Scene::create()?;
+    let listeners = args.gateway.as_ref().map(|path| {
+        fs::read_to_string(path).map_err(|cause| DemoError::Listeners { path: path.clone(), cause })
+    });
+    let scene = Scene::create(listeners.transpose()?)?;
     let service = tell(args, &program, &scene, &signals, &mut show)?;
     service.stop(&signals)?;
     let dir = scene.remove()?;
@@ -113,7 +123,7 @@ fn tell(
     show: &mut Show,
 ) -> Result<Service, DemoError> {
     show.event(&scene.introduction())?;
-    for source in scene::SOURCES {
+    for source in scene.sources() {
         let built = source.build()?;
         signals.check()?;
         for signed in scene.install(source, &built)? {

@@ -27,7 +27,8 @@ const VERSION: u64 = 1;
 /// Where the demo looks for UIDs that no process has: the frontend's, one for each class, the registry's.
 const FIRST_UID: u32 = 61_000;
 const LAST_UID: u32 = 65_000;
-/// The registry's place among them.
+/// The gateway's and the registry's place among them.
+const GATEWAY: u32 = 8;
 const REGISTRY: u32 = 9;
 
 /// A tenant and the class it is in.
@@ -49,7 +50,7 @@ pub(super) struct Source {
     tenants: &'static [&'static str],
 }
 
-pub(super) const SOURCES: &[Source] = &[
+const SOURCES: &[Source] = &[
     Source {
         policy: "jwt-gate",
         component: include_bytes!("../../../policies/jwt-gate/jwt-gate.wasm"),
@@ -76,6 +77,13 @@ pub(super) const SOURCES: &[Source] = &[
         tenants: &["bank"],
     },
 ];
+
+/// In Rego, for who asks through the gateway as they would ask OPA.
+static ROLES: Source = Source {
+    policy: "roles",
+    component: include_bytes!("../../../policies/template/rego/policy.wasm"),
+    tenants: &["acme"],
+};
 
 /// Why the stage could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +124,8 @@ pub(super) struct Scene {
     key: SigningKey,
     /// The frontend's UID, if each role can have its own.
     first_uid: Option<u32>,
+    /// Tables of the gateway's listeners, if there is to be one.
+    listeners: Option<String>,
     removed: bool,
 }
 
@@ -129,15 +139,15 @@ impl Source {
 }
 
 impl Scene {
-    /// Makes the directory, everything in it that is no policy, and a key.
-    pub(super) fn create() -> Result<Self, SceneError> {
+    /// Makes the directory, everything in it that is no policy, and a key. `listeners` are tables of a gateway.
+    pub(super) fn create(listeners: Option<String>) -> Result<Self, SceneError> {
         // Others pass through what is made here, whatever this user's habits are.
         umask(Mode::from_bits_truncate(0o022));
         let first_uid = if can_change_uids() { Some(free_uids()?) } else { None };
         let key = SigningKey::generate_ed25519()?;
         let dir = new_directory(first_uid.is_some())?;
         // From here on, dropping it removes the directory.
-        let scene = Self { dir, key, first_uid, removed: false };
+        let scene = Self { dir, key, first_uid, listeners, removed: false };
         for name in ["store", "cache", "run"] {
             scene.make_directory(&scene.path(name), 0o755)?;
         }
@@ -153,6 +163,11 @@ impl Scene {
         );
         scene.write("trust.toml", trust.as_bytes())?;
         Ok(scene)
+    }
+
+    /// What is built and installed before the service starts.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &'static Source> {
+        SOURCES.iter().chain(self.listeners.as_ref().map(|_| &ROLES))
     }
 
     pub(super) fn introduction(&self) -> Event {
@@ -273,11 +288,14 @@ impl Scene {
             identity(0),
             identity(REGISTRY),
         );
+        if let Some(listeners) = &self.listeners {
+            // Writing to a String does not fail.
+            let _ = write!(text, "\n[gateway]\n{}\n{listeners}", identity(GATEWAY));
+        }
         for (index, SceneTenant { name, class }) in (1..).zip(&TENANTS) {
             let cache = self.path("cache").join(class);
             let policies: Vec<_> =
-                SOURCES.iter().filter(|source| source.tenants.contains(name)).map(|s| s.policy).collect();
-            // Writing to a String does not fail.
+                self.sources().filter(|source| source.tenants.contains(name)).map(|s| s.policy).collect();
             let _ = write!(
                 text,
                 "\n[class.{class}]\n{}cache = {cache:?}\nthreads = {threads}\nconnections = 64\n\n\
@@ -381,7 +399,7 @@ mod tests {
 
     #[test]
     fn whatever_ends_the_demo_removes_the_directory() {
-        let scene = Scene::create().unwrap();
+        let scene = Scene::create(None).unwrap();
         let dir = scene.dir.clone();
         assert!(dir.join("trust.toml").exists() && dir.join("cache/alone").exists());
         drop(scene);

@@ -21,7 +21,7 @@ use super::signals::Signals;
 /// Longest any one step of the service may take: only met when something is broken.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// The programs the service consists of.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 8] = [
     "portcullis-supervisor",
     "portcullis-spawner",
     "portcullis-registry",
@@ -29,6 +29,7 @@ const PROGRAMS: [&str; 7] = [
     "portcullis-frontend",
     "portcullis-worker",
     "portcullis-exporter",
+    "portcullis-gateway",
 ];
 /// The supervisor's `drain` (5 s), and then some.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);

@@ -144,6 +144,7 @@ mod tests {
             "portcullis-frontend",
             "portcullis-registry",
             "portcullis-exporter",
+            "portcullis-gateway",
             "portcullis-fetcher",
         ];
         let accounts = Accounts::compare(ours, "root:x:0:\nportcullis-shared:x:61001:\n");
@@ -152,7 +153,7 @@ mod tests {
         assert!(accounts.taken.is_empty(), "{accounts:?}");
 
         let accounts = Accounts::compare("eve:x:61000:61000::/:/bin/sh\n", "portcullis-shared:x:7:\n");
-        assert_eq!((accounts.users.len(), accounts.groups.len()), (6, 5));
+        assert_eq!((accounts.users.len(), accounts.groups.len()), (7, 6));
         let [user, group] = accounts.taken.as_slice() else { panic!("{accounts:?}") };
         assert!(
             user.starts_with("make user \"portcullis-frontend\" with number 61000: there is user \"eve\"")

@@ -31,7 +31,7 @@ const UNITS: [(&str, &str); 3] = [
     ("portcullis-operator.socket", include_str!("../../../systemd/portcullis-operator.socket")),
     ("portcullis.service", include_str!("../../../systemd/portcullis.service")),
 ];
-const TEXTS: [(&str, &str); 12] = [
+const TEXTS: [(&str, &str); 13] = [
     ("/usr/share/doc/portcullis/bundle.md", include_str!("../../../docs/bundle.md")),
     ("/usr/share/doc/portcullis/data.md", include_str!("../../../docs/data.md")),
     ("/usr/share/doc/portcullis/trust.md", include_str!("../../../docs/trust.md")),
@@ -44,10 +44,14 @@ const TEXTS: [(&str, &str); 12] = [
         "/usr/share/doc/portcullis/portcullis.example.toml",
         include_str!("../../../docs/portcullis.example.toml"),
     ),
-    // No unit that is enabled with the others: who has telemetry enables it.
+    // No units that are enabled with the others: who has telemetry or a gateway enables them.
     (
         "/etc/systemd/system/portcullis-telemetry.socket",
         include_str!("../../../systemd/portcullis-telemetry.socket"),
+    ),
+    (
+        "/etc/systemd/system/portcullis-gateway.socket",
+        include_str!("../../../systemd/portcullis-gateway.socket"),
     ),
     ("/etc/sysusers.d/portcullis.conf", SYSUSERS),
     ("/etc/tmpfiles.d/portcullis.conf", TMPFILES),

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
 
+use crate::client::asynchronous::Way;
 use crate::client::exchange::{Answer, Exchange};
 use crate::client::{ClientError, Ending, Settings, greeting};
 use crate::decision::{Tenant, TrustClass};
@@ -77,12 +77,18 @@ impl Failure {
 
 impl Connection {
     /// Connects and greets for a tenant. To be called within a time limit.
-    pub(super) async fn open(path: &Path, tenant: &Tenant, settings: &Settings) -> Result<Self, ClientError> {
+    pub(super) async fn open(way: &Way, tenant: &Tenant, settings: &Settings) -> Result<Self, ClientError> {
         let hello = greeting::hello(tenant)?;
-        let mut stream = UnixStream::connect(path)
-            .await
-            .map_err(|cause| ClientError::Connect { socket: path.to_owned(), cause: Arc::new(cause) })?;
-        let greeted = stream.write_all(&hello).await;
+        let failed = |cause| ClientError::Connect { socket: way.place(), cause: Arc::new(cause) };
+        let (mut stream, greeted) = match way {
+            Way::Socket(path) => {
+                let mut stream = UnixStream::connect(path).await.map_err(failed)?;
+                let greeted = stream.write_all(&hello).await;
+                (stream, greeted)
+            }
+            #[cfg(feature = "gateway")]
+            Way::Made(connect) => (connect.connect(tenant).map_err(failed)?, Ok(())),
+        };
         let mut incoming = BytesMut::with_capacity(READ);
         let welcome = loop {
             // Even if it took no Hello, what it said before may say why.

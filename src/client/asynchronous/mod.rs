@@ -3,10 +3,14 @@
 mod connection;
 
 use std::collections::HashMap;
+#[cfg(feature = "gateway")]
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "gateway")]
+use tokio::net::UnixStream;
 use tokio::time::{sleep_until, timeout_at};
 
 use self::connection::{Connection, Failure, Waiter};
@@ -28,9 +32,37 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Shared {
-    socket: PathBuf,
+    way: Way,
     settings: Settings,
     routes: Mutex<Routes>,
+}
+
+/// How connections come about.
+#[derive(Debug)]
+enum Way {
+    /// At the service's socket, with a greeting.
+    Socket(PathBuf),
+    #[cfg(feature = "gateway")]
+    Made(Arc<dyn Connect>),
+}
+
+/// Makes connections for one who cannot.
+#[cfg(feature = "gateway")]
+pub(crate) trait Connect: std::fmt::Debug + Send + Sync {
+    /// One that has been greeted for this tenant: what comes next is the Welcome, or why there is none. Never waits. Called
+    /// within the runtime.
+    fn connect(&self, tenant: &Tenant) -> io::Result<UnixStream>;
+}
+
+impl Way {
+    /// For messages.
+    fn place(&self) -> PathBuf {
+        match self {
+            Self::Socket(path) => path.clone(),
+            #[cfg(feature = "gateway")]
+            Self::Made(_) => PathBuf::from("frontend"),
+        }
+    }
 }
 
 /// How a tenant is reached.
@@ -51,8 +83,19 @@ impl Client {
 
     #[must_use]
     pub fn with_settings(socket: impl Into<PathBuf>, settings: Settings) -> Self {
+        Self::by(Way::Socket(socket.into()), settings)
+    }
+
+    /// One whose connections somebody else makes.
+    #[cfg(feature = "gateway")]
+    #[must_use]
+    pub(crate) fn through(connect: Arc<dyn Connect>, settings: Settings) -> Self {
+        Self::by(Way::Made(connect), settings)
+    }
+
+    fn by(way: Way, settings: Settings) -> Self {
         let routes = Mutex::new(Routes::default());
-        Self { shared: Arc::new(Shared { socket: socket.into(), settings, routes }), trace: None }
+        Self { shared: Arc::new(Shared { way, settings, routes }), trace: None }
     }
 
     /// The same client, whose questions belong to this trace; it shares all connections.
@@ -158,7 +201,7 @@ impl Client {
                 }
             }
             backoff.attempt(Instant::now(), &self.shared.settings);
-            let opening = Connection::open(&self.shared.socket, tenant, &self.shared.settings);
+            let opening = Connection::open(&self.shared.way, tenant, &self.shared.settings);
             let opened = match timeout_at(until.into(), opening).await {
                 Ok(opened) => opened,
                 Err(_) => Err(ClientError::Deadline),

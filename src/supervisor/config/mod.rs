@@ -8,6 +8,8 @@ mod builder;
 mod ceilings;
 mod class;
 mod distinct;
+mod gateway;
+mod listener;
 mod places;
 mod plans;
 mod read;
@@ -20,6 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::gateway::{Gateway, GatewayListener, Place};
 pub use self::telemetry::Telemetry;
 pub use crate::document::DocumentErrors as ConfigErrors;
 pub use tenants::{EXTENSION, FiledTenant, TenantState};
@@ -30,7 +33,7 @@ use crate::artifact::Ceiling;
 use crate::decision::{PolicyName, Tenant, TrustClass};
 use crate::wire::control::{
     BuildLimits, BuilderAssignment, ClassLimits, ClassSeats, FrontendAssignment, Isolation,
-    RegistryAssignment, RegistryClass, RegistryTenant, SecretText, TenantAssignment, TenantGrant, TrustText,
+    RegistryAssignment, RegistryClass, RegistryTenant, SecretText, TenantAssignment, TrustText,
     WorkerAssignment,
 };
 
@@ -60,6 +63,8 @@ pub struct Config {
     pub builder: Builder,
     /// `None`: there is no exporter.
     pub telemetry: Option<Telemetry>,
+    /// `None`: there is no gateway.
+    pub gateway: Option<Gateway>,
     /// At least one; sorted by name.
     pub classes: Vec<Class>,
     /// Those that are served. Sorted by name; each in one of `classes`.
@@ -249,17 +254,11 @@ impl Config {
     /// What the frontend needs of it.
     #[must_use]
     pub fn frontend_assignment(&self, isolation: Isolation) -> FrontendAssignment {
-        let grants = self.tenants.iter().map(|tenant| TenantGrant {
-            tenant: tenant.name.clone(),
-            class: tenant.class.clone(),
-            uids: tenant.uids.clone(),
-            gids: tenant.gids.clone(),
-        });
         FrontendAssignment {
             uid: self.frontend.identity.uid,
             gid: self.frontend.identity.gid,
             isolation,
-            tenants: grants.collect(),
+            tenants: self.grants(),
             operators: self.service.operators.clone(),
             hello_timeout_ms: milliseconds(self.frontend.hello_timeout),
             max_connections: self.frontend.max_connections,
@@ -411,6 +410,9 @@ impl Config {
         compare(self.frontend.identity == next.frontend.identity, "frontend.uid or gid".to_owned());
         compare(self.registry.identity == next.registry.identity, "registry.uid or gid".to_owned());
         for what in telemetry::fixed_parts_changed(self.telemetry.as_ref(), next.telemetry.as_ref()) {
+            compare(false, what);
+        }
+        for what in gateway::fixed_parts_changed(self.gateway.as_ref(), next.gateway.as_ref()) {
             compare(false, what);
         }
         let names = |config: &Self| config.classes.iter().map(|class| class.name.clone()).collect::<Vec<_>>();

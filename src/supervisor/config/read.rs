@@ -156,6 +156,10 @@ impl<'d> Reader<'_, 'd> {
         if let Some((_, (Some(identity), _))) = &telemetry {
             identities.push(("[telemetry]".to_owned(), *identity));
         }
+        let gateway = document.section("gateway").map(|section| self.gateway(section));
+        if let Some(identity) = gateway.as_ref().and_then(|gateway| gateway.identity) {
+            identities.push(("[gateway]".to_owned(), identity));
+        }
         let sections = document.sections("class");
         if sections.is_empty() {
             document.missing("[class.<name>]");
@@ -216,6 +220,13 @@ impl<'d> Reader<'_, 'd> {
             None => None,
             Some((_, (_, telemetry))) => Some(telemetry?),
         };
+        let gateway = match gateway {
+            None => None,
+            Some(gateway) => {
+                let (service, telemetry) = (service.as_ref(), telemetry.as_ref());
+                Some(self.gateway_fits(gateway, service, telemetry, &tenants, &filed)?)
+            }
+        };
         let registry = Registry { identity: registry?.value, secret };
         Some(Config {
             service: service?,
@@ -223,6 +234,7 @@ impl<'d> Reader<'_, 'd> {
             registry,
             builder: builder?,
             telemetry,
+            gateway,
             classes,
             tenants,
             filed,

@@ -117,7 +117,7 @@ fn collector(value: &DeValue<'_>) -> Result<Collector, String> {
 }
 
 /// Whoever reaches it reads it, without being asked who they are: so it is for this machine alone.
-fn own_address(value: &DeValue<'_>) -> Result<SocketAddr, String> {
+pub(super) fn own_address(value: &DeValue<'_>) -> Result<SocketAddr, String> {
     let written = text(value)?;
     let address: SocketAddr = written.parse().map_err(|_| {
         format!("{written:?} is not an address and a port; write \"127.0.0.1:9464\" or \"[::1]:9464\"")

@@ -282,9 +282,9 @@ fn a_tenant_in_two_classes_is_a_duplicate() {
 #[test]
 fn unknown_sections_are_named() {
     only_error(
-        |text| text + "[gateway]\nport = 1\n",
-        "33:2: file: unknown key \"gateway\"; known are: builder, class, frontend, plan, registry, service, \
-         telemetry, tenant",
+        |text| text + "[gate]\nport = 1\n",
+        "33:2: file: unknown key \"gate\"; known are: builder, class, frontend, gateway, plan, registry, \
+         service, telemetry, tenant",
     );
 }
 
@@ -856,6 +856,188 @@ fn of_telemetry_only_its_limit_changes_while_the_service_runs() {
     telemetry.listen = "127.0.0.1:1".parse().ok();
     telemetry.socket_mode = 0o600;
     assert_eq!(some.fixed_parts_changed(&next), ["telemetry.socket_mode", "telemetry.listen"]);
+}
+
+const GATEWAY: &str = "[gateway]\nuid = 61008\ngid = 61008\n";
+
+/// One listener, with these lines instead of or beside its usual ones.
+fn with_listener(lines: &str) -> String {
+    let usual = [
+        ("socket", "socket = \"@/run/proxy.sock\""),
+        ("protocol", "protocol = \"envoy-grpc\""),
+        ("tenant", "tenant = \"acme\""),
+        ("policy", "policy = \"jwt-gate\""),
+    ];
+    let keys: Vec<&str> = lines.lines().filter_map(|line| line.split(' ').next()).collect();
+    let instead = |key: &str| keys.contains(&key) || (key == "socket" && keys.contains(&"listen"));
+    let missing = keys.iter().filter_map(|key| key.strip_prefix('-'));
+    let missing: Vec<&str> = missing.collect();
+    let usual = usual.into_iter().filter(|(key, _)| !instead(key) && !missing.contains(key));
+    let usual: Vec<&str> = usual.map(|(_, line)| line).collect();
+    let lines: Vec<&str> = lines.lines().filter(|line| !line.starts_with('-')).collect();
+    let sound = Site::sound();
+    format!("{sound}{GATEWAY}[gateway.listener.proxy]\n{}\n{}\n", usual.join("\n"), lines.join("\n"))
+}
+
+#[test]
+fn a_gateway_is_told_what_its_listeners_are_for() {
+    use crate::wire::gateway::{Binding, HttpForm, Original, SocketKind, Speaks};
+    let site = Site::new();
+    let none = site.load(&Site::sound(), &ordinary()).expect("sound");
+    assert_eq!((&none.gateway, none.gateway_assignment(Isolation::SharedUid)), (&None, None));
+    let config = site.load(&with_listener(""), &ordinary()).expect("sound");
+    let told = config.gateway_assignment(Isolation::SharedUid).expect("one");
+    assert_eq!((told.threads, told.pipeline, told.listeners.len()), (2, 256, 1));
+    let one = &told.listeners[0];
+    assert_eq!(
+        (one.name.as_str(), one.socket, one.speaks.clone()),
+        ("proxy", SocketKind::Unix, Speaks::EnvoyGrpc)
+    );
+    assert_eq!((one.deadline_us, one.max_connections, one.details), (50_000, 1024, false));
+    assert_eq!(one.max_body, (1 << 20) - (32 << 10), "what goes with it still fits a frame");
+    assert_eq!(one.tenant, Binding::Fixed("acme".parse().expect("name")));
+    let place = &config.gateway.as_ref().expect("there").listeners[0].place;
+    assert_eq!(place, &Place::Unix(site.path("run/proxy.sock"), 0o660));
+
+    let of = |lines: &str| {
+        let config =
+            site.load(&with_listener(lines), &ordinary()).unwrap_or_else(|why| panic!("{lines}: {why}"));
+        config.gateway_assignment(Isolation::SharedUid).expect("one").listeners.remove(0)
+    };
+    let http = of(
+        "listen = \"[::1]:9191\"\nprotocol = \"http\"\nrequest = \"own\"\nprefix = \"/authz\"\ntimeout = \"x-t\"",
+    );
+    assert_eq!(http.socket, SocketKind::Tcp);
+    let form = HttpForm {
+        original: Original::Own { prefix: "/authz".to_owned() },
+        client_address: None,
+        timeout_ms: Some("x-t".to_owned()),
+    };
+    assert_eq!(http.speaks, Speaks::Http(form));
+    for (request, original) in [("x-original", Original::XOriginal), ("x-forwarded", Original::XForwarded)] {
+        let lines = format!("protocol = \"http\"\nrequest = \"{request}\"\nclient_address = \"x-real-ip\"");
+        let Speaks::Http(form) = of(&lines).speaks else { panic!("{lines}") };
+        assert_eq!((form.original, form.client_address.as_deref()), (original, Some("x-real-ip")));
+    }
+    let opa =
+        of("protocol = \"opa\"\npaths = { \"b/allow\" = \"jwt-gate\", \"a\" = \"ip-allowlist\" }\n-policy");
+    let Speaks::Opa { paths } = opa.speaks else { panic!("OPA") };
+    let paths: Vec<_> = paths.iter().map(|(path, policy)| (path.as_str(), policy.as_str())).collect();
+    assert_eq!(paths, [("a", "ip-allowlist"), ("b/allow", "jwt-gate")]);
+    let bound = of(
+        "peers = [33, 34]\ntenant = { peer = { \"34\" = \"acme\", \"33\" = \"acme\" } }\npolicy = { header = \"x-policy\", among = [\"jwt-gate\"] }",
+    );
+    assert_eq!(bound.peers, [33, 34]);
+    let acme = || "acme".parse().expect("name");
+    assert_eq!(bound.tenant, Binding::Peer(vec![(33, acme()), (34, acme())]));
+    let among = vec!["jwt-gate".parse().expect("name")];
+    assert_eq!(bound.policy, Binding::Header { name: "x-policy".to_owned(), among });
+    let spoe = of("protocol = \"spoe\"\ntenant = { context = \"tenant\", among = [\"acme\"] }");
+    assert_eq!(spoe.tenant, Binding::Context { key: "tenant".to_owned(), among: vec![acme()] });
+}
+
+#[test]
+fn a_gateway_may_ask_for_whom_its_listeners_name_and_for_nobody_else() {
+    let site = Site::new();
+    let config = site.load(&with_listener(""), &privileged()).err();
+    // As an ordinary user nobody can own the directories; what is granted is the same.
+    drop(config);
+    let mut config = site.load(&with_listener(""), &ordinary()).expect("sound");
+    config.gateway.as_mut().expect("there").identity = Identity { uid: 61008, gid: 61008 };
+    let frontend = config.frontend_assignment(Isolation::DistinctUids);
+    let uids = |at: usize| frontend.tenants[at].uids.clone();
+    assert_eq!((uids(0), uids(1)), (vec![1000, 61008], vec![]), "acme, and not blue");
+}
+
+#[test]
+fn what_is_wrong_with_a_listener_is_said() {
+    let site = Site::new();
+    for (lines, expected) in [
+        ("-socket", "[gateway.listener.proxy]: expected either \"socket\" or \"listen\""),
+        ("socket = \"@/run/p\"\nlisten = \"127.0.0.1:1\"", "expected either \"socket\" or \"listen\""),
+        ("listen = \"0.0.0.0:9191\"", "can be reached from other machines"),
+        ("listen = \"127.0.0.1:9191\"\nsocket_mode = \"0600\"", "socket_mode: every user of this machine"),
+        ("listen = \"127.0.0.1:9191\"\npeers = [33]", "peers: who connects over TCP has no UID"),
+        (
+            "listen = \"127.0.0.1:9191\"\ntenant = { peer = { \"33\" = \"acme\" } }",
+            "tenant: who connects over TCP has no UID",
+        ),
+        ("socket = \"@/run/decide.sock\"", "its socket is the same as service.socket"),
+        ("-protocol", "[gateway.listener.proxy]: \"protocol\" is missing"),
+        ("protocol = \"grpc\"", "protocol: \"grpc\" is none; expected envoy-grpc, http, spoe or opa"),
+        ("protocol = \"http\"", "[gateway.listener.proxy]: \"request\" is missing"),
+        ("protocol = \"http\"\nrequest = \"guess\"", "request: \"guess\" is none"),
+        ("protocol = \"http\"\nrequest = \"x-original\"\nprefix = \"/a\"", "prefix: only where"),
+        (
+            "protocol = \"http\"\nrequest = \"own\"\nprefix = \"a/\"",
+            "prefix: \"a/\" is not a prefix of paths",
+        ),
+        (
+            "protocol = \"http\"\nrequest = \"own\"\ntimeout = \"X-T\"",
+            "timeout: \"X-T\" is not a header's name",
+        ),
+        ("request = \"own\"", "unknown key \"request\""),
+        ("protocol = \"opa\"\n-policy", "\"paths\" is missing"),
+        ("protocol = \"opa\"\npaths = { }\n-policy", "paths: names no path"),
+        ("protocol = \"opa\"\npaths = { \"/a\" = \"jwt-gate\" }\n-policy", "paths: \"/a\" is no path"),
+        (
+            "protocol = \"opa\"\npaths = { \"a\" = \"jwt-gate\" }",
+            "policy: a listener for OPA's clients has paths",
+        ),
+        ("-tenant", "\"tenant\" is missing"),
+        ("tenant = \"green\"", "tenant: there is no tenant \"green\""),
+        ("tenant = \"blue\"", "tenant \"blue\" has none of its policies"),
+        ("policy = \"other\"", "none of its tenants has a policy \"other\""),
+        ("tenant = { }", "tenant: expected a name, or a table with one of peer, context, header"),
+        ("tenant = { context = \"a\", header = \"b\" }", "one of peer, context, header"),
+        ("tenant = { context = \"a\" }", "tenant: \"among\" is missing"),
+        ("tenant = { peer = { \"www\" = \"acme\" } }", "tenant: \"www\" is not a UID"),
+        (
+            "protocol = \"spoe\"\ntenant = { header = \"x\", among = [\"acme\"] }",
+            "this protocol does not have a header: name an argument",
+        ),
+        (
+            "protocol = \"http\"\nrequest = \"own\"\ntenant = { context = \"x\", among = [\"acme\"] }",
+            "this protocol does not have a context: HTTP has none",
+        ),
+        ("deadline = \"2m\"", "deadline: \"2m\" is out of range"),
+        ("max_body = \"1MiB\"", "max_body: \"1MiB\" is out of range"),
+        ("max_connections = 0", "max_connections: 0 is out of range"),
+    ] {
+        let errors = site.errors(&with_listener(lines), &ordinary()).join("\n");
+        assert!(errors.contains(expected), "{lines}\n{expected}:\n{errors}");
+    }
+    let many: String = (0..17)
+        .map(|n| {
+            format!(
+                "[gateway.listener.l{n}]\nsocket = \"@/run/l{n}\"\nprotocol = \"spoe\"\ntenant = \"acme\"\npolicy = \"jwt-gate\"\n"
+            )
+        })
+        .collect();
+    let errors = site.errors(&(Site::sound() + GATEWAY + &many), &ordinary()).join("\n");
+    assert!(errors.contains("more than 16 listeners"), "{errors}");
+    let without = site.errors(&(Site::sound() + GATEWAY), &ordinary()).join("\n");
+    assert!(without.contains("\"[gateway.listener.<name>]\" is missing"), "{without}");
+}
+
+#[test]
+fn of_a_gateway_its_sockets_change_with_a_restart_only() {
+    let site = Site::new();
+    let none = site.load(&Site::sound(), &ordinary()).expect("sound");
+    let some = site.load(&with_listener(""), &ordinary()).expect("sound");
+    assert_eq!(none.fixed_parts_changed(&some), ["whether there is [gateway]"]);
+    let changed = |lines: &str| {
+        let next = site.load(&with_listener(lines), &ordinary()).expect("sound");
+        some.fixed_parts_changed(&next)
+    };
+    let nothing = Vec::<String>::new();
+    assert_eq!(changed("deadline = \"1s\"\nprotocol = \"spoe\"\npolicy = \"ip-allowlist\""), nothing);
+    for lines in ["socket = \"@/run/other\"", "socket_mode = \"0666\"", "listen = \"127.0.0.1:9191\""] {
+        assert_eq!(changed(lines), ["the socket of gateway.listener.proxy"], "{lines}");
+    }
+    let next = with_listener("").replace("listener.proxy", "listener.other");
+    let next = site.load(&next, &ordinary()).expect("sound");
+    assert_eq!(some.fixed_parts_changed(&next), ["the set of gateway.listener"]);
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Fleet {
     /// who connects until then waits at the socket, instead of being told that its class is unavailable. Later, one
     /// class that is away must not keep the others' clients waiting.
     pub(super) fn open_doors(&mut self, now: Instant) {
-        if !self.began && !self.all_serve() {
+        if !self.began && !self.all_decide() {
             return;
         }
         self.began = true;

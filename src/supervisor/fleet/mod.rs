@@ -12,6 +12,7 @@ mod builders;
 mod end;
 mod exporter;
 mod forward;
+mod gateway;
 mod reap;
 mod reload;
 mod start;
@@ -72,6 +73,10 @@ pub(super) struct Fleet {
     classes: Vec<Lineage>,
     /// `None`: there is no telemetry.
     exporter: Option<Exporter>,
+    /// `None`: there is no gateway.
+    gateway: Option<Lineage>,
+    /// The service ends by then; whom the gateway still asks is told once it is gone.
+    ends: Option<Instant>,
     /// What did not start since [`Fleet::take_failures`].
     failures: Vec<String>,
     reloads: u64,
@@ -108,6 +113,8 @@ impl Fleet {
             builders: Builders::default(),
             frontend: Lineage::new(Part::Frontend),
             exporter: Exporter::wanted(&first.config, &sockets),
+            gateway: first.config.gateway.as_ref().map(|_| Lineage::new(Part::Gateway)),
+            ends: None,
             classes: classes.map(|class| Lineage::new(Part::Worker(class.name.clone()))).collect(),
             sockets,
             current: first,
@@ -204,6 +211,7 @@ impl Fleet {
                         ready.refused
                     ),
                     Part::Registry | Part::Exporter => say!("{child}: sealed"),
+                    Part::Gateway => say!("{child}: sealed: {} threads", witnessed.threads),
                     // One for each policy.
                     Part::Builder(_) => {}
                 }
@@ -251,6 +259,7 @@ impl Fleet {
     pub(super) fn step_forward(&mut self, now: Instant) {
         self.retry = false;
         self.ask_registry(now);
+        self.keep_gateway();
         self.start_wanted(now);
         self.supply_workers(now);
         self.start_builders(now);
@@ -261,6 +270,7 @@ impl Fleet {
         self.route_workers(now);
         self.tell_table();
         self.open_doors(now);
+        self.serve_gateway(now);
     }
 
     /// A child could not be told what it has to hear. Whoever closed its channel is at its end, and what it ended by says
@@ -331,9 +341,17 @@ impl Fleet {
     }
 
     /// The frontend and a worker of every class serve.
+    fn all_decide(&self) -> bool {
+        std::iter::once(&self.frontend).chain(&self.classes).all(|lineage| self.serves(lineage))
+    }
+
+    /// And the gateway, if there is to be one.
     pub(super) fn all_serve(&self) -> bool {
-        let mut lineages = std::iter::once(&self.frontend).chain(&self.classes);
-        lineages.all(|lineage| self.living(&lineage.part).serving.is_some())
+        self.all_decide() && self.gateway.iter().all(|lineage| self.serves(lineage))
+    }
+
+    fn serves(&self, lineage: &Lineage) -> bool {
+        self.living(&lineage.part).serving.is_some()
     }
 
     /// Clients get an answer, be it that a class is unavailable, and nobody who serves is silent.
@@ -356,14 +374,14 @@ impl Fleet {
         std::mem::take(&mut self.failures)
     }
 
-    /// The most generations of one class that drain at this moment.
+    /// The most generations of one class, or of the gateway, that drain at this moment.
     pub(super) fn draining(&self) -> usize {
         let draining = |lineage: &Lineage| {
             let of_it =
                 |child: &&Child| child.part == lineage.part && matches!(child.stage, Stage::Draining { .. });
             self.children.iter().filter(of_it).count()
         };
-        self.classes.iter().map(draining).max().unwrap_or(0)
+        self.classes.iter().chain(&self.gateway).map(draining).max().unwrap_or(0)
     }
 
     /// Those from whom something may come.
@@ -411,13 +429,19 @@ impl Fleet {
         {
             return &mut exporter.lineage;
         }
+        if *part == Part::Gateway
+            && let Some(gateway) = &mut self.gateway
+        {
+            return gateway;
+        }
         // Every part but a builder has a lineage, made with the fleet; the frontend's stands in where there is none.
         self.classes.iter_mut().find(|lineage| lineage.part == *part).unwrap_or(&mut self.frontend)
     }
 
     fn lineages(&self) -> impl Iterator<Item = &Lineage> {
         let exporter = self.exporter.as_ref().map(|exporter| &exporter.lineage);
-        [&self.survey.lineage, &self.frontend].into_iter().chain(&self.classes).chain(exporter)
+        let first = [&self.survey.lineage, &self.frontend].into_iter();
+        first.chain(&self.classes).chain(exporter).chain(&self.gateway)
     }
 
     fn find(&self, what: impl Fn(&Child) -> bool) -> Option<usize> {

@@ -94,6 +94,9 @@ impl Fleet {
                 None => unwell = Some(self.registry_unwell()?),
             }
         }
+        if let Err(why) = self.gateway_settled(epoch)? {
+            adopted.errors.push(format!("{}: {why}", Part::Gateway));
+        }
         adopted.errors.extend(unwell.map(|why| format!("registry: {why}")));
         Some(adopted)
     }

@@ -12,6 +12,7 @@ use crate::supervisor::log::say;
 use crate::supervisor::spawn::{self, Launch, SpawnError};
 use crate::wire::channel::Channel;
 use crate::wire::control::{BuildLimits, Isolation};
+use crate::wire::gateway::{VISIT_MAX, Visit};
 use crate::wire::handover::{FromWorker, HANDOVER_MAX, ToWorker};
 use crate::wire::job::{JOB_MAX, Job, Report};
 use crate::wire::spawner::Part;
@@ -28,7 +29,9 @@ impl Fleet {
             let mut living = self.living(&part);
             let current = match part {
                 Part::Registry => self.survey.edition(&self.current).clone(),
-                Part::Frontend | Part::Worker(_) | Part::Builder(_) | Part::Exporter => self.current.clone(),
+                Part::Frontend | Part::Worker(_) | Part::Builder(_) | Part::Exporter | Part::Gateway => {
+                    self.current.clone()
+                }
             };
             match part {
                 // They learn of a new edition while they serve, see `reassign`, `ask_registry` and `serve_exporter`.
@@ -39,7 +42,8 @@ impl Fleet {
                 Part::Worker(_) if self.supplier().is_none() => continue,
                 // One that is as old as it may be goes on until others have gone: there are so many columns in the accounts.
                 Part::Worker(_) if living.serving.is_some() && self.draining() >= DRAINING_MAX => continue,
-                Part::Worker(_) | Part::Builder(_) => {}
+                Part::Gateway if living.serving.is_some() && self.draining() >= DRAINING_MAX => continue,
+                Part::Worker(_) | Part::Builder(_) | Part::Gateway => {}
             }
             let Some(edition) = self.lineage(&part).wanted(&current, living, now) else { continue };
             let generation = self.lineage(&part).start();
@@ -87,29 +91,28 @@ impl Fleet {
             },
             build: wanted.build,
         };
-        let (first, second) = match part {
-            Part::Frontend => (Some(self.sockets.clients()), Some(self.sockets.operators())),
+        let pairs = || [&wanted.first, &wanted.second].into_iter().flatten().map(|pair| pair.theirs.as_fd());
+        let more = match part {
+            Part::Frontend => vec![self.sockets.clients(), self.sockets.operators()],
             Part::Exporter => {
                 let (unix, tcp) = self.sockets.scrapers().ok_or(SpawnError::NoTelemetry)?;
-                (Some(unix), tcp)
+                std::iter::once(unix).chain(tcp).collect()
             }
-            Part::Registry | Part::Worker(_) | Part::Builder(_) => {
-                let [first, second] = [&wanted.first, &wanted.second].map(|pair| pair.as_ref());
-                (first.map(|pair| pair.theirs.as_fd()), second.map(|pair| pair.theirs.as_fd()))
-            }
+            Part::Gateway => pairs().chain(self.sockets.proxies()).collect(),
+            Part::Registry | Part::Worker(_) | Part::Builder(_) => pairs().collect(),
         };
         let group = match part {
             // A builder is not in its class's: see `builders`.
-            Part::Frontend | Part::Registry | Part::Builder(_) | Part::Exporter => None,
+            Part::Frontend | Part::Registry | Part::Builder(_) | Part::Exporter | Part::Gateway => None,
             Part::Worker(class) => self.groups.entrance(class),
         };
         let accounts = match part {
-            Part::Frontend | Part::Builder(_) | Part::Exporter => None,
+            Part::Frontend | Part::Builder(_) | Part::Exporter | Part::Gateway => None,
             Part::Registry => Some(self.books.registry()),
             Part::Worker(class) => self.books.class(class),
         };
         let assignment = wanted.assignment.as_fd();
-        let launch = Launch { part: part.clone(), limits, assignment, first, second, accounts, group };
+        let launch = Launch { part: part.clone(), limits, assignment, more, accounts, group };
         let known: Vec<_> = self.children.iter().map(|child| child.pid).collect();
         let launched = self.spawner.launch(&launch, &known)?;
         if *part == Part::Exporter
@@ -168,6 +171,20 @@ impl Fleet {
                 let assignment = self.exporter_assignment(config)?;
                 let identity = Identity { uid: assignment.uid, gid: assignment.gid };
                 Ok(plain(identity, spawn::assignment(&assignment)?, 64, 16))
+            }
+            Part::Gateway => {
+                let assignment = config.gateway_assignment(self.isolation).ok_or(SpawnError::NoGateway)?;
+                let identity = Identity { uid: assignment.uid, gid: assignment.gid };
+                let proxies = assignment.listeners.iter().map(|listener| listener.max_connections);
+                // One to the service for each thread and class, and others on their way; both ends are here for a moment.
+                let classes = u32::try_from(config.classes.len()).unwrap_or(u32::MAX);
+                let service = assignment.threads.saturating_mul(classes).saturating_mul(4);
+                let open = proxies.fold(service, u32::saturating_add);
+                let threads = assignment.threads.saturating_add(16);
+                Ok(Wanted {
+                    first: Some(Pair::of::<(), Visit>(VISIT_MAX)?),
+                    ..plain(identity, spawn::assignment(&assignment)?, open, threads)
+                })
             }
             Part::Worker(name) => {
                 let class = class(name)?;

@@ -89,7 +89,8 @@ impl Fleet {
         let Some(edition) = self.survey.pending.take() else { return };
         self.current = edition;
         let exporter = self.exporter.as_mut().map(|exporter| &mut exporter.lineage);
-        for lineage in std::iter::once(&mut self.frontend).chain(&mut self.classes).chain(exporter) {
+        let lineages = std::iter::once(&mut self.frontend).chain(&mut self.classes);
+        for lineage in lineages.chain(exporter).chain(&mut self.gateway) {
             lineage.try_again();
         }
     }

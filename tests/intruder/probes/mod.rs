@@ -34,8 +34,8 @@ pub(crate) enum Unsealed {
     Lives,
 }
 
-/// What happens in a sealed process other than: death by SIGSYS in a worker, frontend or exporter; in the roles that start them
-/// that, or EACCES or EPERM.
+/// What happens in a sealed process other than: death by SIGSYS in a worker, frontend, exporter or gateway; in the roles that
+/// start them that, or EACCES or EPERM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Instead {
     /// Part of what the role is for.

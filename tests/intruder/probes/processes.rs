@@ -60,6 +60,7 @@ pub(crate) fn no_other_process_is_touched() -> Vec<Probe> {
             ("worker", Errno(libc::EPERM)),
             ("frontend", Errno(libc::EPERM)),
             ("exporter", Errno(libc::EPERM)),
+            ("gateway", Errno(libc::EPERM)),
         ]),
         probe("signal by descriptor", Works, |thread, around| {
             then(thread.call(libc::SYS_pidfd_open, [number(around.stranger), 0, 0, 0, 0, 0]), |fd| {

@@ -10,8 +10,8 @@ use alloc::{format, vec};
 use core::hint::black_box;
 
 use guest::{
-    Answer, CacheScope, Decision, Failure, Header, HttpRequest, Policy, Request, clock, data, log, metric,
-    random,
+    Address, Answer, CacheScope, Decision, Failure, Header, HttpRequest, Policy, Request, clock, data, log,
+    metric, random,
 };
 
 struct Selective;
@@ -20,21 +20,81 @@ impl Policy for Selective {
     fn decide(request: Request) -> Answer {
         let input = match request {
             Request::Opaque(input) => input,
-            Request::Http(request) => return Ok(attributes(&request)),
+            Request::Http(request) => return http(&request),
         };
         let Ok(input) = core::str::from_utf8(&input.bytes) else {
             return Ok(Decision::deny(400, "expected text"));
         };
         let (word, argument) = input.split_once(':').unwrap_or((input, ""));
-        if word == "fail" {
-            let (reason, detail) = argument.split_once('=').unwrap_or((argument, ""));
-            return Err(Failure::new(reason, detail));
-        }
-        Ok(obey(word, argument))
+        answer(word, argument)
     }
 }
 
 guest::export!(Selective);
+
+/// What the path says below `/do/`; every proxy passes on a path.
+fn http(request: &HttpRequest) -> Answer {
+    let Some(rest) = request.path.strip_prefix("/do/") else { return Ok(attributes(request)) };
+    let (word, argument) = rest.split_once('/').unwrap_or((rest, ""));
+    match word {
+        "see" => Ok(seen(request)),
+        "mutate" => Ok(mutation()),
+        "page" => Ok(page()),
+        _ => answer(word, argument),
+    }
+}
+
+fn answer(word: &str, argument: &str) -> Answer {
+    if word == "fail" {
+        let (reason, detail) = argument.split_once('=').unwrap_or((argument, ""));
+        return Err(Failure::new(reason, detail));
+    }
+    Ok(obey(word, argument))
+}
+
+/// Allows, and tells the service behind the proxy what was there to be seen.
+fn seen(request: &HttpRequest) -> Decision {
+    let source = match request.source.address {
+        Address::Ipv4((a, b, c, d)) => format!("{a}.{b}.{c}.{d}"),
+        Address::Ipv6(_) => String::from("ipv6"),
+        Address::Unknown => String::from("unknown"),
+    };
+    let probes: Vec<String> =
+        request.header("x-probe").map(|value| String::from_utf8_lossy(value).into_owned()).collect();
+    let body = request.body.as_ref().map_or(String::from("none"), |body| {
+        let sum = body.iter().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+        format!("{} {sum}", body.len())
+    });
+    Decision::allow()
+        .set_header("x-seen-method", &*request.method)
+        .set_header("x-seen-scheme", &*request.scheme)
+        .set_header("x-seen-host", &*request.host)
+        .set_header("x-seen-path", &*request.path)
+        .set_header("x-seen-query", request.query.as_deref().unwrap_or("none"))
+        .set_header("x-seen-source", source)
+        .set_header("x-seen-headers", request.headers.len().to_string())
+        .set_header("x-seen-probe", probes.join("|"))
+        .set_header("x-seen-body", body)
+}
+
+/// Allows, with one of every obligation that a request can have.
+fn mutation() -> Decision {
+    let mut decision = Decision::allow()
+        .set_header("x-set", "by the policy")
+        .remove_header("x-remove")
+        .metadata("tier", "gold");
+    decision.obligations.headers_append.push(Header { name: "x-append".into(), value: b"second".to_vec() });
+    decision
+}
+
+/// Denies, with a page and headers of its own.
+fn page() -> Decision {
+    let mut decision = Decision::deny(451, "told to").set_header("x-denied-by", "selective");
+    decision.obligations.headers_append.push(Header { name: "set-cookie".into(), value: b"a=1".to_vec() });
+    decision.obligations.headers_append.push(Header { name: "set-cookie".into(), value: b"b=2".to_vec() });
+    decision.obligations.body = Some(b"no entry\n".to_vec());
+    decision
+}
 
 /// What the proxy said beyond HTTP.
 fn attributes(request: &HttpRequest) -> Decision {

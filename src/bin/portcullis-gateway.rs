@@ -1,0 +1,4 @@
+fn main() -> std::process::ExitCode {
+    portcullis::mark!();
+    portcullis::gateway::main()
+}

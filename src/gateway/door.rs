@@ -1,0 +1,307 @@
+//! Where proxies come in: who they are, whether there is room, and which thread looks after them.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt};
+use socket2::SockRef;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::wire::gateway::{Listener, SocketKind};
+use crate::wire::polled;
+
+/// How long nobody is let in after accepting failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// One listener, for all threads.
+#[derive(Debug)]
+pub(super) struct Hall {
+    pub(super) listener: Arc<Listener>,
+    socket: Arc<OwnedFd>,
+    inside: AtomicU32,
+    /// The log has been told that somebody was turned away, and not yet that nobody is any more.
+    turned_away: AtomicBool,
+}
+
+/// Who came in, and may stay.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) socket: OwnedFd,
+    pub(super) hall: Arc<Hall>,
+    /// Whose process connected, where the kernel says so.
+    pub(super) peer: Option<u32>,
+    pub(super) seat: Seat,
+}
+
+/// Counts one connection for as long as it lasts.
+#[derive(Debug)]
+pub(super) struct Seat {
+    hall: Arc<Hall>,
+    floor: Arc<Floor>,
+    thread: usize,
+}
+
+impl Hall {
+    pub(super) fn new(listener: Listener, socket: OwnedFd) -> Arc<Self> {
+        Arc::new(Self {
+            listener: Arc::new(listener),
+            socket: Arc::new(socket),
+            inside: AtomicU32::new(0),
+            turned_away: AtomicBool::new(false),
+        })
+    }
+
+    /// One thread's view of it. Must be called within the runtime.
+    pub(super) fn door(self: &Arc<Self>) -> io::Result<Door> {
+        Ok(Door { watched: polled::watch(Arc::clone(&self.socket))?, hall: Arc::clone(self) })
+    }
+
+    fn turn_away(&self, why: impl std::fmt::Display) {
+        if !self.turned_away.swap(true, Ordering::Relaxed) {
+            warn!(listener = self.listener.name.as_str(), %why, "connections are closed at once");
+        }
+    }
+
+    /// Who may stay, and on which thread.
+    fn admit(self: &Arc<Self>, socket: OwnedFd, floor: &Arc<Floor>, here: usize) -> Option<Guest> {
+        let peer = match self.listener.socket {
+            SocketKind::Tcp => None,
+            SocketKind::Unix => match getsockopt(&socket.as_fd(), sockopt::PeerCredentials) {
+                Ok(credentials) => Some(credentials.uid()),
+                // Gone already, or nobody that could be named.
+                Err(_) => return None,
+            },
+        };
+        let peers = &self.listener.peers;
+        if let Some(uid) = peer.filter(|uid| !peers.is_empty() && !peers.contains(uid)) {
+            self.turn_away(format_args!("UID {uid} is none of its peers"));
+            return None;
+        }
+        let most = self.listener.max_connections;
+        let room = |inside: u32| (inside < most).then_some(inside.saturating_add(1));
+        if self.inside.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+            self.turn_away(format_args!("there are max_connections, {most}"));
+            return None;
+        }
+        self.turned_away.store(false, Ordering::Relaxed);
+        let thread = floor.take(here);
+        let seat = Seat { hall: Arc::clone(self), floor: Arc::clone(floor), thread };
+        Some(Guest { socket, hall: Arc::clone(self), peer, seat })
+    }
+}
+
+impl Seat {
+    /// Who looks after it.
+    pub(super) fn thread(&self) -> usize {
+        self.thread
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.hall.inside.fetch_sub(1, Ordering::Relaxed);
+        self.floor.leave(self.thread);
+    }
+}
+
+/// A listener as one thread sees it.
+#[derive(Debug)]
+pub(super) struct Door {
+    watched: AsyncFd<Arc<OwnedFd>>,
+    hall: Arc<Hall>,
+}
+
+impl Door {
+    /// The next who may stay. May be dropped and called again without losing one.
+    pub(super) async fn next(&self, floor: &Arc<Floor>, here: usize) -> Guest {
+        loop {
+            let Ok(mut guard) = self.watched.readable().await else {
+                // The runtime ends.
+                std::future::pending::<()>().await;
+                continue;
+            };
+            // All threads wait for the same socket: what one was woken for another may have taken.
+            match SockRef::from(&*self.hall.socket).accept() {
+                Ok((socket, _)) => {
+                    if let Some(guest) = self.hall.admit(socket.into(), floor, here) {
+                        return guest;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(error) if gone(&error) => {}
+                // EMFILE, ENFILE, ENOMEM: trying again at once would only burn the processor.
+                Err(error) => {
+                    self.hall.turn_away(&error);
+                    drop(guard);
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// It was gone before we came.
+fn gone(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO | Errno::ENETDOWN))
+}
+
+/// The threads, by how many connections each has.
+#[derive(Debug)]
+pub(super) struct Floor(Vec<Desks>);
+
+#[derive(Debug)]
+struct Desks {
+    taken: AtomicU32,
+    guests: mpsc::UnboundedSender<Guest>,
+}
+
+impl Floor {
+    /// With a way for guests to each of so many threads. There are never more under way than all listeners together let in.
+    pub(super) fn new(threads: usize) -> (Arc<Self>, Vec<mpsc::UnboundedReceiver<Guest>>) {
+        let desk = |_| {
+            let (guests, arriving) = mpsc::unbounded_channel();
+            (Desks { taken: AtomicU32::new(0), guests }, arriving)
+        };
+        let (desks, arriving): (Vec<_>, Vec<_>) = (0..threads).map(desk).unzip();
+        (Arc::new(Self(desks)), arriving)
+    }
+
+    /// The thread that gets one more: the one that accepted it, unless another has fewer.
+    fn take(&self, here: usize) -> usize {
+        let taken = |desk: &Desks| desk.taken.load(Ordering::Relaxed);
+        let own = self.0.get(here).map_or(u32::MAX, taken);
+        let least = self.0.iter().map(taken).enumerate().min_by_key(|(_, taken)| *taken);
+        let thread = least.filter(|(_, taken)| *taken < own).map_or(here, |(thread, _)| thread);
+        if let Some(desk) = self.0.get(thread) {
+            desk.taken.fetch_add(1, Ordering::Relaxed);
+        }
+        thread
+    }
+
+    fn leave(&self, thread: usize) {
+        if let Some(desk) = self.0.get(thread) {
+            desk.taken.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// To the thread that looks after it. One that drains takes nobody: the connection is closed.
+    pub(super) fn send(&self, guest: Guest) {
+        if let Some(desk) = self.0.get(guest.seat.thread()) {
+            let _ = desk.guests.send(guest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::decision::{PolicyName, Tenant};
+    use crate::wire::gateway::{Binding, Speaks};
+
+    fn listener(peers: Vec<u32>, max_connections: u32) -> Listener {
+        Listener {
+            name: "envoy".to_owned(),
+            socket: SocketKind::Unix,
+            peers,
+            speaks: Speaks::EnvoyGrpc,
+            tenant: Binding::Fixed(Tenant::new("acme").unwrap()),
+            policy: Binding::Fixed(PolicyName::new("gate").unwrap()),
+            deadline_us: 50_000,
+            max_connections,
+            max_body: 1024,
+            details: false,
+        }
+    }
+
+    struct Place {
+        directory: tempfile::TempDir,
+        hall: Arc<Hall>,
+    }
+
+    impl Place {
+        fn new(listener: Listener) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let socket = UnixListener::bind(directory.path().join("s")).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            Self { directory, hall: Hall::new(listener, socket.into()) }
+        }
+
+        fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.directory.path().join("s")).unwrap()
+        }
+    }
+
+    fn own() -> u32 {
+        nix::unistd::geteuid().as_raw()
+    }
+
+    /// Comes when the other side has closed it.
+    async fn closed(stream: UnixStream) {
+        stream.set_nonblocking(true).unwrap();
+        let mut stream = tokio::net::UnixStream::from_std(stream).unwrap();
+        let read = tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await;
+        assert_eq!(read.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn only_peers_stay_and_the_kernel_says_who_they_are() {
+        for (peers, stays) in [(vec![], true), (vec![own(), 7], true), (vec![own() + 1], false)] {
+            let place = Place::new(listener(peers, 8));
+            let (floor, _) = Floor::new(1);
+            let door = place.hall.door().unwrap();
+            let proxy = place.connect();
+            tokio::select! {
+                guest = door.next(&floor, 0) => assert!(stays && guest.peer == Some(own())),
+                () = closed(proxy.try_clone().unwrap()) => assert!(!stays),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_too_many_is_turned_away_and_a_place_becomes_free() {
+        let place = Place::new(listener(vec![], 2));
+        let (floor, _) = Floor::new(1);
+        let door = place.hall.door().unwrap();
+        let (_first, _second) = (place.connect(), place.connect());
+        let (one, _two) = (door.next(&floor, 0).await, door.next(&floor, 0).await);
+        let third = place.connect();
+        tokio::select! {
+            guest = door.next(&floor, 0) => panic!("{guest:?}"),
+            () = closed(third) => {}
+        }
+        assert_eq!(place.hall.inside.load(Ordering::Relaxed), 2);
+        drop(one);
+        let _fourth = place.connect();
+        let _guest = door.next(&floor, 0).await;
+        assert_eq!(place.hall.inside.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn connections_are_spread_over_threads() {
+        let place = Place::new(listener(vec![], 64));
+        let (floor, _) = Floor::new(3);
+        let door = place.hall.door().unwrap();
+        let proxies: Vec<_> = (0..6).map(|_| place.connect()).collect();
+        let mut guests = Vec::new();
+        for _ in &proxies {
+            // One thread accepts all of them.
+            guests.push(door.next(&floor, 1).await);
+        }
+        let mut threads: Vec<_> = guests.iter().map(|guest| guest.seat.thread()).collect();
+        assert_eq!(threads.first(), Some(&1), "who accepted it has it");
+        threads.sort_unstable();
+        assert_eq!(threads, [0, 0, 1, 1, 2, 2]);
+        drop(guests);
+        assert!(floor.0.iter().all(|desk| desk.taken.load(Ordering::Relaxed) == 0));
+    }
+}

@@ -1,0 +1,230 @@
+//! `[gateway]`: where proxies ask in their own protocols, and for whom. No such section, no such process.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::read::Reader;
+use super::{Config, FiledTenant, Identity, Service, Telemetry, TenantConfig};
+use crate::decision::{PolicyName, Tenant};
+use crate::document::values::number;
+use crate::document::{Found, Section};
+use crate::wire::control::{Isolation, TenantGrant};
+use crate::wire::gateway::{Binding, GatewayAssignment, LISTENERS_MAX, Listener, Speaks};
+
+/// Threads, where the file says nothing: more of them would take the processors from those that decide.
+const THREADS: u32 = 4;
+/// Questions of one thread under way in one class, at most.
+const PIPELINE_MAX: u32 = 256;
+
+/// The gateway's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    pub identity: Identity,
+    pub threads: u32,
+    /// At least one; sorted by name.
+    pub listeners: Vec<GatewayListener>,
+}
+
+/// One socket that proxies connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayListener {
+    pub place: Place,
+    pub listener: Listener,
+}
+
+/// Where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// With permission bits.
+    Unix(PathBuf, u32),
+    /// Of this machine alone.
+    Tcp(SocketAddr),
+}
+
+/// As read, with the places in the file of what is still to be compared with the rest of it.
+pub(super) struct Read {
+    pub(super) identity: Option<Found<Identity>>,
+    gateway: Option<Gateway>,
+    /// Of the listeners, in their order.
+    at: Vec<usize>,
+}
+
+impl Gateway {
+    /// Those it may ask for.
+    pub(super) fn tenants(&self) -> BTreeSet<&Tenant> {
+        self.listeners.iter().flat_map(|one| named(&one.listener.tenant)).collect()
+    }
+}
+
+impl Config {
+    /// What the gateway needs of it, if there is to be one.
+    #[must_use]
+    pub fn gateway_assignment(&self, isolation: Isolation) -> Option<GatewayAssignment> {
+        let gateway = self.gateway.as_ref()?;
+        let bound = gateway.tenants();
+        let classes = self.tenants.iter().filter(|tenant| bound.contains(&tenant.name));
+        let classes = classes.filter_map(|tenant| self.class(&tenant.class));
+        let pipeline = classes.map(|class| class.limits.pipeline).min().unwrap_or(PIPELINE_MAX);
+        Some(GatewayAssignment {
+            uid: gateway.identity.uid,
+            gid: gateway.identity.gid,
+            isolation,
+            threads: gateway.threads,
+            pipeline: pipeline.clamp(1, PIPELINE_MAX),
+            listeners: gateway.listeners.iter().map(|one| one.listener.clone()).collect(),
+        })
+    }
+
+    /// Who may ask for whom. The gateway may ask for those that its listeners name, and nobody else.
+    pub(super) fn grants(&self) -> Vec<TenantGrant> {
+        let bound = self.gateway.as_ref().map(Gateway::tenants).unwrap_or_default();
+        let grant = |tenant: &TenantConfig| {
+            let gateway = self.gateway.as_ref().filter(|_| bound.contains(&tenant.name));
+            let gateway = gateway.map(|gateway| gateway.identity.uid);
+            TenantGrant {
+                tenant: tenant.name.clone(),
+                class: tenant.class.clone(),
+                uids: tenant.uids.iter().copied().chain(gateway).collect(),
+                gids: tenant.gids.clone(),
+            }
+        };
+        self.tenants.iter().map(grant).collect()
+    }
+}
+
+/// Every tenant or policy that a binding may come to.
+fn named<T>(binding: &Binding<T>) -> Vec<&T> {
+    match binding {
+        Binding::Fixed(one) => vec![one],
+        Binding::Peer(of) => of.iter().map(|(_, one)| one).collect(),
+        Binding::Context { among, .. } | Binding::Header { among, .. } => among.iter().collect(),
+    }
+}
+
+fn policies(listener: &Listener) -> Vec<&PolicyName> {
+    match &listener.speaks {
+        Speaks::Opa { paths } => paths.iter().map(|(_, policy)| policy).collect(),
+        _ => named(&listener.policy),
+    }
+}
+
+/// What `next` changes of it that only a restart can change.
+pub(super) fn fixed_parts_changed(old: Option<&Gateway>, new: Option<&Gateway>) -> Vec<String> {
+    let (old, new) = match (old, new) {
+        (Some(old), Some(new)) => (old, new),
+        (None, None) => return Vec::new(),
+        (Some(_), None) | (None, Some(_)) => return vec!["whether there is [gateway]".to_owned()],
+    };
+    let mut changed = Vec::new();
+    if old.identity != new.identity {
+        changed.push("gateway.uid or gid".to_owned());
+    }
+    let names =
+        |gateway: &Gateway| gateway.listeners.iter().map(|one| one.listener.name.clone()).collect::<Vec<_>>();
+    if names(old) != names(new) {
+        changed.push("the set of gateway.listener".to_owned());
+        return changed;
+    }
+    for (old, new) in old.listeners.iter().zip(&new.listeners) {
+        if old.place != new.place {
+            changed.push(format!("the socket of gateway.listener.{}", old.listener.name));
+        }
+    }
+    changed
+}
+
+impl<'d> Reader<'_, 'd> {
+    pub(super) fn gateway(&self, mut section: Section<'d>) -> Read {
+        let identity = self.identity(&mut section);
+        let cores = self.around.cores;
+        let threads = section.defaulted("threads", cores.min(THREADS), number(1..=cores));
+        let sections = section.sections("listener");
+        if sections.is_empty() {
+            section.missing("[gateway.listener.<name>]");
+        }
+        if let Some((title, _)) = sections.get(LISTENERS_MAX) {
+            self.complain(title.at, format!("more than {LISTENERS_MAX} listeners"));
+        }
+        let listeners = sections.into_iter().map(|(title, section)| {
+            let listener = self.listener(title, section)?;
+            Some((title.at, listener))
+        });
+        let listeners: Option<Vec<_>> = listeners.collect::<Vec<_>>().into_iter().collect();
+        section.finish();
+        let mut listeners = listeners.unwrap_or_default();
+        listeners.sort_by(|(_, a), (_, b)| a.listener.name.cmp(&b.listener.name));
+        let (at, listeners): (Vec<_>, Vec<_>) = listeners.into_iter().unzip();
+        let gateway = identity.zip(threads).filter(|_| !listeners.is_empty()).map(|(identity, threads)| {
+            Gateway { identity: identity.value, threads: threads.value, listeners }
+        });
+        Read { identity, gateway, at }
+    }
+
+    /// Compares it with the rest of the file.
+    pub(super) fn gateway_fits(
+        &self,
+        read: Read,
+        service: Option<&Service>,
+        telemetry: Option<&Telemetry>,
+        tenants: &[TenantConfig],
+        filed: &[FiledTenant],
+    ) -> Option<Gateway> {
+        let Read { gateway, at, .. } = read;
+        let gateway = gateway?;
+        let mut taken: Vec<(Place, String)> = Vec::new();
+        let unix = |path: &PathBuf| Place::Unix(path.clone(), 0);
+        if let Some(service) = service {
+            taken.push((unix(&service.socket), "service.socket".to_owned()));
+            taken.push((unix(&service.operator_socket), "service.operator_socket".to_owned()));
+        }
+        if let Some(telemetry) = telemetry {
+            taken.push((unix(&telemetry.socket), "telemetry.socket".to_owned()));
+            taken.extend(telemetry.listen.map(|listen| (Place::Tcp(listen), "telemetry.listen".to_owned())));
+        }
+        for (one, at) in gateway.listeners.iter().zip(at) {
+            let Listener { name, tenant, .. } = &one.listener;
+            let place = match &one.place {
+                Place::Unix(path, _) => unix(path),
+                tcp @ Place::Tcp(_) => tcp.clone(),
+            };
+            if let Some((_, other)) = taken.iter().find(|(other, _)| *other == place) {
+                self.complain(at, format!("gateway.listener.{name}: its socket is the same as {other}"));
+            }
+            taken.push((place, format!("that of gateway.listener.{name}")));
+            self.listener_fits(at, &one.listener, &named(tenant), tenants, filed);
+        }
+        Some(gateway)
+    }
+
+    /// Who is suspended or removed is in nobody's way: it is refused when it is asked for.
+    fn listener_fits(
+        &self,
+        at: usize,
+        listener: &Listener,
+        bound: &[&Tenant],
+        tenants: &[TenantConfig],
+        filed: &[FiledTenant],
+    ) {
+        let (title, asked) = (format!("gateway.listener.{}", listener.name), policies(listener));
+        let mut served = Vec::new();
+        for tenant in bound {
+            match tenants.iter().find(|one| one.name == **tenant) {
+                Some(one) => served.push(one),
+                None if filed.iter().any(|one| one.name == **tenant) => {}
+                None => self.complain(at, format!("{title}: tenant: there is no tenant \"{tenant}\"")),
+            }
+        }
+        for tenant in &served {
+            if !asked.iter().any(|policy| tenant.policies.contains(policy)) {
+                let why = format!("{title}: tenant \"{}\" has none of its policies", tenant.name);
+                self.complain(at, why);
+            }
+        }
+        for policy in asked {
+            if !served.is_empty() && !served.iter().any(|tenant| tenant.policies.contains(policy)) {
+                self.complain(at, format!("{title}: none of its tenants has a policy \"{policy}\""));
+            }
+        }
+    }
+}

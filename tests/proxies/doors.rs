@@ -1,0 +1,225 @@
+//! The proxies: how each is started, and what of a decision it can pass on. Their configurations are those of `examples/`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use crate::programs::find;
+use crate::stage::SOCKETS;
+
+/// Headers of a decision that the service behind the proxy is to see, besides the one that the examples name.
+const HEADERS: [&str; 12] = [
+    "x-set",
+    "x-append",
+    "x-remove",
+    "x-seen-method",
+    "x-seen-scheme",
+    "x-seen-host",
+    "x-seen-path",
+    "x-seen-query",
+    "x-seen-source",
+    "x-seen-headers",
+    "x-seen-probe",
+    "x-seen-body",
+];
+
+/// What becomes of a policy's own denial: status 451, headers and a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Page {
+    /// It reaches whoever asked, with this status: Envoy over gRPC has no name for 451, and 403 instead.
+    Whole(u16),
+    /// The same, with control characters percent-encoded.
+    Escaped,
+    /// The proxy's own page, with this status.
+    Own(u16),
+}
+
+#[derive(Debug)]
+pub(crate) struct Door {
+    /// Its folder in `examples/`.
+    pub(crate) name: &'static str,
+    program: &'static str,
+    pub(crate) files: &'static [&'static str],
+    /// What a test has otherwise than the example: more headers, and time, since a machine of tests is a busy one.
+    edit: fn(&str) -> String,
+    arguments: &'static [&'static str],
+    pub(crate) page: Page,
+    /// Whether the policy gets the request's body.
+    pub(crate) sees_body: bool,
+    /// Whether an obligation can add a line to a header that the client sent.
+    pub(crate) appends: bool,
+    /// Whether the policy gets the client's own headers.
+    pub(crate) sees_headers: bool,
+}
+
+pub(crate) static DOORS: [Door; 6] = [
+    Door {
+        name: "envoy",
+        program: "envoy",
+        files: &["envoy.yaml"],
+        edit: |text| text.replace("timeout: 0.25s }", "timeout: 5s }"),
+        arguments: &[
+            "-c",
+            "envoy.yaml",
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+        ],
+        page: Page::Whole(403),
+        sees_body: true,
+        appends: true,
+        sees_headers: true,
+    },
+    Door {
+        name: "envoy-http",
+        program: "envoy",
+        files: &["envoy.yaml"],
+        edit: |text| {
+            let patterns = |names: &[&str]| {
+                let each: Vec<_> = names.iter().map(|name| format!("{{ exact: {name} }}")).collect();
+                format!("{{ patterns: [{}] }}", each.join(", "))
+            };
+            let (set, append): (Vec<&str>, Vec<&str>) = HEADERS.iter().partition(|name| **name != "x-append");
+            text.replace("timeout: 0.25s }", "timeout: 5s }").replace(
+                "allowed_upstream_headers: { patterns: [{ exact: x-auth-subject }] }",
+                &format!(
+                    "allowed_upstream_headers: {}, allowed_upstream_headers_to_append: {}",
+                    patterns(&set),
+                    patterns(&append)
+                ),
+            )
+        },
+        arguments: &[
+            "-c",
+            "envoy.yaml",
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+        ],
+        page: Page::Whole(451),
+        sees_body: false,
+        appends: true,
+        sees_headers: true,
+    },
+    Door {
+        name: "nginx",
+        program: "nginx",
+        files: &["nginx.conf"],
+        edit: |text| {
+            let more = HEADERS.iter().fold(String::new(), |mut lines, name| {
+                let variable = name.replace('-', "_");
+                writeln!(lines, "auth_request_set ${variable} $upstream_http_{variable};").unwrap();
+                writeln!(lines, "proxy_set_header {name} ${variable};").unwrap();
+                lines
+            });
+            let here = "proxy_set_header X-Auth-Subject $auth_subject;";
+            text.replace("proxy_read_timeout 1s", "proxy_read_timeout 5s")
+                .replace(here, &format!("{here}\n{more}"))
+        },
+        arguments: &["-e", "stderr", "-p", ".", "-c", "nginx.conf"],
+        // auth_request knows 401 and 403; every other answer that is no success is 500.
+        page: Page::Own(500),
+        sees_body: false,
+        appends: false,
+        sees_headers: true,
+    },
+    Door {
+        name: "caddy",
+        program: "caddy",
+        files: &["Caddyfile"],
+        edit: |text| {
+            let gone = HEADERS.iter().filter(|name| name.starts_with("x-seen-"));
+            let gone = gone.fold(String::new(), |lines, name| lines + &format!("request_header -{name}\n"));
+            let here = "request_header -X-Auth-Subject";
+            text.replace("response_header_timeout 1s", "response_header_timeout 5s")
+                .replace("copy_headers X-Auth-Subject", &format!("copy_headers {}", HEADERS.join(" ")))
+                .replace(here, &format!("{gone}{here}"))
+        },
+        arguments: &["run", "--config", "Caddyfile", "--adapter", "caddyfile"],
+        page: Page::Whole(451),
+        sees_body: false,
+        appends: false,
+        sees_headers: true,
+    },
+    Door {
+        name: "haproxy",
+        program: "haproxy",
+        files: &["haproxy.cfg", "spoe.conf"],
+        edit: |text| {
+            let found = |variable: &str| {
+                format!("%[var(txn.portcullis.{variable})] if {{ var(txn.portcullis.{variable}) -m found }}")
+            };
+            let set = HEADERS.iter().filter(|name| !["x-append", "x-remove"].contains(name));
+            let mut more = set.fold(String::new(), |mut lines, name| {
+                let variable = format!("header_{}", name.replace('-', "_"));
+                writeln!(lines, "    http-request set-header {name} {}", found(&variable)).unwrap();
+                lines
+            });
+            writeln!(more, "    http-request add-header x-append {}", found("append_x_append")).unwrap();
+            more +=
+                "    http-request del-header x-remove if { var(txn.portcullis.remove_x_remove) -m bool }\n";
+            // The policy's page, in the policy's status: one line for each status that is to be had.
+            let page = "    http-request return status 451 content-type text/plain lf-string \"%[var(txn.portcullis.body)]\" \
+                 hdr x-denied-by \"%[var(txn.portcullis.header_x_denied_by)]\" hdr set-cookie \"%[var(txn.portcullis.append_set_cookie)]\" \
+                 hdr set-cookie \"%[var(txn.portcullis.append_set_cookie_2)]\" if { var(txn.portcullis.status) -m int 451 }\n";
+            let (gate, seen) = ("    # Only a decision opens.", "    default_backend shop");
+            text.replace("timeout processing 1s", "timeout processing 5s")
+                .replace(gate, &format!("{page}{gate}"))
+                .replace(seen, &format!("{more}{seen}"))
+        },
+        arguments: &["-db", "-f", "haproxy.cfg"],
+        page: Page::Escaped,
+        sees_body: false,
+        appends: true,
+        sees_headers: true,
+    },
+    Door {
+        name: "haproxy-lua",
+        program: "haproxy",
+        files: &["haproxy.cfg", "portcullis.lua"],
+        edit: |text| text.replace("timeout = 1000", "timeout = 5000"),
+        arguments: &["-db", "-f", "haproxy.cfg"],
+        page: Page::Whole(451),
+        sees_body: false,
+        appends: false,
+        sees_headers: true,
+    },
+];
+
+impl Door {
+    pub(crate) fn named(name: &str) -> &'static Self {
+        DOORS.iter().find(|door| door.name == name).unwrap()
+    }
+
+    /// A file of the example, with the places of this test and the policy that does what it is told.
+    pub(crate) fn render(&self, file: &str, dir: &Path, port: u16, shop: u16) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(self.name).join(file);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {path:?}: {error}"));
+        // By marks: a port may have the digits of another.
+        let text = text
+            .replace("8080", "<port>")
+            .replace("8081", "<shop>")
+            .replace("<port>", &port.to_string())
+            .replace("<shop>", &shop.to_string())
+            .replace(SOCKETS, dir.to_str().unwrap())
+            .replace("policy = \"jwt-gate\"", "policy = \"gate\"")
+            .replace("deadline = \"250ms\"", "deadline = \"2s\"");
+        if file == "gateway.toml" { text } else { (self.edit)(&text) }
+    }
+
+    pub(crate) fn command(&self, dir: &Path) -> Command {
+        let mut command = Command::new(find(self.program));
+        // Caddy keeps things at home.
+        command
+            .args(self.arguments)
+            .current_dir(dir)
+            .env("HOME", dir)
+            .env("XDG_DATA_HOME", dir)
+            .env("XDG_CONFIG_HOME", dir);
+        command
+    }
+}

@@ -1,0 +1,75 @@
+//! Every folder of `examples/` is what it says: one command, and all as expected.
+
+use std::process::Command;
+
+use crate::programs::{find, free_port};
+
+fn run(name: &str, program: &str) {
+    let program = find(program);
+    let path = format!("{}/examples/{name}/run", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(&path);
+    command
+        .env("PORTCULLIS_BIN", env!("CARGO_BIN_EXE_portcullis"))
+        .env("PORT", free_port().to_string())
+        .env("SHOP_PORT", free_port().to_string())
+        .env("OPA_PORT", free_port().to_string());
+    if name.starts_with("envoy") {
+        command.env("ENVOY", program);
+    }
+    let output = command.output().unwrap_or_else(|error| panic!("start {path}: {error}"));
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && said.ends_with("all as expected\n"),
+        "{path}: {}\n{said}\n{errors}",
+        output.status
+    );
+}
+
+#[test]
+fn envoy() {
+    run("envoy", "envoy");
+}
+
+#[test]
+fn envoy_over_http() {
+    run("envoy-http", "envoy");
+}
+
+#[test]
+fn nginx() {
+    run("nginx", "nginx");
+}
+
+#[test]
+fn caddy() {
+    run("caddy", "caddy");
+}
+
+#[test]
+fn haproxy() {
+    run("haproxy", "haproxy");
+}
+
+#[test]
+fn haproxy_lua() {
+    run("haproxy-lua", "haproxy");
+}
+
+#[test]
+fn opa_sdk() {
+    run("opa-sdk", "python");
+}
+
+/// The one that cannot be run here says so, and all others can.
+#[test]
+fn no_example_is_left_out() {
+    let folder = format!("{}/examples", env!("CARGO_MANIFEST_DIR"));
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            let readme = std::fs::read_to_string(path.join("README.md")).unwrap();
+            assert!(path.join("gateway.toml").is_file(), "{path:?} has no listener");
+            assert_eq!(path.join("run").is_file(), !readme.contains("**Configuration only.**"), "{path:?}");
+        }
+    }
+}

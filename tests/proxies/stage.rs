@@ -1,0 +1,117 @@
+//! A whole stage for one proxy: the service with a gateway, the proxy before it, the shop behind it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portcullis::wire::control::ProcessState;
+use tempfile::TempDir;
+
+use crate::doors::Door;
+use crate::exchange::{Address, Response};
+use crate::programs::{Running, free_port};
+use crate::service::Shop;
+use crate::support::{FRONTEND_UID, Service, Site, is_root};
+
+/// Where examples have their sockets.
+pub(crate) const SOCKETS: &str = "/run/portcullis/gateway";
+/// The gateway's UID as root; after all that `support` gives away.
+const GATEWAY_UID: u32 = FRONTEND_UID + 17;
+
+/// A directory that everybody may pass through: proxies drop their privileges.
+pub(crate) fn open_directory() -> TempDir {
+    let dir = TempDir::with_prefix("portcullis-proxies-").unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+/// Tenants `acme` with policies `gate`, which does what the path says below `/do/`, and `roles`; and `globex`, whose `gate` lets GET
+/// through and nothing else. With these tables of listeners.
+pub(crate) fn site(listeners: &str) -> Site {
+    site_with("", listeners)
+}
+
+/// The same with more lines of `[gateway]`.
+pub(crate) fn site_with(gateway: &str, listeners: &str) -> Site {
+    let mut site = Site::new().class("web", "");
+    for (tenant, policies) in [
+        ("acme", &[("gate", "hostile/selective"), ("roles", "template/rego/policy")][..]),
+        ("globex", &[("gate", "since-0.1")][..]),
+    ] {
+        for (policy, component) in policies {
+            site.install(tenant, policy, component, 1);
+        }
+        let names: Vec<&str> = policies.iter().map(|(policy, _)| *policy).collect();
+        writeln!(
+            site.tables,
+            "[tenant.{tenant}]\nclass = \"web\"\npolicies = {names:?}\nuids = [{}]\n\
+             max_deadline = \"10s\"\ndefault_deadline = \"2s\"\n",
+            nix::unistd::geteuid()
+        )
+        .unwrap();
+    }
+    let identity =
+        if is_root() { format!("uid = {GATEWAY_UID}\ngid = {GATEWAY_UID}\n") } else { String::new() };
+    writeln!(site.tables, "[gateway]\n{identity}{gateway}\n{listeners}").unwrap();
+    site
+}
+
+/// The process of that role that serves.
+pub(crate) fn pid(service: &Service, role: &str) -> Pid {
+    let processes = service.status().processes.processes;
+    let found = processes
+        .iter()
+        .find(|process| process.role == role && process.state == ProcessState::Serving)
+        .unwrap_or_else(|| panic!("no {role} serves: {processes:?}"));
+    Pid::from_raw(found.pid)
+}
+
+pub(crate) struct Stage {
+    pub(crate) door: &'static Door,
+    service: Option<Service>,
+    pub(crate) shop: Shop,
+    pub(crate) address: Address,
+    pub(crate) proxy: Running,
+    _dir: TempDir,
+}
+
+impl Stage {
+    pub(crate) fn set(door: &'static Door) -> Self {
+        let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+        let listeners = door.render("gateway.toml", dir.path(), port, shop.port);
+        let service = site(&listeners).start();
+        let proxy = start(door, dir.path(), port, shop.port);
+        Self { door, service: Some(service), shop, address: Address::Tcp(port), proxy, _dir: dir }
+    }
+
+    pub(crate) fn service(&self) -> &Service {
+        self.service.as_ref().unwrap()
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<Response> {
+        self.address.get(path, &[])
+    }
+
+    pub(crate) fn signal(&self, role: &str, signal: Signal) {
+        kill(pid(self.service(), role), signal).unwrap();
+    }
+
+    /// Stops the service in order, and starts it again from the same directory.
+    pub(crate) fn restart(&mut self) {
+        let service = self.service.take().unwrap();
+        self.service = Some(service.restart());
+    }
+}
+
+/// Starts the proxy with the files of its example, and waits until it listens.
+pub(crate) fn start(door: &Door, dir: &Path, port: u16, shop: u16) -> Running {
+    for file in door.files {
+        fs::write(dir.join(file), door.render(file, dir, port, shop)).unwrap();
+    }
+    let mut proxy = Running::start(door.name, door.command(dir), &dir.join("log"));
+    proxy.until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    proxy
+}
