@@ -29,3 +29,4 @@ mod smuggling;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;
+mod traps;

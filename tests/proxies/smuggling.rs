@@ -19,7 +19,7 @@ pub(crate) fn attempts(stage: &mut Stage) -> Result<String, String> {
     let attempts = [headers(), targets(), framing()].concat();
     let (mut refused, mut through) = (0, 0);
     for (what, bytes) in &attempts {
-        let responses = stage.address.try_send(bytes, 2);
+        let responses = stage.address.try_send(bytes, 3);
         let arrived = stage.shop.arrived();
         for one in &arrived {
             if let Some(difference) = difference(one) {
@@ -154,7 +154,9 @@ fn targets() -> Vec<Attempt> {
 
 /// Two ways to see where a request ends, or where a header does.
 fn framing() -> Vec<Attempt> {
-    let inner = "GET /do/deny?smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n";
+    // And one with which whoever has followed this far closes: nobody waits for an answer that does not come.
+    let inner = "GET /do/deny?smuggled HTTP/1.1\r\nHost: shop.test\r\n\r\n\
+                 GET /do/allow?last HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
     let post = |headers: &str, body: &str| {
         format!("POST /do/see HTTP/1.1\r\nHost: shop.test\r\n{headers}\r\n{body}").into_bytes()
     };
