@@ -20,6 +20,7 @@ mod bindings;
 mod cases;
 mod direct;
 mod doors;
+mod envoy;
 mod examples;
 mod exchange;
 mod matrix;

@@ -8,9 +8,12 @@ use std::thread;
 
 use crate::doors::Door;
 use crate::exchange::Address;
-use crate::programs::{Running, free_port};
+use crate::programs::free_port;
 use crate::service::Shop;
-use crate::stage::open_directory;
+use crate::stage::{open_directory, replaced, start_with};
+
+/// The location of the example in which is asked.
+const ASKED: &str = "location / {";
 
 /// Denies every request, with a header that nginx takes for an order.
 fn deny_with_a_redirect(socket: &Path) {
@@ -35,22 +38,16 @@ fn nginx_goes_nowhere_for_a_denial() {
     let ask = |edit: fn(String) -> String| {
         let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
         deny_with_a_redirect(&dir.path().join("nginx.sock"));
-        let here = "        location / {";
-        let nginx = edit(door.render("nginx.conf", dir.path(), port, shop.port));
-        assert!(nginx.contains(here));
-        let nginx =
-            nginx.replace(here, &format!("        location = /open {{ return 200 welcome; }}\n{here}"));
-        fs::write(dir.path().join("nginx.conf"), nginx).unwrap();
-        let mut proxy = Running::start("nginx", door.command(dir.path()), &dir.path().join("log"));
-        proxy.until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        let _proxy = start_with(door, dir.path(), port, shop.port, |nginx| {
+            let open = format!("location = /open {{ return 200 welcome; }}\n        {ASKED}");
+            edit(replaced(nginx, ASKED, &open))
+        });
         let status = Address::Tcp(port).get("/shop", &[]).unwrap().status;
         (status, shop.arrived().len())
     };
     assert_eq!(ask(|nginx| nginx), (403, 0));
-    let without = |nginx: String| {
-        assert!(nginx.contains("proxy_ignore_headers X-Accel-Redirect "));
-        nginx.replace("proxy_ignore_headers X-Accel-Redirect ", "proxy_ignore_headers ")
-    };
+    let without =
+        |nginx: String| replaced(&nginx, "proxy_ignore_headers X-Accel-Redirect ", "proxy_ignore_headers ");
     assert_eq!(ask(without), (200, 1), "the control");
 }
 
@@ -60,13 +57,10 @@ fn nginxs_return_asks_nobody() {
     let door = Door::named("nginx");
     let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
     deny_with_a_redirect(&dir.path().join("nginx.sock"));
-    let here = "        location / {";
-    let nginx = door.render("nginx.conf", dir.path(), port, shop.port);
-    let more = "        location = /return { auth_request /.portcullis; return 200 welcome; }";
-    assert!(nginx.contains(here));
-    fs::write(dir.path().join("nginx.conf"), nginx.replace(here, &format!("{more}\n{here}"))).unwrap();
-    let mut proxy = Running::start("nginx", door.command(dir.path()), &dir.path().join("log"));
-    proxy.until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let _proxy = start_with(door, dir.path(), port, shop.port, |nginx| {
+        let first = "location = /return { auth_request /.portcullis; return 200 welcome; }";
+        replaced(nginx, ASKED, &format!("{first}\n        {ASKED}"))
+    });
     let ask = |path: &str| Address::Tcp(port).get(path, &[]).unwrap().status;
     assert_eq!((ask("/return"), ask("/shop")), (200, 403), "docs/proxies.md says so");
 }
