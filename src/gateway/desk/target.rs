@@ -68,7 +68,7 @@ pub(in crate::gateway) const TWO_READINGS: [&str; 18] = [
     "/open#/admin",
     "/open?a#b",
     "/open /admin",
-    "/open\t",
+    "/open\tadmin",
     "*",
     "open",
 ];
