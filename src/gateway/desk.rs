@@ -1,21 +1,35 @@
-//! Where every protocol puts its questions: who is asked for is settled here, and how long it may take.
+//! Where every protocol puts its questions: who is asked for is settled here, how long it may take, what is not asked about
+//! whatever the protocol, and how much of it all the process holds.
+
+mod room;
+mod target;
 
 use std::future::{Future, pending};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+pub(super) use self::room::{Full, Place, Room, SMALL};
+#[cfg(test)]
+pub(super) use self::target::{ONE_READING, TWO_READINGS};
 use super::verdict::{Code, Down, Verdict};
 use crate::client::{Client, Deadline};
 use crate::decision::{Input, PolicyName, Tenant, TraceContext};
 use crate::wire::gateway::{Binding, Listener};
 
 /// How long the service may take to say that it is there.
-const REACHED_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const REACHED_WITHIN: Duration = Duration::from_secs(1);
 /// Of the time that a proxy leaves, a tenth is for the answer's way back, and no more than this.
 const WAY_BACK_MAX: Duration = Duration::from_millis(10);
+/// Nor less: timers count milliseconds, and are late by up to one.
+const WAY_BACK_MIN: Duration = Duration::from_millis(2);
+/// Bodies, messages and answers of all connections together, bytes; each counts once, as long as it is there.
+const HELD_MAX: usize = 256 << 20;
+
+/// What all of this process's connections hold.
+static ROOM: LazyLock<Arc<Room>> = LazyLock::new(|| Room::new(HELD_MAX));
 
 /// What a listener's connections ask by. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,6 +38,7 @@ pub(super) struct Desk {
     listener: Arc<Listener>,
     /// Who is at the other end, where the kernel says so.
     peer: Option<u32>,
+    room: Arc<Room>,
     /// True from when this process drains.
     closing: watch::Receiver<bool>,
 }
@@ -87,13 +102,14 @@ impl Desk {
         peer: Option<u32>,
         closing: watch::Receiver<bool>,
     ) -> Self {
-        Self { asks: Asks::Service(client), listener, peer, closing }
+        Self { asks: Asks::Service(client), listener, peer, room: Arc::clone(&ROOM), closing }
     }
 
     #[cfg(test)]
     pub(super) fn scripted(script: Arc<Scripted>, listener: Listener, peer: Option<u32>) -> Self {
         let never = watch::channel(false).1;
-        Self { asks: Asks::Test(script), listener: Arc::new(listener), peer, closing: never }
+        let room = Room::new(HELD_MAX);
+        Self { asks: Asks::Test(script), listener: Arc::new(listener), peer, room, closing: never }
     }
 
     #[cfg(test)]
@@ -102,6 +118,11 @@ impl Desk {
             asks: Asks::Later(script),
             ..Self::scripted(Arc::new(|_, _, _, _| unreachable!()), listener, None)
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_room(self, room: Arc<Room>) -> Self {
+        Self { room, ..self }
     }
 
     #[cfg(test)]
@@ -122,6 +143,11 @@ impl Desk {
 
     pub(super) fn listener(&self) -> &Listener {
         &self.listener
+    }
+
+    /// Where what a connection holds of questions and answers is counted.
+    pub(super) fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     /// Whom the listener binds a request to. `context` and `header` look up what the proxy says; a header that comes twice
@@ -184,16 +210,20 @@ impl Desk {
 
     /// Asks, and gives what the proxy is to be told. Every error keeps the gate down.
     pub(super) async fn decide(&self, bound: &Bound, terms: Terms, input: &Input<'_>) -> Verdict {
+        if let Input::Http(request) = input
+            && let Err(down) = target::check(request)
+        {
+            return Verdict::down(down);
+        }
         let longest = Duration::from_micros(self.listener.deadline_us.into());
         let Some(left) = terms.within else {
             return self.ask(bound, terms.trace, Deadline::in_(longest), input).await;
         };
-        // A proxy that has given up does as it is told for errors, which may be to let the request through. So the answer is
-        // there before, and the service's silence too.
-        let back = (left / 10).min(WAY_BACK_MAX);
-        let deadline = Deadline::in_(left.saturating_sub(back).min(longest));
-        let asked = self.ask(bound, terms.trace, deadline, input);
-        match timeout(left.saturating_sub(back / 2), asked).await {
+        let Some(left) = in_time(left) else {
+            return Verdict::down(Down::new(Code::Deadline, "the proxy leaves no time for a decision"));
+        };
+        let asked = self.ask(bound, terms.trace, Deadline::in_(left.min(longest)), input);
+        match timeout(left, asked).await {
             Ok(verdict) => verdict,
             Err(_) => Verdict::down(Down::new(Code::Deadline, "no word from the service in time")),
         }
@@ -219,3 +249,13 @@ impl Desk {
         .into()
     }
 }
+
+/// Of the time after which a proxy gives up, what may be used. A proxy that has given up does as it is told for errors, which
+/// may be to let the request through: so the answer is there before, and the service's silence too.
+pub(super) fn in_time(left: Duration) -> Option<Duration> {
+    let back = (left / 10).clamp(WAY_BACK_MIN, WAY_BACK_MAX);
+    left.checked_sub(back).filter(|left| !left.is_zero())
+}
+
+#[cfg(test)]
+mod tests;

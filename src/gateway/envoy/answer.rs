@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use self::wishes::Wishes;
 use super::messages::{
-    APPEND_IF_EXISTS_OR_ADD, CheckResponse, DeniedHttpResponse, Field, HeaderValue, HeaderValueOption,
-    HttpResponse, HttpStatus, Kind, OVERWRITE_IF_EXISTS_OR_ADD, OkHttpResponse, Status, Struct, Value,
+    BoolValue, CheckResponse, DeniedHttpResponse, Field, HeaderValue, HeaderValueOption, HttpResponse,
+    HttpStatus, Kind, OVERWRITE_IF_EXISTS_OR_ADD, OkHttpResponse, Status, Struct, Value,
 };
 use crate::decision::{self, Obligations, Timing};
 use crate::gateway::verdict::{Code, Down, Gate, Verdict};
@@ -56,7 +56,7 @@ fn told(verdict: &Verdict) -> Result<CheckResponse, Down> {
                 .any(|header| header.key.eq_ignore_ascii_case(b"retry-after"));
             if let Some(ms) = down.retry_after_ms.filter(|_| !has_one) {
                 let seconds = Bytes::from(ms.div_ceil(1000).to_string());
-                headers.push(header(Bytes::from_static(b"retry-after"), seconds, OVERWRITE_IF_EXISTS_OR_ADD));
+                headers.push(header(Bytes::from_static(b"retry-after"), seconds, There::Goes));
             }
             denial(down, &verdict.body(), headers)
         }
@@ -111,7 +111,7 @@ fn header_changes(obligations: &Obligations) -> Result<Vec<HeaderValueOption>, D
     let Obligations { headers_set, headers_append, headers_remove, .. } = obligations;
     let mut changes: Vec<HeaderValueOption> = Vec::with_capacity(headers_set.len() + headers_append.len());
     for set in headers_set {
-        changes.push(change(set, OVERWRITE_IF_EXISTS_OR_ADD)?);
+        changes.push(change(set, There::Goes)?);
     }
     for append in headers_append {
         let removed = headers_remove.iter().any(|name| name.eq_ignore_ascii_case(&append.name));
@@ -121,23 +121,34 @@ fn header_changes(obligations: &Obligations) -> Result<Vec<HeaderValueOption>, D
                 .filter_map(|change| change.header.as_ref())
                 .any(|before| before.key.eq_ignore_ascii_case(append.name.as_bytes()))
         };
-        let action = if removed && first() { OVERWRITE_IF_EXISTS_OR_ADD } else { APPEND_IF_EXISTS_OR_ADD };
-        changes.push(change(append, action)?);
+        let there = if removed && first() { There::Goes } else { There::Stays };
+        changes.push(change(append, there)?);
     }
     Ok(changes)
 }
 
-fn change(wanted: &decision::HeaderValue, action: i32) -> Result<HeaderValueOption, Down> {
+fn change(wanted: &decision::HeaderValue, there: There) -> Result<HeaderValueOption, Down> {
     if std::str::from_utf8(&wanted.value).is_err() {
         return Err(invalid(format!("the value of {:?} is not UTF-8", wanted.name)));
     }
-    Ok(header(Bytes::from(wanted.name.clone()), wanted.value.clone(), action))
+    Ok(header(Bytes::from(wanted.name.clone()), wanted.value.clone(), there))
 }
 
-fn header(key: Bytes, value: Bytes, append_action: i32) -> HeaderValueOption {
+/// What becomes of a header of that name that is there already.
+#[derive(Debug, Clone, Copy)]
+enum There {
+    Stays,
+    Goes,
+}
+
+fn header(key: Bytes, value: Bytes, there: There) -> HeaderValueOption {
     let keep_empty_value = value.is_empty();
-    let header = HeaderValue { key, value, raw_value: Bytes::new() };
-    HeaderValueOption { header: Some(header), append_action, keep_empty_value }
+    let header = Some(HeaderValue { key, value, raw_value: Bytes::new() });
+    let (append, append_action) = match there {
+        There::Stays => (Some(BoolValue { value: true }), 0),
+        There::Goes => (None, OVERWRITE_IF_EXISTS_OR_ADD),
+    };
+    HeaderValueOption { header, append, append_action, keep_empty_value }
 }
 
 fn invalid(why: String) -> Down {

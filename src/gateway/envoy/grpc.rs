@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +14,8 @@ use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use prost::Message;
+
+use crate::gateway::desk::{Full, Place, Room};
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -33,7 +34,6 @@ pub(super) enum Code {
     NotFound = 5,
     ResourceExhausted = 8,
     Unimplemented = 12,
-    Internal = 13,
 }
 
 /// A response: nothing, or a message and a trailer that says it is well.
@@ -67,18 +67,21 @@ impl Body for Unary {
     }
 }
 
-/// The call went well, and this is its message.
-pub(super) fn answer(message: &impl Message) -> Response<Unary> {
+/// A message as it stands in a stream.
+pub(super) fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(PREFIX.saturating_add(length));
     bytes.put_u8(0);
-    match u32::try_from(length) {
-        Ok(length) => bytes.put_u32(length),
-        Err(_) => return refuse(Code::Internal, "the answer is too long"),
-    }
+    // No answer has 4 GiB: what it is made from came in a frame of a few MiB.
+    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     // There is room for it, however long.
     message.encode_raw(&mut bytes);
-    let mut response = Response::new(Unary { message: Some(bytes.freeze()), trailers: true });
+    bytes.freeze()
+}
+
+/// The call went well, and this is its message, framed.
+pub(super) fn answer(message: Bytes) -> Response<Unary> {
+    let mut response = Response::new(Unary { message: Some(message), trailers: true });
     response.headers_mut().insert(CONTENT_TYPE, GRPC);
     response
 }
@@ -156,43 +159,12 @@ pub(super) enum Unread {
     Compressed,
     #[error("the message has {length} bytes, at most {max} are taken")]
     TooLong { length: usize, max: usize },
-    #[error("messages under way on this connection take too much memory together")]
-    Full,
+    #[error(transparent)]
+    Full(#[from] Full),
     #[error("the call has not exactly one message")]
     NotOne,
     #[error("the stream ended before the message did")]
     Gone,
-}
-
-/// How many bytes of messages one connection may have under way.
-#[derive(Debug)]
-pub(super) struct Room {
-    free: AtomicUsize,
-}
-
-impl Room {
-    pub(super) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { free: AtomicUsize::new(bytes) })
-    }
-
-    fn take(self: &Arc<Self>, bytes: usize) -> Option<Taken> {
-        let less = |free: usize| free.checked_sub(bytes);
-        let taken = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
-        taken.then(|| Taken { of: Arc::clone(self), bytes })
-    }
-}
-
-/// Given back when the message is no longer needed.
-#[derive(Debug)]
-pub(super) struct Taken {
-    of: Arc<Room>,
-    bytes: usize,
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.of.free.fetch_add(self.bytes, Ordering::Relaxed);
-    }
 }
 
 /// The call's one message, read to the end of the stream. Its length is looked at before anything is kept.
@@ -200,9 +172,9 @@ pub(super) async fn message(
     mut body: Incoming,
     max: usize,
     room: &Arc<Room>,
-) -> Result<(Bytes, Taken), Unread> {
+) -> Result<(Bytes, Place), Unread> {
     let mut got = Got::default();
-    let mut announced: Option<(usize, Taken)> = None;
+    let mut announced: Option<(usize, Place)> = None;
     while let Some(frame) = body.frame().await {
         // Trailers of a request say nothing here.
         let Ok(data) = frame.map_err(|_| Unread::Gone)?.into_data() else { continue };
@@ -213,7 +185,9 @@ pub(super) async fn message(
             if length > max {
                 return Err(Unread::TooLong { length, max });
             }
-            announced = Some((length, room.take(length).ok_or(Unread::Full)?));
+            let mut place = room.place();
+            place.grow(length)?;
+            announced = Some((length, place));
         }
         if let Some((length, _)) = &announced
             && got.bytes().len() > PREFIX + length
@@ -222,9 +196,9 @@ pub(super) async fn message(
         }
     }
     match announced {
-        Some((length, taken)) if got.bytes().len() == PREFIX + length => {
+        Some((length, place)) if got.bytes().len() == PREFIX + length => {
             let mut whole = got.whole();
-            Ok((whole.split_off(PREFIX), taken))
+            Ok((whole.split_off(PREFIX), place))
         }
         _ => Err(Unread::NotOne),
     }
@@ -318,14 +292,5 @@ mod tests {
         assert_eq!(response.headers()["grpc-status"], "12");
         assert_eq!(response.headers()["grpc-message"], "50 %25 of %C3%A9%0A");
         assert!(response.body().is_end_stream());
-    }
-
-    #[test]
-    fn room_comes_back() {
-        let room = Room::new(10);
-        let most = room.take(8).unwrap();
-        assert!(room.take(3).is_none());
-        drop(most);
-        assert!(room.take(10).is_some());
     }
 }

@@ -3,7 +3,7 @@
 //! Numbers and types of fields are those of Envoy's public API (github.com/envoyproxy/data-plane-api, commit 84e84367f2,
 //! January 2026): `envoy/service/auth/v3/{external_auth,attribute_context}.proto`,
 //! `envoy/config/core/v3/{address,base}.proto`, `envoy/type/v3/http_status.proto`; of `google/rpc/status.proto` and
-//! `google/protobuf/struct.proto`; and of gRPC's `grpc/health/v1/health.proto`. Fields that are not here are skipped.
+//! `google/protobuf/{struct,wrappers}.proto`; and of gRPC's `grpc/health/v1/health.proto`. Fields that are not here are skipped.
 //!
 //! A `string` is declared as bytes: the same on the wire, and taken out of a message without a copy. Whoever needs text
 //! looks whether it is. A `map` is what it is on the wire, a list of entries: so that a key that comes twice is seen.
@@ -266,20 +266,30 @@ pub(super) struct OkHttpResponse {
     pub(super) query_parameters_to_remove: Vec<Bytes>,
 }
 
-/// `envoy.config.core.v3.HeaderValueOption`
+/// `envoy.config.core.v3.HeaderValueOption`. Of its two ways to say what becomes of a header that is there already, one is
+/// used at a time: `append_action` for [`OVERWRITE_IF_EXISTS_OR_ADD`], and the older `append` for appending.
+/// `APPEND_IF_EXISTS_OR_ADD` is 0, so that it is not on the wire, and Envoy goes by `append` then: without it, it overwrites
+/// the headers of a request (seen with 1.40).
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct HeaderValueOption {
     #[prost(message, optional, tag = "1")]
     pub(super) header: Option<HeaderValue>,
-    /// [`APPEND_IF_EXISTS_OR_ADD`] or [`OVERWRITE_IF_EXISTS_OR_ADD`].
+    #[prost(message, optional, tag = "2")]
+    pub(super) append: Option<BoolValue>,
     #[prost(int32, tag = "3")]
     pub(super) append_action: i32,
     #[prost(bool, tag = "4")]
     pub(super) keep_empty_value: bool,
 }
 
+/// `google.protobuf.BoolValue`
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct BoolValue {
+    #[prost(bool, tag = "1")]
+    pub(super) value: bool,
+}
+
 /// `envoy.config.core.v3.HeaderValueOption.HeaderAppendAction`
-pub(super) const APPEND_IF_EXISTS_OR_ADD: i32 = 0;
 pub(super) const OVERWRITE_IF_EXISTS_OR_ADD: i32 = 2;
 
 /// `envoy.config.core.v3.QueryParameter`

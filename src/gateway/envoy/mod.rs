@@ -13,6 +13,7 @@ mod answer;
 mod grpc;
 mod messages;
 mod request;
+mod unsent;
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -30,20 +31,22 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use self::grpc::{Room, Unary, Unread};
+use self::grpc::{Unary, Unread};
 use self::messages::{HealthCheckRequest, HealthCheckResponse, SERVING};
 use self::request::Check;
-use super::desk::{Desk, Terms};
+use self::unsent::Unsent;
+use super::desk::{Desk, Place, Room, Terms, in_time};
 use super::verdict::{Code, Down, Verdict};
 
 /// Calls under way on one connection; a proxy opens another for more.
 const STREAMS_MAX: u32 = 128;
-/// Bytes of messages under way on one connection.
+/// Bytes of messages and answers under way on one connection.
 const MESSAGES_MAX: usize = 16 << 20;
 /// What a message may have beside the body it is about: headers, metadata, a certificate.
 const BESIDE_BODY: usize = 512 << 10;
-/// Of a call's head, which has a handful of short lines.
-const HEAD_MAX: u32 = 16 << 10;
+/// Of a call's head. It has a handful of short lines, and what Envoy's tracer copies there from whoever asked Envoy, who has
+/// 60 KiB for it: a longer head is an error of the call, and no denial.
+const HEAD_MAX: u32 = 96 << 10;
 /// What a proxy may send before any of it was looked at: of one message, and of all.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
@@ -63,6 +66,7 @@ const SERVED: [&[u8]; 2] = [b"", b"envoy.service.auth.v3.Authorization"];
 struct Seat {
     desk: Desk,
     room: Arc<Room>,
+    unsent: Arc<Unsent>,
     patience: Patience,
     asked: AtomicBool,
 }
@@ -76,12 +80,15 @@ struct Patience {
     last: Duration,
     /// For a message to arrive. Proxies send it in one go.
     message: Duration,
+    /// For an answer to be taken.
+    answer: Duration,
 }
 
 const PATIENCE: Patience = Patience {
     first: Duration::from_secs(60),
     last: Duration::from_secs(1),
     message: Duration::from_secs(10),
+    answer: Duration::from_secs(10),
 };
 
 /// Serves one connection, until it ends.
@@ -94,8 +101,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let closing = desk.closing();
-    let seat =
-        Arc::new(Seat { desk, room: Room::new(MESSAGES_MAX), patience, asked: AtomicBool::new(false) });
+    let room = desk.room().part(MESSAGES_MAX);
+    let (unsent, asked) = (Arc::default(), AtomicBool::new(false));
+    let seat = Arc::new(Seat { desk, room, unsent, patience, asked });
     let service = service_fn({
         let seat = Arc::clone(&seat);
         move |call: Request<Incoming>| {
@@ -105,17 +113,25 @@ where
         }
     });
     let mut connection = pin!(builder().serve_connection(TokioIo::new(stream), service));
+    let mut overdue = pin!(seat.unsent.overdue(patience.answer));
     let within = tokio::select! {
         // Whoever does not speak HTTP/2, or goes: that is all there is to it.
         _ = connection.as_mut() => return,
+        () = overdue.as_mut() => return,
         () = closing => None,
         () = unasked(&seat) => Some(patience.last),
     };
     // Says that no more calls are taken, and ends when those under way have.
     connection.as_mut().graceful_shutdown();
+    let ends = async {
+        tokio::select! {
+            _ = connection => {}
+            () = overdue => {}
+        }
+    };
     match within {
-        None => drop(connection.await),
-        Some(within) => drop(timeout(within, connection).await),
+        None => ends.await,
+        Some(within) => drop(timeout(within, ends).await),
     }
 }
 
@@ -157,7 +173,10 @@ async fn attend(call: Request<Incoming>, seat: &Seat) -> Response<Unary> {
             let trace = head.headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
             match left {
                 Ok(within) => check(body, Terms { within, trace }, seat).await,
-                Err(error) => told(Verdict::down(Down::new(Code::BadRequest, error.to_string()))),
+                Err(error) => {
+                    let down = Down::new(Code::BadRequest, error.to_string());
+                    told(Verdict::down(down), seat, seat.room.place())
+                }
             }
         }
         HEALTH => health(body, seat).await,
@@ -168,29 +187,33 @@ async fn attend(call: Request<Incoming>, seat: &Seat) -> Response<Unary> {
     }
 }
 
-fn told(verdict: Verdict) -> Response<Unary> {
-    grpc::answer(&answer::of(verdict))
+/// The answer, with the place of its question or one of its own until it is sent.
+fn told(verdict: Verdict, seat: &Seat, mut place: Place) -> Response<Unary> {
+    let mut message = grpc::framed(&answer::of(verdict));
+    if let Err(full) = place.grow(message.len()) {
+        // This one has some hundred bytes, whatever place there is for them.
+        message = grpc::framed(&answer::of(Verdict::down(full.into())));
+    }
+    grpc::answer(seat.unsent.keep(message, place))
 }
 
 async fn check(body: Incoming, terms: Terms, seat: &Seat) -> Response<Unary> {
     let began = Instant::now();
+    let deny = |down: Down| told(Verdict::down(down), seat, seat.room.place());
     let max_body = usize::try_from(seat.desk.listener().max_body).unwrap_or(usize::MAX);
     let read = grpc::message(body, max_body.saturating_add(BESIDE_BODY), &seat.room);
-    let patience = seat.patience.message;
-    let longest = terms.within.map_or(patience, |within| within.min(patience));
-    let (message, _taken) = match timeout(longest, read).await {
+    let late = || Down::new(Code::Deadline, "the check did not arrive in time");
+    // That it came too late has to be told in time too.
+    let Some(longest) = terms.within.map_or(Some(seat.patience.message), in_time) else {
+        return deny(late());
+    };
+    let (message, place) = match timeout(longest.min(seat.patience.message), read).await {
         Ok(Ok(read)) => read,
-        Ok(Err(Unread::Compressed)) => {
-            return grpc::refuse(grpc::Code::Unimplemented, &Unread::Compressed.to_string());
-        }
-        Ok(Err(unread)) => return told(Verdict::down(Down::from(&unread))),
-        Err(_) => {
-            let down = Down::new(Code::Deadline, "the check did not arrive in time");
-            return told(Verdict::down(down));
-        }
+        Ok(Err(unread)) => return deny(Down::from(&unread)),
+        Err(_) => return deny(late()),
     };
     let terms = Terms { within: terms.within.map(|within| within.saturating_sub(began.elapsed())), ..terms };
-    told(decide(message, terms, max_body, &seat.desk).await.unwrap_or_else(Verdict::down))
+    told(decide(message, terms, max_body, &seat.desk).await.unwrap_or_else(Verdict::down), seat, place)
 }
 
 async fn decide(message: Bytes, terms: Terms, max_body: usize, desk: &Desk) -> Result<Verdict, Down> {
@@ -206,7 +229,7 @@ impl From<&Unread> for Down {
     fn from(unread: &Unread) -> Self {
         let code = match unread {
             Unread::TooLong { .. } => Code::TooLarge,
-            Unread::Full => Code::Overloaded,
+            Unread::Full(_) => Code::Overloaded,
             Unread::Compressed | Unread::NotOne | Unread::Gone => Code::BadRequest,
         };
         Self::new(code, unread.to_string())
@@ -230,7 +253,7 @@ async fn health(body: Incoming, seat: &Seat) -> Response<Unary> {
     };
     match read {
         Ok(request) if SERVED.contains(&request.service.as_ref()) => {
-            grpc::answer(&HealthCheckResponse { status: SERVING })
+            grpc::answer(grpc::framed(&HealthCheckResponse { status: SERVING }))
         }
         Ok(_) => grpc::refuse(grpc::Code::NotFound, "no such service here"),
         Err(why) => grpc::refuse(grpc::Code::InvalidArgument, &why),

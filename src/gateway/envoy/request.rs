@@ -14,6 +14,8 @@ use crate::gateway::verdict::{Code, Down};
 
 /// Envoy's, and nobody else's: it takes it away from what a client sends.
 const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
+/// Most headers. A policy is given no more.
+const HEADERS_MAX: usize = 1024;
 
 /// A check, read and put in order.
 #[derive(Debug)]
@@ -39,6 +41,9 @@ impl Check {
         sort(&mut context.context_extensions, "context_extensions")?;
         let mut check = Self { context, http, headers, attributes: Vec::new() };
         check.attributes = attributes::of(&check)?;
+        // They say it now. What is left of a message is kept as long as its question is under way.
+        check.context.metadata_context = None;
+        check.context.route_metadata_context = None;
         Ok(check)
     }
 
@@ -112,6 +117,10 @@ fn sort(entries: &mut [Entry], what: &str) -> Result<(), Down> {
 /// Takes the headers out of the request.
 fn headers(http: &mut HttpRequest) -> Result<Vec<Entry>, Down> {
     let mut merged = std::mem::take(&mut http.headers);
+    let lines = http.header_map.as_ref().map_or(0, |map| map.headers.len());
+    if merged.len().max(lines) > HEADERS_MAX {
+        return Err(Down::new(Code::TooLarge, format!("the check has more than {HEADERS_MAX} headers")));
+    }
     let mut headers = match http.header_map.take() {
         None => {
             sort(&mut merged, "headers")?;

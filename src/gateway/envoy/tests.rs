@@ -15,7 +15,7 @@ use crate::client::{ClientError, Deadline};
 use crate::decision::{
     Decision, HeaderValue as Set, Input, Obligations, Outcome, PolicyName, Refusal, Tenant,
 };
-use crate::gateway::desk::{Scripted, ScriptedLater};
+use crate::gateway::desk::{ONE_READING, Room, Scripted, ScriptedLater, TWO_READINGS};
 use crate::wire::gateway::{Binding, Listener, SocketKind, Speaks};
 
 const MAX_BODY: u32 = 1 << 20;
@@ -232,6 +232,7 @@ async fn a_check_that_is_not_one_is_denied_and_nobody_is_asked() {
         ("less than is said", one.slice(..one.len() - 1), 400),
         ("more than is said", Bytes::from([one.as_ref(), b"x"].concat()), 400),
         ("two messages", two, 400),
+        ("a compressed message", prefixed(1, b"x"), 400),
         ("an unknown flag", prefixed(2, b""), 400),
         ("no protobuf", prefixed(0, b"\xff\xff\xff"), 400),
         ("an empty check", prefixed(0, b""), 400),
@@ -255,7 +256,7 @@ async fn what_is_no_check_is_refused_as_grpc_has_it() {
     let (desk, paths) = open_desk();
     let (calls, _server) = connect(desk).await;
     let check = framed(&check("/"));
-    let compressed = call(&calls, head(CHECK), prefixed(1, b"x")).await;
+    let compressed = call(&calls, head(HEALTH), prefixed(1, b"x")).await;
     assert_eq!((compressed.status, compressed.grpc.as_deref()), (200, Some("12")));
     for path in ["/envoy.service.auth.v2.Authorization/Check", "/grpc.health.v1.Health/Watch", "/", "//"] {
         let reply = call(&calls, head(path), check.clone()).await;
@@ -367,7 +368,7 @@ async fn messages_under_way_have_a_bound_together() {
         async move {
             let (response, mut stream) =
                 calls.ready().await.unwrap().send_request(head(CHECK).body(()).unwrap(), false).unwrap();
-            let length = u32::try_from(MESSAGES_MAX - 1000).unwrap().to_be_bytes();
+            let length = u32::try_from(MESSAGES_MAX - (1 << 20)).unwrap().to_be_bytes();
             stream.send_data(Bytes::from([&[0][..], &length, b"x"].concat()), false).unwrap();
             (response, stream)
         }
@@ -375,7 +376,12 @@ async fn messages_under_way_have_a_bound_together() {
     let (first, mut stream) = begin().await;
     let (second, _stream) = begin().await;
     assert_eq!(denied(&answered(reply(second).await.unwrap())), Some(503));
-    assert_eq!(denied(&asked(&calls, &check("/")).await), None, "small ones still go through");
+    for length in [1000, 60_000] {
+        let small = asked(&calls, &with_body("/", vec![0; length])).await;
+        assert_eq!(denied(&small), None, "small ones still go through");
+    }
+    let large = asked(&calls, &with_body("/", vec![0; 70_000])).await;
+    assert_eq!(denied(&large), Some(503), "what is left is for them");
     stream.send_reset(h2::Reason::CANCEL);
     assert!(reply(first).await.is_err());
     let (third, mut stream) = begin().await;
@@ -385,6 +391,93 @@ async fn messages_under_way_have_a_bound_together() {
         Some(400),
         "there is room again: it is only too short"
     );
+}
+
+#[tokio::test]
+async fn messages_and_answers_of_all_connections_have_a_bound_together() {
+    let script: Arc<Scripted> = Arc::new(|_, _, _, input| {
+        let Input::Http(http) = input else { panic!("not HTTP") };
+        let body = (http.path == "/large").then(|| Bytes::from(vec![b'x'; 200_000]));
+        let obligations = Obligations { body, ..Obligations::default() };
+        Ok(Decision { obligations, ..decision(Outcome::Deny { reason: "no".into() }) })
+    });
+    let room = Room::new(300_000);
+    let desk = Desk::scripted(script, listener(), None).with_room(Arc::clone(&room));
+    let (calls, server) = connect(desk.clone()).await;
+    let status = async |check: CheckRequest| denied(&asked(&calls, &check).await);
+    for _ in 0..3 {
+        assert_eq!(status(with_body("/", vec![0; 200_000])).await, Some(403), "one after the other");
+        assert_eq!(status(check("/large")).await, Some(403));
+    }
+    let mut elsewhere = room.place();
+    elsewhere.grow(150_000).unwrap();
+    assert_eq!(status(with_body("/", vec![0; 200_000])).await, Some(503));
+    assert_eq!(status(check("/large")).await, Some(503), "there is no room for the answer");
+    assert_eq!(status(check("/")).await, Some(403), "the control");
+    elsewhere.leave();
+    assert_eq!(status(check("/large")).await, Some(403));
+    drop(calls);
+    server.await.unwrap();
+    room.place().grow(280_000).expect("all of it came back");
+}
+
+/// Its answer would be held for as long as its connection lasts.
+#[tokio::test]
+async fn who_takes_no_answer_is_left() {
+    let soon = Patience { answer: Duration::from_millis(10), ..PATIENCE };
+    let (ours, theirs) = duplex(1 << 16);
+    let (desk, paths) = open_desk();
+    let room = Room::new(1 << 20);
+    let server = tokio::spawn(serve_within(soon, theirs, desk.with_room(Arc::clone(&room))));
+    // No byte of any message is asked for.
+    let (calls, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(ours).await.unwrap();
+    tokio::spawn(async move { drop(connection.await) });
+    let (response, mut stream) =
+        calls.ready().await.unwrap().send_request(head(CHECK).body(()).unwrap(), false).unwrap();
+    stream.send_data(framed(&check("/")), true).unwrap();
+    let body = response.await.unwrap().into_body();
+    server.await.unwrap();
+    assert_eq!(paths.lock().unwrap().len(), 1);
+    drop(body);
+    // What drove the stream ends after the connection did.
+    while room.place().grow((1 << 20) - (1 << 16)).is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn paths_of_two_readings_are_denied_and_nobody_is_asked() {
+    let (desk, paths) = open_desk();
+    let (calls, _server) = connect(desk).await;
+    for path in TWO_READINGS.into_iter().chain(["", "api.example:443"]) {
+        assert_eq!(denied(&asked(&calls, &check(path)).await), Some(400), "{path:?}");
+    }
+    assert!(paths.lock().unwrap().is_empty());
+    for path in ONE_READING {
+        assert_eq!(denied(&asked(&calls, &check(path)).await), None, "{path:?}");
+    }
+    assert_eq!(paths.lock().unwrap().len(), ONE_READING.len());
+}
+
+/// The denial has to be there before the proxy gives up, and does what it does then.
+#[tokio::test]
+async fn a_message_has_not_all_of_the_proxys_time() {
+    let (desk, paths) = open_desk();
+    let (calls, _server) = connect(desk).await;
+    let within = |timeout: &str| {
+        let head = head(CHECK).header("grpc-timeout", timeout).body(()).unwrap();
+        let calls = calls.clone();
+        async move { calls.ready().await.unwrap().send_request(head, false).unwrap() }
+    };
+    // The rest of it never comes; 10 seconds of patience would be too long.
+    let (slow, mut stream) = within("20m").await;
+    stream.send_data(Bytes::from_static(b"\0\0"), false).unwrap();
+    assert_eq!(denied(&answered(reply(slow).await.unwrap())), Some(504));
+    let (hasty, mut stream) = within("2m").await;
+    let _ = stream.send_data(framed(&check("/")), true);
+    assert_eq!(denied(&answered(reply(hasty).await.unwrap())), Some(504), "there is no time to answer in");
+    assert!(paths.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -503,7 +596,7 @@ async fn a_head_without_end_ends_the_connection() {
 #[tokio::test]
 async fn a_head_of_many_lines_is_asked_of_nobody() {
     let (desk, paths) = open_desk();
-    for (lines, served) in [(10, true), (400, false)] {
+    for (lines, served) in [(10, true), (500, true), (1000, false)] {
         let (calls, _server) = connect(desk.clone()).await;
         let long =
             (0..lines).fold(head(CHECK), |head, number| head.header(format!("x-{number}"), "x".repeat(100)));

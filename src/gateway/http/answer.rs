@@ -5,11 +5,15 @@ use std::fmt::Write as _;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::super::verdict::{Code, Down, Gate, Verdict};
+use super::head::is_token;
 use super::reply::{Reply, Unfit};
 use crate::decision::{HeaderValue, Obligations, Timing};
 
-/// What every answer has, in lower case. A policy's headers may not begin so.
+/// What every answer has. A policy's headers may not begin so.
 const OURS: &str = "x-portcullis-";
+/// Nor so: these are orders to nginx. With `x-accel-redirect` it answers the question itself, by another location, whatever
+/// the status here says.
+const NGINXS: &str = "x-accel-";
 /// What stands for itself in a key or a value.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -62,14 +66,18 @@ fn write(verdict: &Verdict, details: bool, reply: &mut Reply) -> Result<(), Unfi
 }
 
 /// For the request that is let through: as headers of the answer, from which the proxy takes what it is told to. What is to be
-/// removed is a header without a value, which nginx and Caddy then do not send; Envoy has a list for it.
+/// removed is a header without a value, which nginx and Caddy then do not send; Envoy has a list for it. An order to nginx is
+/// one without a value too: it is in the list only, and to nginx a header that is not there is as good.
 fn upstream(obligations: &Obligations, reply: &mut Reply) -> Result<(), Unfit> {
     given(obligations, reply)?;
     let mut removed = String::new();
     for name in &obligations.headers_remove {
         let set = obligations.headers_set.iter().chain(&obligations.headers_append);
         if !set.into_iter().any(|header| header.name.eq_ignore_ascii_case(name)) {
-            theirs(name, b"", reply)?;
+            let is_order = begins(name, NGINXS) && name.bytes().all(is_token);
+            if !is_order {
+                theirs(name, b"", reply)?;
+            }
             removed.push_str(if removed.is_empty() { "" } else { "," });
             removed.push_str(name);
         }
@@ -106,11 +114,11 @@ fn given(obligations: &Obligations, reply: &mut Reply) -> Result<(), Unfit> {
 
 /// A line as a policy wants it.
 fn theirs(name: &str, value: &[u8], reply: &mut Reply) -> Result<(), Unfit> {
-    let begins = name.get(..OURS.len());
-    if begins.is_some_and(|begins| begins.eq_ignore_ascii_case(OURS)) {
-        return Err(Unfit);
-    }
-    reply.header(name, value)
+    if begins(name, OURS) || begins(name, NGINXS) { Err(Unfit) } else { reply.header(name, value) }
+}
+
+fn begins(name: &str, with: &str) -> bool {
+    name.get(..with.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(with))
 }
 
 fn metadata(obligations: &Obligations, reply: &mut Reply) {

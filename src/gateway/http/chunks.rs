@@ -73,6 +73,11 @@ impl Chunks {
         }
     }
 
+    /// Bytes of the body so far.
+    pub(super) fn len(&self) -> usize {
+        self.body.len()
+    }
+
     /// The body, once it is whole.
     pub(super) fn whole(&mut self) -> BytesMut {
         self.body.split()

@@ -5,6 +5,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::Instant;
 
+use super::super::desk::{Place, Room, SMALL};
 use super::super::verdict::Down;
 use super::chunks::{Chunks, body_too_large};
 use super::head::{self, Framing, Head, Length, Version, malformed};
@@ -76,6 +78,9 @@ pub(in crate::gateway) trait Answers: Sync {
     /// Longest body, bytes.
     fn max_body(&self) -> usize;
 
+    /// Where large bodies and answers are counted.
+    fn room(&self) -> &Arc<Room>;
+
     /// Begins `reply` and puts everything into it. Is dropped if whoever asked goes.
     fn answer(&self, request: Request<'_>, reply: &mut Reply) -> impl Future<Output = ()> + Send;
 
@@ -91,7 +96,8 @@ where
     C: Future<Output = ()> + Send,
 {
     let pace = Pace::new(Instant::now() + limits.idle);
-    let mut connection = Connection { stream, inbound: BytesMut::new(), pace, limits };
+    let place = answers.room().place();
+    let mut connection = Connection { stream, inbound: BytesMut::new(), place, pace, limits };
     let mut closing = Closing { closing: pin!(closing), came: false };
     let mut reply = Reply::default();
     let broken = loop {
@@ -127,6 +133,8 @@ struct Connection<S> {
     stream: S,
     /// What was read and not used.
     inbound: BytesMut,
+    /// Of the request at hand and its answer, if they are large.
+    place: Place,
     pace: Pace,
     limits: Limits,
 }
@@ -153,6 +161,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         reply.forget();
         let request = Request { method, target, host, lines, body, began };
         self.unless_gone(answers.answer(request, reply)).await?;
+        if let Err(full) = self.place.grow_if_large(bytes_held + reply.len()) {
+            answers.refuse(full.into(), reply);
+        }
         let last = !keep_alive || closing.came().await;
         let connection = match version {
             _ if last => Some("close"),
@@ -160,6 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Version::Http11 => None,
         };
         self.send(reply.end(Ending { without_body: method == "HEAD", connection })).await?;
+        self.place.leave();
         if bytes_held > KEPT {
             self.inbound = BytesMut::from(self.inbound.as_ref());
         }
@@ -195,7 +207,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     /// Waits for the first bytes of a request.
     async fn idle<C: Future<Output = ()>>(&mut self, closing: &mut Closing<'_, C>) -> Result<(), End> {
         self.make_room();
-        let Self { stream, inbound, pace, limits } = self;
+        let Self { stream, inbound, pace, limits, .. } = self;
         let mut limit = None;
         poll_fn(|context| match pin!(stream.read_buf(inbound)).poll(context) {
             Poll::Ready(Ok(read)) if read > 0 => Poll::Ready(Ok(())),
@@ -220,7 +232,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Length::Chunked => Rest::Chunks(Chunks::new(max)),
             Length::Known(length) => {
                 let length = usize::try_from(length).ok().filter(|length| *length <= max);
-                Rest::Bytes(length.ok_or_else(|| body_too_large(max))?)
+                let length = length.ok_or_else(|| body_too_large(max))?;
+                self.place.grow_if_large(length).map_err(Down::from)?;
+                Rest::Bytes(length)
             }
         };
         if expects_continue && self.inbound.is_empty() {
@@ -236,6 +250,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     if chunks.take(&mut self.inbound)? {
                         return Ok(chunks.whole());
                     }
+                    // Nobody says beforehand how long it gets: place is taken bit by bit.
+                    let held = chunks.len() + self.inbound.len() + READ;
+                    self.place.grow_if_large(held.next_multiple_of(SMALL)).map_err(Down::from)?;
                 }
             }
             match self.read(began + self.limits.body).await {

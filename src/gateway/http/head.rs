@@ -193,7 +193,7 @@ pub(super) fn token<'a>(what: &str, bytes: &'a [u8]) -> Result<&'a str, Down> {
     text.ok_or_else(|| malformed(format!("{what} is not a token")))
 }
 
-pub(super) const fn is_token(byte: u8) -> bool {
+pub(in crate::gateway) const fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
             byte,

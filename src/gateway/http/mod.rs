@@ -21,11 +21,14 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(super) use self::connection::{Answers, Limits, Request, converse};
+pub(super) use self::head::is_token;
 pub(super) use self::reply::Reply;
-use super::desk::{Bound, Desk, Terms};
+use super::desk::{Bound, Desk, Room, Terms};
 use super::verdict::{Code, Down, Verdict};
 use crate::decision::{Header, Input};
 use crate::wire::gateway::{Binding, Listener, Speaks};
@@ -45,6 +48,10 @@ struct ForwardAuth {
 impl Answers for ForwardAuth {
     fn max_body(&self) -> usize {
         usize::try_from(self.desk.listener().max_body).unwrap_or(usize::MAX)
+    }
+
+    fn room(&self) -> &Arc<Room> {
+        self.desk.room()
     }
 
     async fn answer(&self, request: Request<'_>, reply: &mut Reply) {

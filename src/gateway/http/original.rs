@@ -117,7 +117,6 @@ pub(super) fn read<'a>(
         Some((path, query)) => (path, Some(query)),
         None => (target, None),
     };
-    plain_path(path)?;
     let source = match &form.client_address {
         None => Peer::default(),
         Some(name) => peer(name, client)?,
@@ -157,30 +156,6 @@ fn without_prefix<'a>(target: &'a str, prefix: &str) -> Result<&'a str, Down> {
         .strip_prefix(prefix.trim_end_matches('/'))
         .filter(|rest| rest.starts_with('/'))
         .ok_or_else(|| malformed(format!("the path does not begin with this listener's prefix, {prefix:?}")))
-}
-
-/// A path that means one thing. `/open/../closed` begins with `/open/` for a policy, and is `/closed` for whoever resolves
-/// it; nginx decides with the one which `location` serves and shows us the other. A NUL ends it for some. No honest client
-/// sends either: they resolve before they ask.
-fn plain_path(path: &str) -> Result<(), Down> {
-    // Nearly all paths end here.
-    if !path.bytes().any(|byte| matches!(byte, b'%' | b'\\')) && !path.contains("/.") {
-        return Ok(());
-    }
-    if path.contains("%00") {
-        return Err(malformed("the path has an encoded NUL"));
-    }
-    let decoded = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
-    let resolves = decoded.split(['/', '\\']).any(|segment| {
-        // Some servers cut a segment's parameters off before they resolve it.
-        matches!(segment.split(';').next(), Some("." | ".."))
-    });
-    if resolves {
-        return Err(malformed(
-            "the path has a segment \".\" or \"..\", which is another path to whoever resolves it",
-        ));
-    }
-    Ok(())
 }
 
 /// The one address in a header, with or without a port. "unix:" is what nginx calls a client on a Unix socket.

@@ -92,6 +92,11 @@ impl Reply {
         self.body = body;
     }
 
+    /// Bytes of it so far.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() + self.body.len()
+    }
+
     /// All of it, as it is sent. One that nobody began says that something is wrong here.
     pub(super) fn end(&mut self, ending: Ending) -> &[u8] {
         if self.bytes.is_empty() {

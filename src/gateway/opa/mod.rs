@@ -12,30 +12,41 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 
 use self::answer::{Manner, Refused, health, no_decision, tell};
 use self::target::{Route, Version, Wishes};
-use super::desk::{Bound, Desk, Terms};
+use super::desk::{Bound, Desk, REACHED_WITHIN, Room, Terms};
 use super::http::{Answers, Limits, Reply, Request, converse, one};
-use super::verdict::Down;
+use super::verdict::{Code, Down};
 use crate::decision::{Input, PolicyName, Tenant};
 use crate::wire::gateway::{Binding, Speaks};
 
 /// Serves one connection, until it ends.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, desk: Desk) {
     let closing = desk.closing();
-    converse(stream, &Rest { desk }, Limits::default(), closing).await;
+    let rest = Rest { desk, health_within: REACHED_WITHIN };
+    converse(stream, &rest, Limits::default(), closing).await;
 }
 
 #[derive(Debug)]
 struct Rest {
     desk: Desk,
+    /// How long a question for health takes, of however many tenants.
+    health_within: Duration,
 }
 
 impl Answers for Rest {
     fn max_body(&self) -> usize {
         usize::try_from(self.desk.listener().max_body).unwrap_or(usize::MAX)
+    }
+
+    fn room(&self) -> &Arc<Room> {
+        self.desk.room()
     }
 
     async fn answer(&self, request: Request<'_>, reply: &mut Reply) {
@@ -94,16 +105,17 @@ impl Rest {
 
     /// Well is who can ask.
     async fn health(&self, request: &Request<'_>, reply: &mut Reply) {
-        let mut ill = None;
-        match self.tenants(request) {
-            Ok(tenants) => {
-                for tenant in tenants {
-                    ill = ill.or(self.desk.reach(&tenant).await.err());
-                }
-            }
-            Err(down) => ill = Some(down),
+        let down = timeout(self.health_within, self.reach(request)).await;
+        let late =
+            |_| Err(Down::new(Code::Unavailable, "the service has not answered for every tenant in time"));
+        health(down.unwrap_or_else(late).err().as_ref(), false, reply);
+    }
+
+    async fn reach(&self, request: &Request<'_>) -> Result<(), Down> {
+        for tenant in self.tenants(request)? {
+            self.desk.reach(&tenant).await?;
         }
-        health(ill.as_ref(), false, reply);
+        Ok(())
     }
 
     /// Whose decisions this listener's clients ask for: all of them, where who looks after its health does not say.

@@ -314,3 +314,22 @@ async fn health_is_whether_the_service_can_be_asked() {
     let (status, _, body) = exchange(desk, &get).await;
     assert_eq!((status, &body["code"], body["error"].is_string()), (500, &json!("internal_error"), true));
 }
+
+/// A service that lets everybody in and says nothing.
+#[tokio::test]
+async fn health_does_not_wait_for_one_tenant_after_the_other() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("portcullis.sock");
+    let _silent = tokio::net::UnixListener::bind(&path).unwrap();
+    let mut listener = listener();
+    let among = ["acme", "globex", "initech"].map(|name| Tenant::new(name).unwrap()).to_vec();
+    listener.tenant = Binding::Header { name: "x-tenant".into(), among };
+    let desk = Desk::new(Client::new(&path), Arc::new(listener), None, watch::channel(false).1);
+    let rest = Rest { desk, health_within: Duration::from_millis(20) };
+    let (mut client, ours) = duplex(1 << 16);
+    client.write_all(&request("GET", "/health", "", "")).await.unwrap();
+    converse(ours, &rest, Limits::default(), std::future::pending()).await;
+    let mut got = String::new();
+    client.read_to_string(&mut got).await.unwrap();
+    assert!(got.starts_with("HTTP/1.1 500 ") && got.contains("for every tenant in time"), "{got}");
+}

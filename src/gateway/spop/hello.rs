@@ -4,6 +4,7 @@ use bytes::BytesMut;
 
 use super::frame::{Ids, Kind, NoFrame, put_frame};
 use super::typed::{Malformed, Reader, Typed, put_string, put_typed};
+use crate::gateway::desk::Full;
 
 /// Smallest frame that both sides have to take, bytes.
 pub(super) const FRAME_MIN: usize = 256;
@@ -29,6 +30,7 @@ pub(super) enum Status {
     BadVersion = 8,
     BadFrameSize = 9,
     Fragmented = 10,
+    NoRoom = 13,
 }
 
 /// Why the agent goes: a code for HAProxy, and a sentence for its log.
@@ -60,6 +62,12 @@ impl Departure {
 impl From<Malformed> for Departure {
     fn from(Malformed(why): Malformed) -> Self {
         Self::new(Status::Invalid, why)
+    }
+}
+
+impl From<Full> for Departure {
+    fn from(full: Full) -> Self {
+        Self::new(Status::NoRoom, full.to_string())
     }
 }
 

@@ -37,8 +37,9 @@ use self::arguments::Arguments;
 use self::frame::{Frame, Ids, Kind, NoFrame};
 use self::hello::{Departure, HELLO_MAX, Status, Terms, agree, put_hello};
 use self::request::{Asked, HeadersAs};
-use super::desk::Desk;
+use super::desk::{Desk, Place};
 use super::verdict::Verdict;
+use crate::wire::frame::frame_length;
 
 /// How long HAProxy is waited for.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +77,8 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(st
 }
 
 async fn serve_with<S: AsyncRead + AsyncWrite + Unpin>(patience: Patience, stream: S, desk: Desk) {
-    let mut connection = Connection { stream, patience, read: BytesMut::new() };
+    let coming = desk.room().place();
+    let mut connection = Connection { stream, patience, read: BytesMut::new(), coming };
     let end = match connection.greet().await {
         Ok(Some(terms)) => {
             connection.answer(Questions { terms, desk, asked: JoinSet::new(), ids: HashSet::new() }).await
@@ -115,6 +117,8 @@ struct Connection<S> {
     patience: Patience,
     /// What has come and was not looked at yet.
     read: BytesMut,
+    /// For a large frame that is not all there.
+    coming: Place,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
@@ -163,10 +167,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 biased;
                 Some(answered) = questions.asked.join_next() => {
                     let mut out = BytesMut::new();
+                    // Until they are written.
+                    let mut places = Vec::new();
                     let mut next = Some(answered);
                     while let Some(answered) = next {
                         match answered {
-                            Ok(Ok(answered)) => questions.take(answered, &mut out),
+                            Ok(Ok(answered)) => places.push(questions.take(answered, &mut out)),
                             Ok(Err(end)) => return end.into(),
                             Err(_) => return End::Gone,
                         }
@@ -203,7 +209,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn ask_what_is_there(&mut self, questions: &mut Questions) -> Result<bool, End> {
         let mut any = false;
         while questions.has_room() {
-            let Some(frame) = Frame::take(&mut self.read, questions.terms.frame_max)? else { break };
+            let frame_max = questions.terms.frame_max;
+            let Some(frame) = Frame::take(&mut self.read, frame_max)? else {
+                if let Ok(Some(length)) = frame_length(&self.read, frame_max) {
+                    self.coming.grow_if_large(length).map_err(Departure::from)?;
+                }
+                break;
+            };
+            self.coming.leave();
             any = true;
             match frame.kind {
                 Kind::Notify if frame.is_whole => questions.ask(frame)?,
@@ -267,6 +280,8 @@ struct Questions {
 struct Answered {
     ids: Ids,
     ack: BytesMut,
+    /// Of the question and the answer.
+    place: Place,
 }
 
 impl Questions {
@@ -285,22 +300,36 @@ impl Questions {
         }
         let (desk, frame_max) = (self.desk.clone(), self.terms.frame_max);
         self.asked.spawn(async move {
-            let (verdict, headers_as) = decide(&desk, &payload).await?;
-            let details = desk.listener().details;
+            let mut place = desk.room().place();
+            let manner = |headers_as| Manner { ids, headers_as, details: desk.listener().details, frame_max };
             let mut ack = BytesMut::new();
-            put_ack(&mut ack, &verdict, Manner { ids, headers_as, details, frame_max });
-            Ok(Answered { ids, ack })
+            let answered = match place.grow(payload.len()) {
+                Ok(()) => {
+                    let (verdict, headers_as) = decide(&desk, &payload).await?;
+                    put_ack(&mut ack, &verdict, manner(headers_as));
+                    drop(payload);
+                    place.grow(ack.len())
+                }
+                Err(full) => Err(full),
+            };
+            if let Err(full) = answered {
+                ack.clear();
+                put_ack(&mut ack, &Verdict::down(full.into()), manner(HeadersAs::default()));
+            }
+            Ok(Answered { ids, ack, place })
         });
         Ok(())
     }
 
-    fn take(&mut self, answered: Answered, out: &mut BytesMut) {
+    /// The answer's place is to be kept until it is written.
+    fn take(&mut self, answered: Answered, out: &mut BytesMut) -> Place {
         self.ids.remove(&answered.ids);
         if out.is_empty() {
             *out = answered.ack;
         } else {
             out.extend_from_slice(&answered.ack);
         }
+        answered.place
     }
 }
 
@@ -313,7 +342,7 @@ async fn decide(desk: &Desk, payload: &Bytes) -> Result<(Verdict, HeadersAs), De
     let asked = Asked::read(&arguments, desk.listener().max_body)
         .and_then(|asked| Ok((desk.bind(|name| arguments.only(name), |_| None)?, asked)));
     let verdict = match asked {
-        Ok((bound, mut asked)) => {
+        Ok((bound, asked)) => {
             let terms = asked.terms;
             desk.decide(&bound, terms, &asked.input()).await
         }

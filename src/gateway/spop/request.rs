@@ -13,6 +13,7 @@ use super::arguments::{Argument, Arguments};
 use super::typed::{Reader, Typed};
 use crate::decision::{Address, Attribute, Header, HttpRequest, Input, Peer, TraceContext};
 use crate::gateway::desk::Terms;
+use crate::gateway::http::is_token;
 use crate::gateway::verdict::{Code, Down};
 
 /// Most headers. A policy is given no more.
@@ -30,6 +31,9 @@ pub(super) enum HeadersAs {
     Lists,
 }
 
+/// Names in lower case, and values.
+type Headers<'a> = Vec<(Cow<'a, str>, &'a [u8])>;
+
 /// What the arguments ask.
 #[derive(Debug, Clone)]
 pub(super) struct Asked<'a> {
@@ -38,7 +42,7 @@ pub(super) struct Asked<'a> {
     host: &'a str,
     path: &'a str,
     query: Option<&'a str>,
-    headers: Vec<Header<'a>>,
+    headers: Headers<'a>,
     body: Option<&'a [u8]>,
     source: Peer<'a>,
     destination: Peer<'a>,
@@ -54,7 +58,7 @@ struct Known<'a> {
     host: Option<&'a str>,
     path: Option<&'a str>,
     query: Option<&'a str>,
-    headers: Option<Vec<Header<'a>>>,
+    headers: Option<Headers<'a>>,
     body: Option<&'a [u8]>,
     source: [Option<Argument<'a>>; 3],
     destination: [Option<Argument<'a>>; 3],
@@ -73,14 +77,19 @@ impl<'a> Asked<'a> {
                 "path: it has to begin with \"/\" and end before any \"?\"; use HAProxy's path, not url",
             ));
         }
-        if known.query.is_some_and(|query| query.contains('#')) {
-            return Err(bad("query: it has to end before any \"#\""));
+        match (known.body, &known.headers) {
+            (None, _) => {}
+            (Some(body), Some(headers)) => whole(body, headers)?,
+            (Some(_), None) => {
+                return Err(bad("body: without the headers nobody can tell whether it is all of it; send \
+                                hdrs=req.hdrs_bin too"));
+            }
         }
         let headers = known.headers.unwrap_or_default();
-        if let Some(body) = known.body {
-            whole(body, &headers)?;
-        }
         let host = match (known.host, only(&headers, "host")?) {
+            (Some(host), Some(header)) if !host.as_bytes().eq_ignore_ascii_case(header) => {
+                return Err(bad("host: it is not the one that hdrs has; send hdrs alone"));
+            }
             (Some(host), _) => host,
             (None, Some(host)) => text("host", host)?,
             (None, None) => "",
@@ -102,9 +111,8 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// To be called once: the headers go into it.
-    pub(super) fn input(&mut self) -> Input<'_> {
-        let headers = std::mem::take(&mut self.headers);
+    pub(super) fn input(&self) -> Input<'_> {
+        let headers = self.headers.iter().map(|(name, value)| Header { name, value });
         let attributes = self.attributes.iter();
         Input::Http(HttpRequest {
             method: self.method,
@@ -112,7 +120,7 @@ impl<'a> Asked<'a> {
             host: self.host,
             path: self.path,
             query: self.query,
-            headers,
+            headers: headers.collect(),
             body: self.body,
             source: self.source.clone(),
             destination: self.destination.clone(),
@@ -232,7 +240,7 @@ fn shown(argument: Argument<'_>) -> Result<Option<Cow<'_, str>>, Down> {
 }
 
 /// What `req.hdrs_bin` is: names and values by turns, and two empty strings at the end.
-fn headers(value: Typed<'_>) -> Result<Vec<Header<'_>>, Down> {
+fn headers(value: Typed<'_>) -> Result<Headers<'_>, Down> {
     let not = |why: &str| bad(format!("hdrs: {why}; use HAProxy's req.hdrs_bin"));
     let Typed::Binary(bytes) = value else {
         return Err(not("it is not binary, or HAProxy has none"));
@@ -252,7 +260,18 @@ fn headers(value: Typed<'_>) -> Result<Vec<Header<'_>>, Down> {
         if headers.len() == HEADERS_MAX {
             return Err(Down::new(Code::TooLarge, format!("hdrs: more than {HEADERS_MAX} headers")));
         }
-        headers.push(Header { name: text("hdrs", name)?, value });
+        let name = from_utf8(name).ok().filter(|name| name.bytes().all(is_token));
+        let name = name.ok_or_else(|| not("it has a header whose name is no token"))?;
+        headers.push((lower(name), value));
+    }
+}
+
+/// HAProxy keeps names in lower case. One that was not would be another header to a policy, and the same to a service.
+fn lower(name: &str) -> Cow<'_, str> {
+    if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        name.to_ascii_lowercase().into()
+    } else {
+        name.into()
     }
 }
 
@@ -272,21 +291,18 @@ fn body(value: Typed<'_>, max: u32) -> Result<&[u8], Down> {
 }
 
 /// The one header of that name, if there is one.
-fn only<'a>(headers: &[Header<'a>], name: &str) -> Result<Option<&'a [u8]>, Down> {
-    let mut named = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
-    let first = named.next().map(|header| header.value);
+fn only<'a>(headers: &Headers<'a>, name: &str) -> Result<Option<&'a [u8]>, Down> {
+    let mut named = headers.iter().filter(|(known, _)| known == name);
+    let first = named.next().map(|(_, value)| *value);
     if named.next().is_some() {
         return Err(bad(format!("hdrs: {name} comes more than once")));
     }
     Ok(first)
 }
 
-/// HAProxy's `req.body` is what it has in its buffer, which can be the beginning only. Where the headers are there to tell, a
-/// body is taken if it is as long as they say. One without a length is not: nobody can say that it is all of it.
-fn whole(body: &[u8], headers: &[Header<'_>]) -> Result<(), Down> {
-    if headers.is_empty() {
-        return Ok(());
-    }
+/// HAProxy's `req.body` is what it has in its buffer, which can be the beginning only: a body is taken if it is as long as the
+/// headers say. One without a length is not: nobody can say that it is all of it.
+fn whole(body: &[u8], headers: &Headers<'_>) -> Result<(), Down> {
     let cut = |why: &str| Err(Down::new(Code::TooLarge, format!("body: {why}")));
     if only(headers, "transfer-encoding")?.is_some() {
         return cut("it is sent without a length, so HAProxy may have sent a part of it");
@@ -495,6 +511,26 @@ mod tests {
         let host = ("host", Typed::Text(b"a.example"));
         assert_eq!(code(&[host, ("hdrs", Typed::Binary(&two))]), Some(Code::BadRequest));
         assert_eq!(code(&[host]), None);
+        for (header, expected) in
+            [(&b"a.example"[..], None), (b"A.Example", None), (b"b.example", Some(Code::BadRequest))]
+        {
+            let one = hdrs(&[("host", header)]);
+            assert_eq!(code(&[host, ("hdrs", Typed::Binary(&one))]), expected, "{header:?}");
+        }
+        let none = hdrs(&[("accept", b"*/*")]);
+        assert_eq!(asked(&[host, ("hdrs", Typed::Binary(&none))]).unwrap().host, "a.example");
+    }
+
+    #[test]
+    fn names_of_headers_are_tokens_in_lower_case() {
+        let mixed = hdrs(&[("X-User", b"Bob"), ("x-user", b"ann")]);
+        let http = asked(&[("hdrs", Typed::Binary(&mixed))]).unwrap();
+        let named = [("x-user", &b"Bob"[..]), ("x-user", b"ann")];
+        assert_eq!(http.headers, named.map(|(name, value)| Header { name, value }));
+        for name in ["x user", "x-user:", "x\r\ny", "x\0", "h\u{f6}st"] {
+            let bad = hdrs(&[(name, b"1")]);
+            assert_eq!(code(&[("hdrs", Typed::Binary(&bad))]), Some(Code::BadRequest), "{name:?}");
+        }
     }
 
     #[test]
@@ -516,8 +552,12 @@ mod tests {
         }
         assert_eq!(with(&[("content-length", b"5"), ("Content-Length", b"5")], five), Some(Code::BadRequest));
         assert_eq!(with(&[("content-length", b"5")], Typed::Null), Some(Code::TooLarge));
-        assert_eq!(code(&[("body", Typed::Binary(&[b'x'; 1000]))]), None);
-        assert_eq!(code(&[("body", Typed::Binary(&[b'x'; 1001]))]), Some(Code::TooLarge));
+        assert_eq!(with(&[], five), Some(Code::TooLarge), "no header is no length");
+        assert_eq!(with(&[("content-length", b"1000")], Typed::Binary(&[b'x'; 1000])), None);
+        assert_eq!(with(&[("content-length", b"1001")], Typed::Binary(&[b'x'; 1001])), Some(Code::TooLarge));
+        for body in [five, Typed::Binary(b""), Typed::Null] {
+            assert_eq!(code(&[("body", body)]), Some(Code::BadRequest), "without headers: {body:?}");
+        }
     }
 
     #[test]
@@ -565,7 +605,7 @@ mod tests {
             }
             bytes.extend_from_slice(&[0, 0]);
             let got = headers(Typed::Binary(&bytes)).unwrap();
-            let got: Vec<_> = got.iter().map(|one| (one.name.to_owned(), one.value.to_vec())).collect();
+            let got: Vec<_> = got.iter().map(|(name, value)| (name.to_string(), value.to_vec())).collect();
             prop_assert_eq!(got, said);
         }
     }

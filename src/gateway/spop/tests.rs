@@ -13,6 +13,7 @@ use super::typed::{Reader, Typed, put_string, put_typed};
 use super::*;
 use crate::client::ClientError;
 use crate::decision::{Decision, HeaderValue, Input, Outcome, PolicyName, Refusal, Tenant};
+use crate::gateway::desk::{ONE_READING, Room, SMALL, TWO_READINGS};
 use crate::wire::gateway::{Binding, Listener, SocketKind, Speaks};
 
 type Said<'a> = (&'a str, Typed<'a>);
@@ -266,6 +267,96 @@ async fn a_question_that_is_not_complete_is_closed_and_the_next_one_is_not() {
 }
 
 #[tokio::test]
+async fn paths_of_two_readings_are_closed_and_nobody_is_asked() {
+    let asked = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&asked);
+    let script = move |_: &_, _: &_, _, _: &Input<'_>| {
+        *count.lock().unwrap() += 1;
+        Ok(decision(Outcome::Allow))
+    };
+    let mut proxy = Proxy::greeted(Desk::scripted(Arc::new(script), listener(), None)).await;
+    let rows = TWO_READINGS.iter().map(|target| (target, "bad_request"));
+    for (target, code) in rows.chain(ONE_READING.iter().map(|target| (target, "allow"))) {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let said = [GET, ("path", Typed::Text(path.as_bytes())), ("query", Typed::Text(query.as_bytes()))];
+        proxy.send(Kind::Notify, Ids { stream: 1, frame: 1 }, &notify(&[&said])).await;
+        let (_, told) = proxy.ack().await;
+        assert_eq!(value(&told, "outcome"), Some(&Told::Text(code.into())), "{target:?}");
+        assert_eq!(is_open(&told), code == "allow");
+    }
+    assert_eq!(*asked.lock().unwrap(), ONE_READING.len());
+}
+
+/// A connection whose frames may have 1 MiB.
+async fn wide(desk: Desk) -> Proxy {
+    let mut proxy = Proxy::connect(desk);
+    let most = [("max-frame-size", Typed::Uint32(1 << 20))];
+    proxy.send(Kind::HaproxyHello, Ids::NONE, &hello(&most)).await;
+    assert_eq!(proxy.frame().await.kind, Kind::AgentHello);
+    proxy
+}
+
+#[tokio::test]
+async fn questions_of_all_connections_have_a_bound_together() {
+    let room = Room::new(300_000);
+    let of = || desk().with_room(Arc::clone(&room));
+    let long = "x".repeat(200_000);
+    let long = notify(&[&[GET, ("path", Typed::Text(b"/open")), ("more", Typed::Text(long.as_bytes()))]]);
+    let mut proxy = wide(of()).await;
+    for stream in 0..3 {
+        proxy.send(Kind::Notify, Ids { stream, frame: 1 }, &long).await;
+        assert!(is_open(&proxy.ack().await.1), "one after the other");
+    }
+    let mut elsewhere = room.place();
+    elsewhere.grow(150_000).unwrap();
+    proxy.ask(1, "/open").await;
+    assert!(is_open(&proxy.ack().await.1), "the control");
+    // Announced, and not taken.
+    let mut begun = BytesMut::new();
+    assert!(put_frame(&mut begun, Kind::Notify, Ids::NONE, 1 << 20, |out| out.extend_from_slice(&long)));
+    proxy.write(&begun[..1000]).await;
+    assert_eq!(proxy.departure().await, 13);
+    elsewhere.leave();
+    let mut proxy = wide(of()).await;
+    proxy.send(Kind::Notify, Ids { stream: 1, frame: 1 }, &long).await;
+    assert!(is_open(&proxy.ack().await.1));
+    // Small ones need room too: there may be many of them.
+    elsewhere.grow(SMALL).unwrap();
+    let mut others: Vec<_> = (0..3).map(|_| room.place()).collect();
+    others.iter_mut().for_each(|place| place.grow(SMALL).unwrap());
+    let mut rest = room.place();
+    rest.grow(300_000 - 4 * SMALL).unwrap();
+    proxy.ask(2, "/open").await;
+    let (_, told) = proxy.ack().await;
+    assert_eq!(value(&told, "outcome"), Some(&Told::Text("overloaded".into())));
+    assert!(!is_open(&told));
+    drop((elsewhere, others, rest));
+    proxy.send(Kind::HaproxyDisconnect, Ids::NONE, b"").await;
+    assert_eq!(proxy.departure().await, 0);
+    room.place().grow(280_000).expect("all of it came back");
+}
+
+#[tokio::test]
+async fn an_answer_for_which_there_is_no_room_is_a_closed_gate() {
+    let script = |_: &_, _: &_, _, _: &Input<'_>| {
+        let mut decision = decision(Outcome::Allow);
+        let value = vec![b'x'; 100_000].into();
+        decision.obligations.headers_set = vec![HeaderValue { name: "x-long".into(), value }];
+        Ok(decision)
+    };
+    for (bytes, opens) in [(200_000, true), (90_000, false)] {
+        let desk = Desk::scripted(Arc::new(script), listener(), None).with_room(Room::new(bytes));
+        let mut proxy = wide(desk).await;
+        proxy.ask(1, "/open").await;
+        let (_, told) = proxy.ack().await;
+        assert_eq!(is_open(&told), opens);
+        let word = if opens { "allow" } else { "overloaded" };
+        assert_eq!(value(&told, "outcome"), Some(&Told::Text(word.into())));
+        assert_eq!(value(&told, "header_x_long").is_some(), opens);
+    }
+}
+
+#[tokio::test]
 async fn errors_of_the_way_there_are_closed_gates() {
     for (error, code, status) in [
         (ClientError::Deadline, "deadline", 504),
@@ -433,6 +524,7 @@ async fn who_does_nothing_is_left() {
             stream: theirs,
             patience: Patience { idle, frame, ..PATIENCE },
             read: BytesMut::new(),
+            coming: desk().room().place(),
         };
         let terms = Terms { frame_max: 16_380, pipelining: true, is_check: false };
         let agent = tokio::spawn(async move {

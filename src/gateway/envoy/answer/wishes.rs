@@ -12,11 +12,9 @@
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{header, invalid};
+use super::{There, header, invalid};
 use crate::decision::Metadatum;
-use crate::gateway::envoy::messages::{
-    APPEND_IF_EXISTS_OR_ADD, HeaderValueOption, OVERWRITE_IF_EXISTS_OR_ADD, QueryParameter,
-};
+use crate::gateway::envoy::messages::{HeaderValueOption, QueryParameter};
 use crate::gateway::verdict::Down;
 
 /// RFC 3986: unreserved characters stay. Envoy puts into the query what it gets.
@@ -40,7 +38,7 @@ const NOT_A_POLICYS: [&str; 10] = [
 pub(super) struct Wishes<'a> {
     query_set: Vec<(&'a str, &'a str)>,
     query_removed: Vec<&'a str>,
-    response: Vec<(&'a str, &'a str, i32)>,
+    response: Vec<(&'a str, &'a str, There)>,
     metadata: Vec<&'a Metadatum>,
 }
 
@@ -55,10 +53,10 @@ impl<'a> Wishes<'a> {
                 wishes.query_removed.push(named(key, name)?);
             } else if let Some(name) = key.strip_prefix("response.set.") {
                 check_header(key, name, value)?;
-                wishes.response.push((name, value, OVERWRITE_IF_EXISTS_OR_ADD));
+                wishes.response.push((name, value, There::Goes));
             } else if let Some(name) = key.strip_prefix("response.append.") {
                 check_header(key, name, value)?;
-                wishes.response.push((name, value, APPEND_IF_EXISTS_OR_ADD));
+                wishes.response.push((name, value, There::Stays));
             } else {
                 wishes.metadata.push(one);
             }
@@ -76,7 +74,7 @@ impl<'a> Wishes<'a> {
 
     pub(super) fn response_headers(&self) -> impl Iterator<Item = HeaderValueOption> {
         let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        self.response.iter().map(move |(name, value, action)| header(bytes(name), bytes(value), *action))
+        self.response.iter().map(move |(name, value, there)| header(bytes(name), bytes(value), *there))
     }
 
     pub(super) fn query_set(&self) -> Vec<QueryParameter> {

@@ -216,6 +216,72 @@ fn a_body_is_refused_and_never_cut() {
     assert_eq!(asked(&check, |_| ()), Err("too_large"));
 }
 
+/// One field of one filter.
+fn metadata(filter: &str, fields: Vec<Field>) -> Option<Metadata> {
+    let key = Bytes::from(filter.to_owned());
+    Some(Metadata { filter_metadata: vec![StructEntry { key, value: Some(Struct { fields }) }] })
+}
+
+/// What goes beyond is refused, whatever it would have been a part of.
+#[test]
+fn what_a_check_says_beyond_its_body_has_bounds() {
+    let nothing = |_: &decision::HttpRequest<'_>| ();
+    let numbered = |count: usize| (0..count).map(|number| number.to_string());
+    let pairs = |count| numbered(count).map(|name| entry(&name, "")).collect::<Vec<_>>();
+    let fields = |count| numbered(count).map(|name| field(&name, string(""))).collect::<Vec<_>>();
+    // Each extension is two attributes.
+    type Spoil<'a> = &'a dyn Fn(&mut CheckRequest, usize);
+    let cases: [(&str, usize, Spoil<'_>); 6] = [
+        ("headers", 1024, &|check, count| http(check).headers = pairs(count)),
+        ("raw headers", 1024, &|check, count| {
+            let line = |key: String| HeaderValue { key: key.into(), ..HeaderValue::default() };
+            http(check).header_map = Some(HeaderMap { headers: numbered(count).map(line).collect() });
+        }),
+        ("extensions", 128, &|check, count| context(check).context_extensions = pairs(count)),
+        ("labels", 256, &|check, count| {
+            context(check).source = Some(Peer { labels: pairs(count), ..Peer::default() });
+        }),
+        ("metadata", 256, &|check, count| context(check).metadata_context = metadata("f", fields(count))),
+        ("both kinds of it", 128, &|check, count| {
+            context(check).metadata_context = metadata("f", fields(count));
+            context(check).route_metadata_context = metadata("f", fields(count));
+        }),
+    ];
+    for (what, most, put) in cases {
+        for (count, expected) in [(most, Ok(())), (most + 1, Err("too_large"))] {
+            let mut check = get("/", &[]);
+            put(&mut check, count);
+            assert_eq!(asked(&check, nothing), expected, "{count} {what}");
+        }
+    }
+}
+
+/// A name that every field's attribute has in it, and values that get longer in JSON.
+#[test]
+fn attributes_are_not_made_where_they_would_be_too_long() {
+    let nothing = |_: &decision::HttpRequest<'_>| ();
+    let fields =
+        |value: &Value| (0..20).map(|number| field(&number.to_string(), value.clone())).collect::<Vec<_>>();
+    let list =
+        |value: Value, count| Value { kind: Some(Kind::List(ListValue { values: vec![value; count] })) };
+    for (name, value, expected) in [
+        (50_000, string(""), Ok(())),
+        (60_000, string(""), Err("too_large")),
+        (60_000, Value { kind: None }, Err("too_large")),
+        (700_000, string(""), Err("too_large")),
+        (1, string(&"x".repeat(50_000)), Ok(())),
+        (1, string(&"x".repeat(60_000)), Err("too_large")),
+        (1, list(string("\u{1}"), 5_000), Ok(())),
+        (1, list(string("\u{1}"), 7_000), Err("too_large")),
+        (1, list(Value { kind: None }, 10_000), Ok(())),
+        (1, list(Value { kind: None }, 11_000), Err("too_large")),
+    ] {
+        let mut check = get("/", &[]);
+        context(&mut check).metadata_context = metadata(&"f".repeat(name), fields(&value));
+        assert_eq!(asked(&check, nothing), expected, "{name}");
+    }
+}
+
 #[test]
 fn an_address_without_a_number_is_not_known() {
     let mut check = get("/", &[]);

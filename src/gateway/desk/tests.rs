@@ -1,0 +1,100 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::decision::{Decision, HttpRequest, Outcome, Peer, Refusal};
+use crate::gateway::verdict::Gate;
+use crate::wire::gateway::{SocketKind, Speaks};
+
+fn listener() -> Listener {
+    Listener {
+        name: "test".into(),
+        socket: SocketKind::Unix,
+        peers: Vec::new(),
+        speaks: Speaks::Spoe,
+        tenant: Binding::Fixed(Tenant::new("acme").unwrap()),
+        policy: Binding::Fixed(PolicyName::new("gate").unwrap()),
+        deadline_us: 50_000,
+        max_connections: 1,
+        max_body: 0,
+        details: false,
+    }
+}
+
+fn bound() -> Bound {
+    Bound { tenant: Tenant::new("acme").unwrap(), policy: PolicyName::new("gate").unwrap() }
+}
+
+fn request(path: &str) -> Input<'_> {
+    Input::Http(HttpRequest {
+        method: "GET",
+        scheme: "https",
+        host: "a",
+        path,
+        query: None,
+        headers: Vec::new(),
+        body: None,
+        source: Peer::default(),
+        destination: Peer::default(),
+        attributes: Vec::new(),
+    })
+}
+
+fn allow() -> Decision {
+    Decision { outcome: Outcome::Allow, ..Decision::refused(Refusal::Unavailable) }
+}
+
+fn code(verdict: &Verdict) -> Option<Code> {
+    match &verdict.gate {
+        Gate::Open => None,
+        Gate::Down(down) => Some(down.code),
+    }
+}
+
+#[test]
+fn a_part_of_a_proxys_time_is_for_the_way_back() {
+    let ms = Duration::from_millis;
+    for (left, used) in [
+        (0, None),
+        (1, None),
+        (2, None),
+        (3, Some(1)),
+        (10, Some(8)),
+        (20, Some(18)),
+        (50, Some(45)),
+        (100, Some(90)),
+        (1000, Some(990)),
+    ] {
+        assert_eq!(in_time(ms(left)), used.map(ms), "{left} ms");
+    }
+    assert_eq!(in_time(Duration::MAX), Duration::MAX.checked_sub(WAY_BACK_MAX));
+}
+
+/// The answer does not wait for a service that says nothing.
+#[tokio::test]
+async fn silence_is_a_denial_before_the_proxy_gives_up() {
+    let silent: Arc<ScriptedLater> = Arc::new(|_| Box::pin(pending()));
+    let desk = Desk::scripted_later(silent, listener());
+    let terms = Terms { within: Some(Duration::from_millis(5)), trace: None };
+    assert_eq!(code(&desk.decide(&bound(), terms, &request("/")).await), Some(Code::Deadline));
+}
+
+#[tokio::test]
+async fn nobody_is_asked_without_time_or_about_what_means_two_things() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let script: Arc<Scripted> = Arc::new(move |_, _, _, _| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(allow())
+    });
+    let desk = Desk::scripted(script, listener(), None);
+    let within = |ms| Terms { within: Some(Duration::from_millis(ms)), trace: None };
+    assert_eq!(code(&desk.decide(&bound(), within(2), &request("/")).await), Some(Code::Deadline));
+    let twofold = desk.decide(&bound(), Terms::default(), &request("/open/../admin")).await;
+    assert_eq!(code(&twofold), Some(Code::BadRequest));
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    // The control: with time, and about a path that means one.
+    assert_eq!(code(&desk.decide(&bound(), within(60_000), &request("/open/admin")).await), None);
+    let opaque = Input::Opaque { content_type: "application/json", bytes: b"/../" };
+    assert_eq!(code(&desk.decide(&bound(), Terms::default(), &opaque).await), None, "it has no path");
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+}
