@@ -384,7 +384,7 @@ fn to_child() -> impl Strategy<Value = ToChild> {
         Just(ToChild::Reassign),
         (class(), any::<u64>()).prop_map(|(class, generation)| ToChild::Supply { class, generation }),
         any::<u64>().prop_map(|serial| ToChild::Builder { serial }),
-        any::<u32>().prop_map(|uid| ToChild::Visits { uid }),
+        (any::<u32>(), any::<u64>()).prop_map(|(uid, generation)| ToChild::Visits { uid, generation }),
         (any::<u64>(), text()).prop_map(|(serial, why)| ToChild::NoBuilder { serial, why }),
     ]
 }
@@ -399,6 +399,7 @@ fn from_child() -> impl Strategy<Value = FromChild> {
             .prop_map(|(host_key, refused)| FromChild::Surveyed { host_key, refused }),
         (any::<u64>(), class()).prop_map(|(serial, class)| FromChild::Build { serial, class }),
         Just(FromChild::Changed),
+        any::<u64>().prop_map(|generation| FromChild::GatewayCut { generation }),
     ]
 }
 

@@ -50,13 +50,16 @@ pub enum SendError {
     Io(#[source] io::Error),
 }
 
-/// Why a message could not be received. All but `Io` are the other process's doing.
+/// Why a message could not be received. All but `Io` and `Lost` are the other process's doing.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     #[error("message on channel: {0}")]
     Decode(#[from] DecodeError),
     #[error("message on channel was longer than {0} bytes, or came with too many descriptors")]
     Truncated(usize),
+    /// This process may have no more open, or what came could not be taken for another reason of ours.
+    #[error("a descriptor that came with a message was lost; too many are open")]
+    Lost,
     #[error("receive on channel: {0}")]
     Io(#[source] io::Error),
 }
@@ -111,6 +114,10 @@ impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
     /// Receives one message. A descriptor that comes with one that does not decode is closed.
     pub fn receive(&self, buffer: &mut Vec<u8>) -> Result<Received<Rx>, ReceiveError> {
         Ok(match self.receive_into(buffer, cmsg_space!([RawFd; 1]))? {
+            // What the kernel aligns has room for two.
+            Received::Message(_, descriptors) if descriptors.len() > 1 => {
+                return Err(ReceiveError::Truncated(self.max));
+            }
             Received::Message(message, mut descriptors) => Received::Message(message, descriptors.pop()),
             Received::Nothing => Received::Nothing,
             Received::End => Received::End,
@@ -156,8 +163,15 @@ impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
         if length == 0 {
             return Ok(Received::End);
         }
-        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        if flags.contains(MsgFlags::MSG_TRUNC) {
             return Err(ReceiveError::Truncated(self.max));
+        }
+        // Where there was room for the first, only the sender can be why there was none for another.
+        if flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(match descriptors.as_slice() {
+                [] => ReceiveError::Lost,
+                _ => ReceiveError::Truncated(self.max),
+            });
         }
         let bytes = buffer.get(..length).ok_or(ReceiveError::Truncated(self.max))?;
         Ok(Received::Message(frame::decode(bytes)?, descriptors))
@@ -235,5 +249,22 @@ mod tests {
         assert!(matches!(heard(), Received::End));
         assert!(matches!(heard(), Received::End), "and so it stays");
         assert!(matches!(ours.send(&4, None), Err(SendError::Closed)));
+    }
+
+    #[test]
+    fn whoever_sends_more_than_may_be_is_told_from_one_whose_descriptor_got_lost() {
+        let (ours, theirs) = Channel::<u32, u32>::pair(MAX).expect("pair");
+        let stderr = io::stderr();
+        let heard = |many: usize| {
+            theirs.send_with(&7, &vec![stderr.as_fd(); many]).expect("room");
+            ours.receive(&mut Vec::new())
+        };
+        assert!(matches!(heard(1), Ok(Received::Message(7, Some(_)))), "the control");
+        for many in [2, 3, 5] {
+            assert!(matches!(heard(many), Err(ReceiveError::Truncated(MAX))), "{many}");
+        }
+        let long = Channel::<String, ()>::new(theirs.into(), 2 * MAX);
+        long.send(&"x".repeat(MAX), None).expect("room");
+        assert!(matches!(ours.receive(&mut Vec::new()), Err(ReceiveError::Truncated(MAX))));
     }
 }
