@@ -46,6 +46,7 @@ macro_rules! codes {
         pub(crate) enum Code { $($(#[$doc])* $code),+ }
 
         impl Code {
+            #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$code),+];
 
             pub(crate) const fn word(self) -> &'static str {

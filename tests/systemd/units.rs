@@ -17,7 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const UNITS: &str = "/etc/systemd/system";
-const UNIT_FILES: [&str; 4] = [
+const UNIT_FILES: [&str; 5] = [
     "portcullis.service",
     "portcullis.socket",
     "portcullis-operator.socket",

@@ -482,8 +482,12 @@ mod tests {
     fn a_role_that_does_not_exist_or_is_missing_is_noticed() {
         let mut status = status();
         status.processes.processes[1].role = "\u{1b}[2J".to_owned();
-        let configured =
-            Configured { uids: Vec::new(), classes: Ok(vec!["retail".to_owned()]), telemetry: None };
+        let configured = Configured {
+            uids: Vec::new(),
+            classes: Ok(vec!["retail".to_owned()]),
+            telemetry: None,
+            gateway: None,
+        };
         let census = take(&status, &configured);
         let text = format!("{:?}", census.findings.list);
         assert!(text.contains("role") && text.contains("\\\\u{1b}"), "{text}");
