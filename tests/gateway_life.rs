@@ -271,6 +271,8 @@ fn a_reload_changes_listeners_and_what_takes_a_restart_is_said() {
     let after = again(&service, "gateway", before).pid;
     opens_again(&service);
     assert_ne!(after, before);
+    assert_eq!(service.reload(), None);
+    assert_eq!(processes(&service, "gateway")[0].pid, after, "the control: nothing of it changes");
 
     let refused = with("[gateway.listener.http]", "[gateway.listener.other]").unwrap();
     assert!(refused.contains("restart the service to change the set of gateway.listener"), "{refused}");

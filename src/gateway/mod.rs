@@ -108,7 +108,7 @@ fn start(control: &Control) -> Result<(Sealed, Runtime, Threads), GatewayError> 
 fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError> {
     sandbox::check_inherited(Role::Gateway)?;
     let assignment: GatewayAssignment = assignment::read(take(fd::ASSIGNMENT)?)?;
-    let visits = Arc::new(Visits::new(take(fd::FIRST)?));
+    let visits = Arc::new(Visits::new(take(fd::FIRST)?, assignment.classes));
     let halls = (fd::GATEWAY_FIRST..).zip(assignment.listeners);
     let halls = halls.map(|(number, listener)| Ok(Hall::new(listener, take(number)?)));
     let halls = halls.collect::<Result<Vec<_>, GatewayError>>()?;
@@ -119,9 +119,8 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     let confined = given.confine(&Places::default())?;
     let landlock_abi = confined.landlock_abi();
     sandbox::prove_landlock()?;
-    let count = |number: u32| usize::try_from(number).unwrap_or(1).max(1);
-    let (threads, pipeline) = (count(assignment.threads), count(assignment.pipeline));
-    let threads = Threads::start(&Settled { threads, pipeline, halls, visits })?;
+    let threads = usize::try_from(assignment.threads).unwrap_or(1).max(1);
+    let threads = Threads::start(&Settled { threads, halls, visits })?;
     let sealed = confined.seal()?;
     let landlock_proven_threads = threads.proven.saturating_add(1);
     let ready = Ready { loaded: 0, refused: 0, pagemap_scan: false, landlock_abi, landlock_proven_threads };
