@@ -23,7 +23,7 @@ mod verdict;
 mod visit;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -53,6 +53,8 @@ enum GatewayError {
     Assignment(#[from] AssignmentError),
     #[error("start event loop: {0}")]
     Runtime(#[source] io::Error),
+    #[error("take the numbers of listeners: {0}")]
+    Occupy(#[source] io::Error),
     #[error(transparent)]
     Threads(#[from] ThreadsError),
     #[error("seal: {0}")]
@@ -121,10 +123,24 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     sandbox::prove_landlock()?;
     let threads = usize::try_from(assignment.threads).unwrap_or(1).max(1);
     let threads = Threads::start(&Settled { threads, halls, visits })?;
+    occupy(fd::GATEWAY_LAST).map_err(GatewayError::Occupy)?;
     let sealed = confined.seal()?;
     let landlock_proven_threads = threads.proven.saturating_add(1);
     let ready = Ready { loaded: 0, refused: 0, pagemap_scan: false, landlock_abi, landlock_proven_threads };
     Ok((sealed, ready, runtime, threads))
+}
+
+/// Takes every descriptor number up to `last` that is free, for good. What comes later is above it: by the number the profile
+/// tells connections, which may be shut down, from sockets that listen and are not this process's alone.
+fn occupy(last: RawFd) -> io::Result<()> {
+    loop {
+        // /dev/null.
+        let one = io::stdin().as_fd().try_clone_to_owned()?;
+        if one.as_raw_fd() > last {
+            return Ok(());
+        }
+        std::mem::forget(one);
+    }
 }
 
 fn serve(_sealed: Sealed, runtime: &Runtime, threads: Threads, control: Control) -> Result<(), GatewayError> {

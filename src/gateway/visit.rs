@@ -206,7 +206,7 @@ mod tests {
         let (tenant, id) = worker.asked().await;
         assert_eq!(tenant, "globex");
         worker.answers(id).await;
-        other.await.unwrap().unwrap();
+        let _ = other.await.unwrap().unwrap();
         // Nobody waits any more for these, and still they have their places until they are answered.
         for task in &slow {
             task.abort();
@@ -216,7 +216,7 @@ mod tests {
         let (tenant, id) = worker.asked().await;
         assert_eq!(tenant, "globex");
         worker.answers(id).await;
-        third.await.unwrap().unwrap();
+        let _ = third.await.unwrap().unwrap();
         for id in ids {
             worker.answers(id).await;
         }
@@ -244,7 +244,7 @@ mod tests {
             worker.answers(next).await;
         }
         for task in all {
-            task.await.unwrap().unwrap();
+            let _ = task.await.unwrap().unwrap();
         }
     }
 }

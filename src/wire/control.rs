@@ -29,6 +29,8 @@ pub mod fd {
     /// Gateway: the first of its listeners' sockets; the others follow, in the order of its assignment, up to
     /// [`super::super::gateway::LISTENERS_MAX`]. Its [`FIRST`] is SOCK_SEQPACKET to the frontend (see [`super::super::gateway`]).
     pub const GATEWAY_FIRST: i32 = 6;
+    /// The last that may be one's.
+    pub const GATEWAY_LAST: i32 = 21;
 }
 
 /// What the supervisor tells a child.

@@ -890,7 +890,7 @@ fn a_gateway_is_told_what_its_listeners_are_for() {
     assert_eq!((told.threads, told.listeners.len()), (2, 1));
     let class = &told.classes[0];
     assert_eq!(told.classes.len(), 1, "who is not asked for is nobody's business");
-    assert_eq!((class.class.as_str(), class.pipeline), ("retail", 256));
+    assert_eq!((class.class.as_str(), class.pipeline), ("a", 256));
     assert_eq!(class.tenants, ["acme".parse().expect("name")]);
     let one = &told.listeners[0];
     assert_eq!(
