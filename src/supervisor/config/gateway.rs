@@ -57,6 +57,22 @@ impl Gateway {
     }
 }
 
+impl GatewayListener {
+    /// What an operator may not be aware of, if there is such.
+    #[must_use]
+    pub fn caution(&self) -> Option<String> {
+        let Listener { name, tenant, .. } = &self.listener;
+        match (&self.place, tenant) {
+            (Place::Tcp(address), Binding::Header { name: header, among }) if among.len() > 1 => Some(format!(
+                "gateway.listener.{name}: every user of this machine reaches {address}, and asks for whichever of its {} \
+                 tenants it names in {header}; make it a Unix socket, or a listener for each tenant",
+                among.len()
+            )),
+            _ => None,
+        }
+    }
+}
+
 impl Config {
     /// What the gateway needs of it, if there is to be one.
     #[must_use]
