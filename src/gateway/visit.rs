@@ -97,7 +97,10 @@ mod tests {
         let class = TrustClass::new("one").unwrap();
         let welcome = ServerFrame::Welcome { version: PROTOCOL_VERSION, class, generation: 1 };
         let stream = told(socket, &welcome);
-        // It has asked; and whoever ends the connection ends the question.
+        stream.set_nonblocking(true).unwrap();
+        let mut stream = tokio::net::UnixStream::from_std(stream).unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 1, "it asks");
+        // Whoever ends the connection ends the question.
         drop(stream);
         assert!(matches!(asked.await.unwrap(), Err(ClientError::Closed(_))));
 

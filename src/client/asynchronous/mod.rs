@@ -292,24 +292,27 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::{UnixListener, UnixStream};
-
     use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
 
     use super::*;
     use crate::wire::client::{PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame};
     use crate::wire::frame;
 
-    /// The next to connect is welcomed to that class; nobody reads what it says.
-    async fn welcome(listener: &tokio::net::UnixListener, class: &str) -> UnixStream {
-        let (stream, _) = listener.accept().await.unwrap();
+    /// The next to connect is welcomed to that class, and left once it has asked.
+    async fn welcome_and_leave(listener: &UnixListener, class: &str) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hello = BytesMut::new();
+        while frame::next_frame(&mut hello, SERVER_FRAME_MAX).unwrap().is_none() {
+            assert_ne!(stream.read_buf(&mut hello).await.unwrap(), 0);
+        }
         let class = TrustClass::new(class).unwrap();
         let welcome = ServerFrame::Welcome { version: PROTOCOL_VERSION, class, generation: 1 };
         let mut bytes = BytesMut::new();
         frame::encode_frame(&welcome, &mut bytes, SERVER_FRAME_MAX).unwrap();
-        let mut stream = stream.into_std().unwrap();
-        std::io::Write::write_all(&mut stream, &bytes).unwrap();
-        stream
+        stream.write_all(&bytes).await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 1);
     }
 
     #[tokio::test]
@@ -317,16 +320,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let listener = tokio::net::UnixListener::from_std(listener).unwrap();
         let client = Client::new(&path);
         let acme = Tenant::new("acme").unwrap();
         // Each names another class, so that none takes another's place.
         for class in ["one", "two", "three"] {
             let within = Duration::from_secs(20);
-            let (answer, ()) = tokio::join!(client.ping(&acme, within), async {
-                drop(welcome(&listener, class).await);
-            });
+            let (answer, ()) =
+                tokio::join!(client.ping(&acme, within), welcome_and_leave(&listener, class));
             assert!(matches!(answer, Err(ClientError::Closed(_))), "{answer:?}");
             assert_eq!(client.shared.routes().connections.len(), 1, "{class}");
         }
