@@ -750,7 +750,13 @@ fn a_full_frame_of_the_smallest_elements_stays_bounded() {
     assert!(taken);
     assert!(most <= 32 * CLIENT_FRAME_MAX, "{most} bytes for an input");
     let metadata = filled(&[1, 1, 0, 0, 0, 0, 0, 0], 2, 8, SERVER_FRAME_MAX);
-    let (taken, most) = most_allocated(|| frame::decode::<ServerFrame>(&metadata).is_ok());
-    assert!(taken);
-    assert!(most <= 48 * SERVER_FRAME_MAX, "{most} bytes for a decision");
+    let (taken, most) = most_allocated(|| frame::decode::<ServerFrame>(&metadata));
+    assert_eq!(taken, Err(DecodeError::Malformed), "more of them than a decision may have");
+    assert!(most <= 1 << 20, "{most} bytes for a decision");
+    let decision = Decision { outcome: Outcome::Allow, ..Decision::refused(Refusal::Unavailable) };
+    let smallest = frame::encode(&decision, 64).unwrap();
+    assert!(smallest.iter().all(|byte| *byte == 0), "{smallest:?}");
+    let decisions = filled(&[2, 1], smallest.len(), 0, SERVER_FRAME_MAX);
+    let (_, most) = most_allocated(|| frame::decode::<ServerFrame>(&decisions).is_ok());
+    assert!(most <= 48 * SERVER_FRAME_MAX, "{most} bytes for a batch of decisions");
 }

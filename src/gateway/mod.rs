@@ -23,6 +23,7 @@ mod verdict;
 mod visit;
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -111,6 +112,8 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     sandbox::check_inherited(Role::Gateway)?;
     let assignment: GatewayAssignment = assignment::read(take(fd::ASSIGNMENT)?)?;
     let visits = Arc::new(Visits::new(take(fd::FIRST)?, assignment.classes));
+    // The profile lets nobody close it, so that nothing else gets its number: the last thread that ends must not either.
+    std::mem::forget(Arc::clone(&visits));
     let halls = (fd::GATEWAY_FIRST..).zip(assignment.listeners);
     let halls = halls.map(|(number, listener)| Ok(Hall::new(listener, take(number)?)));
     let halls = halls.collect::<Result<Vec<_>, GatewayError>>()?;
@@ -149,7 +152,8 @@ fn serve(_sealed: Sealed, runtime: &Runtime, threads: Threads, control: Control)
 
 /// Until the supervisor has it drain and nothing is left.
 async fn run(threads: Threads, control: Control) -> Result<(), GatewayError> {
-    let control = Polled::new(control).map_err(GatewayError::Runtime)?;
+    // Never closed, as the channel to the frontend: the process ends with it.
+    let control = ManuallyDrop::new(Polled::new(control).map_err(GatewayError::Runtime)?);
     let Threads { release, serving, closing, pings, mut done, .. } = threads;
     release.release();
     let mut buffer = Vec::new();

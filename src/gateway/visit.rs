@@ -64,7 +64,9 @@ mod tests {
 
     use crate::decision::{Decision, PolicyName, Refusal};
     use crate::wire::channel::Received;
-    use crate::wire::client::{CLIENT_FRAME_MAX, ClientFrame, Farewell, PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame};
+    use crate::wire::client::{
+        CLIENT_FRAME_MAX, ClientFrame, Farewell, PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame,
+    };
     use crate::wire::frame;
 
     fn told(socket: OwnedFd, said: &ServerFrame) -> std::os::unix::net::UnixStream {

@@ -149,7 +149,10 @@ pub(crate) fn asks_through_the_gateway(service: &Service) -> bool {
     let asked = || -> std::io::Result<String> {
         let mut proxy = std::os::unix::net::UnixStream::connect(service.site.path("run/http.sock"))?;
         proxy.set_read_timeout(Some(PATIENCE))?;
-        std::io::Write::write_all(&mut proxy, b"GET /do/allow HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")?;
+        std::io::Write::write_all(
+            &mut proxy,
+            b"GET /do/allow HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+        )?;
         let mut said = String::new();
         std::io::Read::read_to_string(&mut proxy, &mut said)?;
         Ok(said)

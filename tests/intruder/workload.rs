@@ -103,8 +103,9 @@ fn ask_at_the_gateway(service: &Service) {
     let body = vec![b'x'; 900_000];
     let question = |word: &str, body: &[u8]| {
         let length = body.len();
-        let head =
-            format!("POST /do/{word} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+        let head = format!(
+            "POST /do/{word} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+        );
         [head.as_bytes(), body].concat()
     };
     let mut proxies: Vec<UnixStream> = (0..50).map(|_| proxy()).collect();

@@ -152,7 +152,9 @@ impl Connection {
             }
         };
         let (answer, answered) = oneshot::channel();
-        let id = self.link.put(|exchange| question(exchange, Waiter { answer, _place: place, _of_share: of_share }))?;
+        let id = self
+            .link
+            .put(|exchange| question(exchange, Waiter { answer, _place: place, _of_share: of_share }))?;
         let _given_up = GiveUp { link: &self.link, id };
         match timeout_at(until.into(), answered).await {
             Ok(Ok(result)) => result,

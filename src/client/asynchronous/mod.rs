@@ -19,9 +19,7 @@ use super::backoff::Backoff;
 use super::deadline::local_limit;
 use super::exchange::{Answer, Exchange, Subject};
 use super::{Breach, ClientError, Deadline, Settings};
-use crate::decision::{
-    Decision, Input, Outcome, PolicyName, Refusal, Tenant, TraceContext, TrustClass,
-};
+use crate::decision::{Decision, Input, Outcome, PolicyName, Refusal, Tenant, TraceContext, TrustClass};
 
 /// Most tenants whose failed attempts are remembered; past it those that may be tried again are forgotten.
 const REMEMBERED_FAILURES: usize = 1024;
@@ -325,8 +323,7 @@ mod tests {
         // Each names another class, so that none takes another's place.
         for class in ["one", "two", "three"] {
             let within = Duration::from_secs(20);
-            let (answer, ()) =
-                tokio::join!(client.ping(&acme, within), welcome_and_leave(&listener, class));
+            let (answer, ()) = tokio::join!(client.ping(&acme, within), welcome_and_leave(&listener, class));
             assert!(matches!(answer, Err(ClientError::Closed(_))), "{answer:?}");
             assert_eq!(client.shared.routes().connections.len(), 1, "{class}");
         }

@@ -28,9 +28,7 @@ use super::backoff::Backoff;
 use super::deadline::local_limit;
 use super::exchange::{Answer, Subject};
 use super::{Breach, ClientError, Deadline, Settings};
-use crate::decision::{
-    Decision, Input, Outcome, PolicyName, Refusal, Tenant, TraceContext, TrustClass,
-};
+use crate::decision::{Decision, Input, Outcome, PolicyName, Refusal, Tenant, TraceContext, TrustClass};
 
 /// Most tenants whose failed attempts are remembered; past it those that may be tried again are forgotten.
 const REMEMBERED_FAILURES: usize = 1024;

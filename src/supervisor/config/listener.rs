@@ -87,7 +87,8 @@ impl<'d> Reader<'_, 'd> {
     fn may_ask(&self, at: usize, peers: Vec<u32>, tables: [Option<Vec<u32>>; 2]) -> Vec<u32> {
         let listed = (!peers.is_empty()).then_some(peers);
         let all = listed.into_iter().chain(tables.into_iter().flatten());
-        let both = |one: Vec<u32>, other: Vec<u32>| one.into_iter().filter(|uid| other.contains(uid)).collect();
+        let both =
+            |one: Vec<u32>, other: Vec<u32>| one.into_iter().filter(|uid| other.contains(uid)).collect();
         match all.reduce(both) {
             None => Vec::new(),
             Some(none) if none.is_empty() => {

@@ -993,7 +993,10 @@ fn what_is_wrong_with_a_listener_is_said() {
         ("listen = \"127.0.0.1:9191\"\npeers = [33]", "peers: who connects over TCP has no UID"),
         ("tenant = { peer = { \"65534\" = \"acme\" } }", "tenant: 65534 stands for every user"),
         ("policy = { peer = { \"4294967295\" = \"jwt-gate\" } }", "policy: 4294967295 is not a UID"),
-        ("peers = [34]\ntenant = { peer = { \"33\" = \"acme\" } }", "no UID is in all of peers and the tables"),
+        (
+            "peers = [34]\ntenant = { peer = { \"33\" = \"acme\" } }",
+            "no UID is in all of peers and the tables",
+        ),
         (
             "listen = \"127.0.0.1:9191\"\ntenant = { peer = { \"33\" = \"acme\" } }",
             "tenant: who connects over TCP has no UID",
