@@ -150,6 +150,17 @@ mod asynchronous {
     }
 
     #[tokio::test]
+    async fn a_tenant_whose_class_has_changed_is_looked_for_anew() {
+        let service = FakeService::start(moved);
+        let client = Client::new(service.socket());
+        let refused = ask(&client, "acme", "a").await.unwrap();
+        assert_eq!(refused.outcome, Outcome::Refused(Refusal::NotPermitted));
+        assert_eq!(reason(ask(&client, "acme", "b").await), "b");
+        assert_eq!(reason(ask(&client, "acme", "c").await), "c");
+        service.finish();
+    }
+
+    #[tokio::test]
     async fn questions_at_once_open_one_connection() {
         let service = FakeService::start(|listener| {
             let (mut peer, _) = Peer::welcome(listener, "retail");
@@ -483,6 +494,17 @@ mod on_threads {
     }
 
     #[test]
+    fn a_tenant_whose_class_has_changed_is_looked_for_anew() {
+        let service = FakeService::start(moved);
+        let mut client = blocking::Client::new(service.socket());
+        let refused = ask(&mut client, "acme", "a").unwrap();
+        assert_eq!(refused.outcome, Outcome::Refused(Refusal::NotPermitted));
+        assert_eq!(reason(ask(&mut client, "acme", "b")), "b");
+        assert_eq!(reason(ask(&mut client, "acme", "c")), "c");
+        service.finish();
+    }
+
+    #[test]
     fn what_was_written_is_never_asked_again() {
         let service = FakeService::start(|listener| {
             let (mut peer, _) = Peer::welcome(listener, "retail");
@@ -697,6 +719,18 @@ mod on_threads {
 }
 
 /// Answers a batch with the texts of its questions, then a ping.
+/// The class that the tenant was in does not decide for it; the other does, over one connection.
+fn moved(listener: &UnixListener) {
+    let (mut before, _) = Peer::welcome(listener, "retail");
+    let (id, _) = before.question();
+    before.send(&ServerFrame::Decision { id, decision: Decision::refused(Refusal::NotPermitted) });
+    let (mut now, _) = Peer::welcome(listener, "bank");
+    for _ in 0..2 {
+        let (id, text) = now.question();
+        now.echo(id, &text);
+    }
+}
+
 fn batch_service(listener: &UnixListener) {
     let (mut peer, _) = Peer::welcome(listener, "retail");
     let bytes = peer.frame().unwrap();

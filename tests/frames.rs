@@ -384,7 +384,7 @@ fn to_child() -> impl Strategy<Value = ToChild> {
         Just(ToChild::Reassign),
         (class(), any::<u64>()).prop_map(|(class, generation)| ToChild::Supply { class, generation }),
         any::<u64>().prop_map(|serial| ToChild::Builder { serial }),
-        any::<u32>().prop_map(|uid| ToChild::Visits { uid }),
+        (any::<u32>(), any::<u64>()).prop_map(|(uid, generation)| ToChild::Visits { uid, generation }),
         (any::<u64>(), text()).prop_map(|(serial, why)| ToChild::NoBuilder { serial, why }),
     ]
 }
@@ -399,6 +399,7 @@ fn from_child() -> impl Strategy<Value = FromChild> {
             .prop_map(|(host_key, refused)| FromChild::Surveyed { host_key, refused }),
         (any::<u64>(), class()).prop_map(|(serial, class)| FromChild::Build { serial, class }),
         Just(FromChild::Changed),
+        any::<u64>().prop_map(|generation| FromChild::GatewayCut { generation }),
     ]
 }
 
@@ -749,7 +750,13 @@ fn a_full_frame_of_the_smallest_elements_stays_bounded() {
     assert!(taken);
     assert!(most <= 32 * CLIENT_FRAME_MAX, "{most} bytes for an input");
     let metadata = filled(&[1, 1, 0, 0, 0, 0, 0, 0], 2, 8, SERVER_FRAME_MAX);
-    let (taken, most) = most_allocated(|| frame::decode::<ServerFrame>(&metadata).is_ok());
-    assert!(taken);
-    assert!(most <= 48 * SERVER_FRAME_MAX, "{most} bytes for a decision");
+    let (taken, most) = most_allocated(|| frame::decode::<ServerFrame>(&metadata));
+    assert_eq!(taken, Err(DecodeError::Malformed), "more of them than a decision may have");
+    assert!(most <= 1 << 20, "{most} bytes for a decision");
+    let decision = Decision { outcome: Outcome::Allow, ..Decision::refused(Refusal::Unavailable) };
+    let smallest = frame::encode(&decision, 64).unwrap();
+    assert!(smallest.iter().all(|byte| *byte == 0), "{smallest:?}");
+    let decisions = filled(&[2, 1], smallest.len(), 0, SERVER_FRAME_MAX);
+    let (_, most) = most_allocated(|| frame::decode::<ServerFrame>(&decisions).is_ok());
+    assert!(most <= 48 * SERVER_FRAME_MAX, "{most} bytes for a batch of decisions");
 }

@@ -44,7 +44,7 @@ use self::operator::{Ask, Desk, OPERATORS_MAX, attend};
 use self::peer::Peer;
 use self::routes::{News, What};
 use self::switchboard::{Limits, Switchboard};
-use self::visits::Visitor;
+use self::visits::{Judged, Left, Visitor};
 use crate::journal;
 use crate::sandbox::{self, Given, Places, Role, SealError, Sealed};
 use crate::wire::assignment::{self, AssignmentError};
@@ -165,7 +165,7 @@ struct Frontend {
     asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
     /// What gateways bring; closed for good when draining.
     visits: (mpsc::Sender<Visitor>, mpsc::Receiver<Visitor>),
-    visited: JoinSet<()>,
+    visited: JoinSet<Left>,
 }
 
 impl Frontend {
@@ -222,7 +222,7 @@ impl Frontend {
                 }
                 stream = next_at(self.clients.as_mut()), if self.serving => self.arrived(stream),
                 Some(visitor) = self.visits.1.recv(), if self.serving => self.visited_by(visitor),
-                Some(done) = self.visited.join_next() => finished(done),
+                Some(left) = self.visited.join_next() => tell_if_cut(&control, &finished(left))?,
                 stream = self.operators.next(), if self.serving => self.operator_arrived(stream),
                 Some(ask) = self.asks.1.recv() => self.desk.ask(ask, &mut self.board.routes),
                 Some(done) = self.errands.join_next() => finished(done),
@@ -266,8 +266,8 @@ impl Frontend {
             (ToChild::Route { class, generation }, Some(channel)) => {
                 self.board.route(class, generation, channel);
             }
-            (ToChild::Visits { uid }, Some(channel)) if self.clients.is_some() => {
-                self.visited.spawn(visits::receive(channel, uid, self.visits.0.clone()));
+            (ToChild::Visits { uid, generation }, Some(channel)) if self.clients.is_some() => {
+                self.visited.spawn(visits::receive(channel, uid, generation, self.visits.0.clone()));
             }
             (ToChild::Visits { .. }, Some(_)) => {}
             (ToChild::Processes(table), _) => self.desk.processes = table,
@@ -328,7 +328,13 @@ impl Frontend {
 
     /// As if it had been accepted and had greeted.
     fn visited_by(&mut self, visitor: Visitor) {
-        let Visitor { connection, tenant } = visitor;
+        let Visitor { connection, tenant, judged } = visitor;
+        let twice = self.board.knows(&connection);
+        // Nobody hears it where the gateway's channel has ended meanwhile.
+        let _ = judged.send(if twice { Judged::Twice } else { Judged::New });
+        if twice {
+            return;
+        }
         let peer = connection.peer;
         match self.board.arrived(peer) {
             Ok(()) => {
@@ -348,6 +354,16 @@ impl Frontend {
             }
             // Nobody there, or too many at once: an operator tries again.
             _ => {}
+        }
+    }
+}
+
+/// A gateway that has no way here any more is of no use: the supervisor replaces it.
+fn tell_if_cut(control: &Polled<FromChild, ToChild>, left: &Left) -> Result<(), FrontendError> {
+    match left {
+        Left::Gone => Ok(()),
+        Left::Cut { generation } => {
+            control.try_send(&FromChild::GatewayCut { generation: *generation }).map_err(FrontendError::Tell)
         }
     }
 }

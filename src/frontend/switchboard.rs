@@ -72,6 +72,11 @@ impl Switchboard {
         self.seats = limits.of_classes;
     }
 
+    /// Whether a worker has it, or is to get it.
+    pub(super) fn knows(&self, connection: &Connection) -> bool {
+        self.table.knows(connection.cookie)
+    }
+
     /// Somebody has connected. If there is a seat it is taken, and [`Self::greeted`] must follow.
     pub(super) fn arrived(&mut self, peer: Peer) -> Result<(), Farewell> {
         self.counters.accepted += 1;

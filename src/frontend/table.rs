@@ -79,9 +79,15 @@ impl Table {
         self.classes.get(class).copied().unwrap_or(0)
     }
 
-    /// A seated connection has been greeted.
+    /// Whether it has been greeted already, and has not ended since.
+    pub(super) fn knows(&self, cookie: Cookie) -> bool {
+        self.entries.contains_key(&cookie)
+    }
+
+    /// A seated connection has been greeted. Nobody comes here twice: see [`Self::knows`].
     pub(super) fn enter(&mut self, cookie: Cookie, entry: Entry) {
-        // The kernel does not give a name twice; if it did, there would be one seat too many.
+        // The kernel does not give a name twice, and who brings one twice is not heard; were it so, there would be one seat too
+        // many.
         self.forget(cookie);
         *self.classes.entry(entry.class.clone()).or_default() += 1;
         self.entries.insert(cookie, entry);

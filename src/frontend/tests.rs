@@ -11,6 +11,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+mod visits;
+
 use super::*;
 use crate::decision::{Quota, Tenant, TrustClass};
 use crate::wire::client::{

@@ -2,15 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
@@ -19,15 +20,25 @@ use crate::wire::polled;
 
 /// How long nobody is let in after accepting failed.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The log is told of a listener this often at most: who connects must not be who decides how much is written.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// One listener, for all threads.
 #[derive(Debug)]
 pub(super) struct Hall {
     pub(super) listener: Arc<Listener>,
     socket: Arc<OwnedFd>,
-    inside: AtomicU32,
-    /// The log has been told that somebody was turned away, and not yet that nobody is any more.
-    turned_away: AtomicBool,
+    /// One for each connection that there may be.
+    seats: Arc<Semaphore>,
+    told: Mutex<Told>,
+}
+
+/// What the log knows of a listener's troubles.
+#[derive(Debug, Default)]
+struct Told {
+    last: Option<Instant>,
+    /// Since then.
+    untold: u64,
 }
 
 /// Who came in, and may stay.
@@ -43,18 +54,19 @@ pub(super) struct Guest {
 /// Counts one connection for as long as it lasts.
 #[derive(Debug)]
 pub(super) struct Seat {
-    hall: Arc<Hall>,
+    _of_hall: OwnedSemaphorePermit,
     floor: Arc<Floor>,
     thread: usize,
 }
 
 impl Hall {
     pub(super) fn new(listener: Listener, socket: OwnedFd) -> Arc<Self> {
+        let seats = usize::try_from(listener.max_connections).unwrap_or(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             listener: Arc::new(listener),
             socket: Arc::new(socket),
-            inside: AtomicU32::new(0),
-            turned_away: AtomicBool::new(false),
+            seats: Arc::new(Semaphore::new(seats.min(Semaphore::MAX_PERMITS))),
+            told: Mutex::default(),
         })
     }
 
@@ -63,14 +75,30 @@ impl Hall {
         Ok(Door { watched: polled::watch(Arc::clone(&self.socket))?, hall: Arc::clone(self) })
     }
 
-    fn turn_away(&self, why: impl std::fmt::Display) {
-        if !self.turned_away.swap(true, Ordering::Relaxed) {
-            warn!(listener = self.listener.name.as_str(), %why, "connections are closed at once");
-        }
+    /// True where the log hears it.
+    fn tell(&self, why: impl std::fmt::Display) -> bool {
+        let untold = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            if told.last.is_some_and(|last| now.saturating_duration_since(last) < TELL_EVERY) {
+                told.untold = told.untold.saturating_add(1);
+                return false;
+            }
+            told.last = Some(now);
+            std::mem::take(&mut told.untold)
+        };
+        warn!(listener = self.listener.name.as_str(), %why, untold, "not everybody is let in");
+        true
     }
 
     /// Who may stay, and on which thread.
-    fn admit(self: &Arc<Self>, socket: OwnedFd, floor: &Arc<Floor>, here: usize) -> Option<Guest> {
+    fn admit(
+        self: &Arc<Self>,
+        socket: OwnedFd,
+        seat: OwnedSemaphorePermit,
+        floor: &Arc<Floor>,
+        here: usize,
+    ) -> Option<Guest> {
         let peer = match self.listener.socket {
             SocketKind::Tcp => None,
             SocketKind::Unix => match getsockopt(&socket.as_fd(), sockopt::PeerCredentials) {
@@ -81,18 +109,11 @@ impl Hall {
         };
         let peers = &self.listener.peers;
         if let Some(uid) = peer.filter(|uid| !peers.is_empty() && !peers.contains(uid)) {
-            self.turn_away(format_args!("UID {uid} is none of its peers"));
+            self.tell(format_args!("UID {uid} is none of its peers"));
             return None;
         }
-        let most = self.listener.max_connections;
-        let room = |inside: u32| (inside < most).then_some(inside.saturating_add(1));
-        if self.inside.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
-            self.turn_away(format_args!("there are max_connections, {most}"));
-            return None;
-        }
-        self.turned_away.store(false, Ordering::Relaxed);
         let thread = floor.take(here);
-        let seat = Seat { hall: Arc::clone(self), floor: Arc::clone(floor), thread };
+        let seat = Seat { _of_hall: seat, floor: Arc::clone(floor), thread };
         Some(Guest { socket, hall: Arc::clone(self), peer, seat })
     }
 }
@@ -106,7 +127,6 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.hall.inside.fetch_sub(1, Ordering::Relaxed);
         self.floor.leave(self.thread);
     }
 }
@@ -127,22 +147,43 @@ impl Door {
                 std::future::pending::<()>().await;
                 continue;
             };
+            let seat = self.seat().await;
             // All threads wait for the same socket: what one was woken for another may have taken.
             match SockRef::from(&*self.hall.socket).accept() {
                 Ok((socket, _)) => {
-                    if let Some(guest) = self.hall.admit(socket.into(), floor, here) {
+                    if let Some(guest) = self.hall.admit(socket.into(), seat, floor, here) {
                         return guest;
                     }
+                    // Whoever connects again and again has no claim to this thread.
+                    yield_now().await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
-                Err(error) if gone(&error) => {}
+                Err(error) if gone(&error) => yield_now().await,
                 // EMFILE, ENFILE, ENOMEM: trying again at once would only burn the processor.
                 Err(error) => {
-                    self.hall.turn_away(&error);
+                    self.hall.tell(&error);
                     drop(guard);
+                    drop(seat);
                     sleep(PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Who comes while there is none waits where the kernel keeps those that connect.
+    async fn seat(&self) -> OwnedSemaphorePermit {
+        let seats = &self.hall.seats;
+        if let Ok(seat) = Arc::clone(seats).try_acquire_owned() {
+            return seat;
+        }
+        self.hall.tell(format_args!(
+            "there are max_connections, {}: others wait",
+            self.hall.listener.max_connections
+        ));
+        match Arc::clone(seats).acquire_owned().await {
+            Ok(seat) => seat,
+            // Nobody closes it.
+            Err(_) => std::future::pending().await,
         }
     }
 }
@@ -253,6 +294,13 @@ mod tests {
         assert_eq!(read.unwrap(), 0);
     }
 
+    /// Comes when somebody waits for a place.
+    async fn waits(hall: &Hall) {
+        while hall.told.lock().unwrap().last.is_none() {
+            yield_now().await;
+        }
+    }
+
     #[tokio::test]
     async fn only_peers_stay_and_the_kernel_says_who_they_are() {
         for (peers, stays) in [(vec![], true), (vec![own(), 7], true), (vec![own() + 1], false)] {
@@ -268,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_too_many_is_turned_away_and_a_place_becomes_free() {
+    async fn whoever_is_too_many_waits_and_a_place_becomes_free() {
         let place = Place::new(listener(vec![], 2));
         let (floor, _) = Floor::new(1);
         let door = place.hall.door().unwrap();
@@ -277,13 +325,71 @@ mod tests {
         let third = place.connect();
         tokio::select! {
             guest = door.next(&floor, 0) => panic!("{guest:?}"),
-            () = closed(third) => {}
+            () = waits(&place.hall) => {}
         }
-        assert_eq!(place.hall.inside.load(Ordering::Relaxed), 2);
         drop(one);
-        let _fourth = place.connect();
-        let _guest = door.next(&floor, 0).await;
-        assert_eq!(place.hall.inside.load(Ordering::Relaxed), 2);
+        let guest = door.next(&floor, 0).await;
+        assert_eq!(place.hall.seats.available_permits(), 0);
+        drop(guest);
+        closed(third).await;
+        assert_eq!(place.hall.seats.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_place_that_becomes_free_on_one_thread_another_takes() {
+        let place = Place::new(listener(vec![], 1));
+        let (floor, _) = Floor::new(2);
+        let door = place.hall.door().unwrap();
+        let (_first, _second) = (place.connect(), place.connect());
+        let one = door.next(&floor, 0).await;
+        let (hall, floor) = (Arc::clone(&place.hall), Arc::clone(&floor));
+        let other = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { hall.door().unwrap().next(&floor, 1).await })
+        });
+        waits(&place.hall).await;
+        drop(one);
+        assert_eq!(other.join().unwrap().peer, Some(own()));
+    }
+
+    /// One thread, as it is for those whom it serves.
+    #[tokio::test]
+    async fn who_is_turned_away_again_and_again_keeps_nobody_waiting() {
+        let place = Place::new(listener(vec![own() + 1], 8));
+        let (floor, _) = Floor::new(1);
+        let door = place.hall.door().unwrap();
+        let proxies: Vec<_> = (0..64).map(|_| place.connect()).collect();
+        let closed = |mut proxy: &UnixStream| {
+            proxy.set_nonblocking(true).unwrap();
+            std::io::Read::read(&mut proxy, &mut [0]).is_ok()
+        };
+        let others = async {
+            loop {
+                yield_now().await;
+                match proxies.iter().filter(|proxy| closed(proxy)).count() {
+                    0 => {}
+                    turned_away => break turned_away,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            guest = door.next(&floor, 0) => panic!("{guest:?}"),
+            turned_away = others => assert!(turned_away < proxies.len(), "all of them first"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_log_is_told_once_in_a_while_whoever_comes_between() {
+        let place = Place::new(listener(vec![], 8));
+        assert!(place.hall.tell("first"));
+        assert!(!place.hall.tell("second") && !place.hall.tell("third"));
+        let mut told = place.hall.told.lock().unwrap();
+        assert_eq!(told.untold, 2);
+        told.last = told.last.and_then(|last| last.checked_sub(TELL_EVERY));
+        drop(told);
+        assert!(place.hall.tell("fourth"));
+        assert_eq!(place.hall.told.lock().unwrap().untold, 0);
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ mod visit;
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -54,6 +54,8 @@ enum GatewayError {
     Assignment(#[from] AssignmentError),
     #[error("start event loop: {0}")]
     Runtime(#[source] io::Error),
+    #[error("take the numbers of listeners: {0}")]
+    Occupy(#[source] io::Error),
     #[error(transparent)]
     Threads(#[from] ThreadsError),
     #[error("seal: {0}")]
@@ -109,7 +111,9 @@ fn start(control: &Control) -> Result<(Sealed, Runtime, Threads), GatewayError> 
 fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError> {
     sandbox::check_inherited(Role::Gateway)?;
     let assignment: GatewayAssignment = assignment::read(take(fd::ASSIGNMENT)?)?;
-    let visits = Arc::new(Visits::new(take(fd::FIRST)?));
+    let visits = Arc::new(Visits::new(take(fd::FIRST)?, assignment.classes));
+    // The profile lets nobody close it, so that nothing else gets its number: the last thread that ends must not either.
+    std::mem::forget(Arc::clone(&visits));
     let halls = (fd::GATEWAY_FIRST..).zip(assignment.listeners);
     let halls = halls.map(|(number, listener)| Ok(Hall::new(listener, take(number)?)));
     let halls = halls.collect::<Result<Vec<_>, GatewayError>>()?;
@@ -122,13 +126,26 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     let confined = given.confine(&Places::default())?;
     let landlock_abi = confined.landlock_abi();
     sandbox::prove_landlock()?;
-    let count = |number: u32| usize::try_from(number).unwrap_or(1).max(1);
-    let (threads, pipeline) = (count(assignment.threads), count(assignment.pipeline));
-    let threads = Threads::start(&Settled { threads, pipeline, halls, visits })?;
+    let threads = usize::try_from(assignment.threads).unwrap_or(1).max(1);
+    let threads = Threads::start(&Settled { threads, halls, visits })?;
+    occupy(fd::GATEWAY_LAST).map_err(GatewayError::Occupy)?;
     let sealed = confined.seal()?;
     let landlock_proven_threads = threads.proven.saturating_add(1);
     let ready = Ready { loaded: 0, refused: 0, pagemap_scan: false, landlock_abi, landlock_proven_threads };
     Ok((sealed, ready, runtime, threads))
+}
+
+/// Takes every descriptor number up to `last` that is free, for good. What comes later is above it: by the number the profile
+/// tells connections, which may be shut down, from sockets that listen and are not this process's alone.
+fn occupy(last: RawFd) -> io::Result<()> {
+    loop {
+        // /dev/null.
+        let one = io::stdin().as_fd().try_clone_to_owned()?;
+        if one.as_raw_fd() > last {
+            return Ok(());
+        }
+        std::mem::forget(one);
+    }
 }
 
 fn serve(_sealed: Sealed, runtime: &Runtime, threads: Threads, control: Control) -> Result<(), GatewayError> {
@@ -137,6 +154,7 @@ fn serve(_sealed: Sealed, runtime: &Runtime, threads: Threads, control: Control)
 
 /// Until the supervisor has it drain and nothing is left.
 async fn run(threads: Threads, control: Control) -> Result<(), GatewayError> {
+    // Never closed, as the channel to the frontend: the process ends with it.
     let control = ManuallyDrop::new(Polled::new(control).map_err(GatewayError::Runtime)?);
     let Threads { release, serving, closing, pings, mut done, .. } = threads;
     release.release();

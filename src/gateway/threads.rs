@@ -57,7 +57,6 @@ impl Release {
 /// What all threads serve by.
 pub(super) struct Settled {
     pub(super) threads: usize,
-    pub(super) pipeline: usize,
     pub(super) halls: Vec<Arc<Hall>>,
     pub(super) visits: Arc<Visits>,
 }
@@ -75,12 +74,11 @@ impl Threads {
         for (number, guests) in arriving.into_iter().enumerate() {
             let (ping, pinged) = mpsc::unbounded_channel();
             pings.push(ping);
-            let settings = Settings { pipeline: settled.pipeline, ..Settings::default() };
             let server = Server {
                 number,
                 floor: Arc::clone(&floor),
                 // Each has connections of its own, so that no answer is passed between threads.
-                client: Client::through(Arc::clone(&visits), settings),
+                client: Client::through(Arc::clone(&visits), Settings::default()),
                 serving: serving.subscribe(),
                 closing: closing.subscribe(),
                 alive: alive.clone(),

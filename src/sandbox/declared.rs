@@ -376,6 +376,11 @@ mod tests {
         let gateway: Vec<i32> =
             [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT, fd::FIRST].into_iter().chain(listeners).collect();
         assert_eq!(numbers(Role::Gateway), gateway);
+        assert_eq!(
+            gateway.last(),
+            Some(&fd::GATEWAY_LAST),
+            "its profile tells connections from them by that"
+        );
         assert_eq!(numbers(Role::Fetcher), [fetch::fd::CHANNEL, fetch::fd::FOLDER, 2]);
         assert_eq!(numbers(Role::Spawner), [0, 1, 2, fd::CONTROL, fd::ASSIGNMENT]);
         assert_eq!(numbers(Role::Supervisor), [0, 1, 2]);

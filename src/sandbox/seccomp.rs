@@ -310,6 +310,19 @@ mod tests {
         }
     }
 
+    /// The sockets proxies connect to are the next gateway's too.
+    #[test]
+    fn a_gateway_makes_no_listener_deaf() {
+        for (arch, role, text) in FILES.into_iter().filter(|(_, role, _)| *role == Role::Gateway) {
+            let shutdown: Vec<_> =
+                rules(role, text).into_iter().filter(|rule| rule["syscall"] == "shutdown").collect();
+            let condition = &shutdown[0]["args"][0];
+            assert_eq!((shutdown.len(), &condition["index"]), (1, &Value::from(0)), "{arch:?}");
+            assert_eq!(condition["op"], "gt", "{arch:?}");
+            assert_eq!(condition["val"], crate::wire::control::fd::GATEWAY_LAST, "{arch:?}");
+        }
+    }
+
     /// The spawner's filter is inherited, so whatever it lacks its children cannot do either.
     #[test]
     fn the_spawner_allows_every_call_of_its_children() {

@@ -104,6 +104,9 @@ pub(super) enum Permitted {
         class: TrustClass,
     },
     Changed,
+    GatewayCut {
+        generation: u64,
+    },
     /// Said before it knew better.
     Nothing,
 }
@@ -226,6 +229,12 @@ impl Child {
                 FromChild::Surveyed { .. } | FromChild::Build { .. } | FromChild::Changed,
                 Stage::Draining { .. },
             ) if registry => Ok(Permitted::Nothing),
+            (FromChild::GatewayCut { generation }, Stage::Serving { .. }) if self.part == Part::Frontend => {
+                Ok(Permitted::GatewayCut { generation })
+            }
+            (FromChild::GatewayCut { .. }, Stage::Draining { .. }) if self.part == Part::Frontend => {
+                Ok(Permitted::Nothing)
+            }
             (_, Stage::Condemned) => Ok(Permitted::Nothing),
             (FromChild::Ready(_), _) => Err(Misbehaviour::Unpermitted("Ready")),
             (FromChild::Failed { .. }, _) => Err(Misbehaviour::Unpermitted("Failed")),
@@ -234,6 +243,7 @@ impl Child {
             (FromChild::Surveyed { .. }, _) => Err(Misbehaviour::Unpermitted("Surveyed")),
             (FromChild::Build { .. }, _) => Err(Misbehaviour::Unpermitted("Build")),
             (FromChild::Changed, _) => Err(Misbehaviour::Unpermitted("Changed")),
+            (FromChild::GatewayCut { .. }, _) => Err(Misbehaviour::Unpermitted("GatewayCut")),
         }
     }
 
@@ -452,6 +462,11 @@ mod tests {
             for part in [worker, front as fn(Stage) -> Child, builder] {
                 assert_eq!(taken(message, part), NOWHERE, "{message:?}: the registry only");
             }
+        }
+        let cut = FromChild::GatewayCut { generation: 1 };
+        assert_eq!(taken(&cut, front), later);
+        for part in [worker as fn(Stage) -> Child, registry, builder] {
+            assert_eq!(taken(&cut, part), NOWHERE, "the frontend only");
         }
     }
 

@@ -92,6 +92,9 @@ impl Sockets {
             Scrapers::open(telemetry, &mut inherited).map_err(without).ok()
         });
         let listeners = config.gateway.iter().flat_map(|gateway| &gateway.listeners);
+        for caution in listeners.clone().filter_map(GatewayListener::caution) {
+            say!("WARNING: {caution}");
+        }
         let proxies = listeners.map(|one| open_for_proxies(&mut inherited, one)).collect::<Result<_, _>>()?;
         let (unasked, strange): (Vec<_>, Vec<_>) =
             inherited.into_iter().partition(|(name, _)| [SCRAPERS, PROXIES].contains(&name.as_str()));

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
     sendmsg, socketpair,
@@ -50,13 +51,16 @@ pub enum SendError {
     Io(#[source] io::Error),
 }
 
-/// Why a message could not be received. All but `Io` are the other process's doing.
+/// Why a message could not be received. All but `Io` and `Lost` are the other process's doing.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     #[error("message on channel: {0}")]
     Decode(#[from] DecodeError),
     #[error("message on channel was longer than {0} bytes, or came with too many descriptors")]
     Truncated(usize),
+    /// This process may have no more open, or what came could not be taken for another reason of ours.
+    #[error("a descriptor that came with a message was lost; too many are open")]
+    Lost,
     #[error("receive on channel: {0}")]
     Io(#[source] io::Error),
 }
@@ -111,6 +115,10 @@ impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
     /// Receives one message. A descriptor that comes with one that does not decode is closed.
     pub fn receive(&self, buffer: &mut Vec<u8>) -> Result<Received<Rx>, ReceiveError> {
         Ok(match self.receive_into(buffer, cmsg_space!([RawFd; 1]))? {
+            // What the kernel aligns has room for two.
+            Received::Message(_, descriptors) if descriptors.len() > 1 => {
+                return Err(ReceiveError::Truncated(self.max));
+            }
             Received::Message(message, mut descriptors) => Received::Message(message, descriptors.pop()),
             Received::Nothing => Received::Nothing,
             Received::End => Received::End,
@@ -128,7 +136,7 @@ impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
         mut space: Vec<u8>,
     ) -> Result<Received<Rx, Vec<OwnedFd>>, ReceiveError> {
         buffer.resize(self.max, 0);
-        let (length, flags, descriptors) = loop {
+        let (length, flags, mut descriptors) = loop {
             let mut slices = [IoSliceMut::new(buffer)];
             let received = recvmsg::<UnixAddr>(
                 self.socket.as_raw_fd(),
@@ -153,11 +161,22 @@ impl<Tx, Rx: DeserializeOwned> Channel<Tx, Rx> {
                 Err(errno) => return Err(ReceiveError::Io(errno.into())),
             }
         };
+        if flags.contains(MsgFlags::MSG_CTRUNC) {
+            // These nix does not tell of, and whoever sends too many could so fill our table.
+            descriptors.extend(installed(&space).map(adopt));
+        }
         if length == 0 {
             return Ok(Received::End);
         }
-        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        if flags.contains(MsgFlags::MSG_TRUNC) {
             return Err(ReceiveError::Truncated(self.max));
+        }
+        // Where there was room for the first, only the sender can be why there was none for another.
+        if flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(match descriptors.as_slice() {
+                [] => ReceiveError::Lost,
+                _ => ReceiveError::Truncated(self.max),
+            });
         }
         let bytes = buffer.get(..length).ok_or(ReceiveError::Truncated(self.max))?;
         Ok(Received::Message(frame::decode(bytes)?, descriptors))
@@ -181,6 +200,18 @@ impl<Tx, Rx> From<Channel<Tx, Rx>> for OwnedFd {
     fn from(channel: Channel<Tx, Rx>) -> Self {
         channel.socket
     }
+}
+
+/// The descriptors that the kernel has put into a control buffer that held only zeros before: a `struct cmsghdr` with its
+/// length, level and type, and numbers behind it. There is one such at most, and nothing where none was installed.
+fn installed(control: &[u8]) -> impl Iterator<Item = RawFd> + '_ {
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let length = control.first_chunk().map_or(0, |length| usize::from_ne_bytes(*length));
+    let rights = control.get(size_of::<usize>()..HEADER).is_some_and(|what| {
+        what == [libc::SOL_SOCKET.to_ne_bytes(), libc::SCM_RIGHTS.to_ne_bytes()].as_flattened()
+    });
+    let numbers = control.get(HEADER..length).filter(|_| rights).unwrap_or_default();
+    numbers.as_chunks().0.iter().map(|number| RawFd::from_ne_bytes(*number))
 }
 
 /// JUSTIFICATION: the kernel hands descriptors over as numbers; only this turns one into a value that closes itself.
@@ -235,5 +266,25 @@ mod tests {
         assert!(matches!(heard(), Received::End));
         assert!(matches!(heard(), Received::End), "and so it stays");
         assert!(matches!(ours.send(&4, None), Err(SendError::Closed)));
+    }
+
+    #[test]
+    fn whoever_sends_more_than_may_be_is_told_from_one_whose_descriptor_got_lost() {
+        let (ours, theirs) = Channel::<u32, u32>::pair(MAX).expect("pair");
+        let (end, copied) = nix::unistd::pipe().expect("pipe");
+        let heard = |many: usize| {
+            theirs.send_with(&7, &vec![copied.as_fd(); many]).expect("room");
+            ours.receive(&mut Vec::new())
+        };
+        assert!(matches!(heard(1), Ok(Received::Message(7, Some(_)))), "the control");
+        for many in [2, 3, 5] {
+            assert!(matches!(heard(many), Err(ReceiveError::Truncated(MAX))), "{many}");
+        }
+        drop(copied);
+        // The end of a pipe is seen only where no copy of its other end is left.
+        assert_eq!(nix::unistd::read(&end, &mut [0]), Ok(0), "they are closed");
+        let long = Channel::<String, ()>::new(theirs.into(), 2 * MAX);
+        long.send(&"x".repeat(MAX), None).expect("room");
+        assert!(matches!(ours.receive(&mut Vec::new()), Err(ReceiveError::Truncated(MAX))));
     }
 }

@@ -29,6 +29,8 @@ pub mod fd {
     /// Gateway: the first of its listeners' sockets; the others follow, in the order of its assignment, up to
     /// [`super::super::gateway::LISTENERS_MAX`]. Its [`FIRST`] is SOCK_SEQPACKET to the frontend (see [`super::super::gateway`]).
     pub const GATEWAY_FIRST: i32 = 6;
+    /// The last that may be one's.
+    pub const GATEWAY_LAST: i32 = 21;
 }
 
 /// What the supervisor tells a child.
@@ -63,7 +65,7 @@ pub enum ToChild {
     Accounts { class: Option<TrustClass> },
     /// Frontend only, with the descriptor of its end of a gateway's channel ([`super::gateway`]): what comes there are clients,
     /// if the kernel says that this UID made their sockets.
-    Visits { uid: u32 },
+    Visits { uid: u32, generation: u64 },
 }
 
 /// What a child tells the supervisor.
@@ -93,6 +95,10 @@ pub enum FromChild {
     Build {
         serial: u64,
         class: TrustClass,
+    },
+    /// Frontend: it hears the gateway of that generation no more, for what that one did or because it cannot.
+    GatewayCut {
+        generation: u64,
     },
     /// Registry: something was revoked or has expired, so that a survey would say something else now. The supervisor
     /// sends [`ToChild::Reassign`] of its own accord.

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::control::Isolation;
-use crate::decision::{PolicyName, Tenant};
+use crate::decision::{PolicyName, Tenant, TrustClass};
 
 /// Gateway to frontend, with a connected stream socket as the descriptor: a client that has greeted. What comes over the socket
 /// begins with the Welcome, or with why there is none.
@@ -31,10 +31,20 @@ pub struct GatewayAssignment {
     pub isolation: Isolation,
     /// Threads that serve; each takes from every listener.
     pub threads: u32,
-    /// Questions of one thread that may be under way in one class.
-    pub pipeline: u32,
+    /// Those of the tenants that its listeners name.
+    pub classes: Vec<GatewayClass>,
     /// In the order of their sockets, which begin at [`super::control::fd::GATEWAY_FIRST`].
     pub listeners: Vec<Listener>,
+}
+
+/// A trust class that is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayClass {
+    pub class: TrustClass,
+    /// Questions of one thread that may be under way there.
+    pub pipeline: u32,
+    /// Whom is asked for there. Where there are several, none has more than half of the places.
+    pub tenants: Vec<Tenant>,
 }
 
 /// One socket that proxies connect to: what is spoken there, and for whom is asked.

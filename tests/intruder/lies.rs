@@ -12,6 +12,7 @@ use portcullis::decision::TrustClass;
 use portcullis::wire::channel::{Channel, Received};
 use portcullis::wire::control::{CONTROL_MAX, FromChild, Ready, fd};
 use portcullis::wire::frame;
+use portcullis::wire::gateway::{VISIT_MAX, Visit};
 use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
 use portcullis::wire::operator::{WorkerCounters, WorkerStatus};
 use portcullis::wire::spawner::{FromSpawner, Order, Part, SPAWNER_MAX};
@@ -61,8 +62,12 @@ fn to_the_supervisor(role: &str) -> Vec<Lie> {
             encoded(&FromChild::Build { serial: 1, class: TrustClass::new("one").expect("class") })
         }),
     ]);
-    if role == "frontend" {
+    if role != "worker" {
         lies.push(lie("what only a worker may ask for", encoded(&FromChild::Renew)));
+    }
+    if role != "frontend" {
+        let cut = FromChild::GatewayCut { generation: 1 };
+        lies.push(lie("what only a frontend may say", encoded(&cut)));
     }
     lies
 }
@@ -98,6 +103,18 @@ fn to_the_frontend() -> Vec<Lie> {
     lies
 }
 
+/// From the gateway to the frontend. Standard error, which goes with it, is no socket.
+fn to_the_frontend_of_visitors() -> Vec<Lie> {
+    let visit = encoded(&Visit { tenant: "acme".parse().expect("name") });
+    let mut lies = nonsense(VISIT_MAX);
+    lies.extend([
+        lie("a visitor without its descriptor", visit.clone()),
+        Lie { what: "a visitor that is no socket", bytes: visit.clone(), descriptors: 1 },
+        Lie { what: "a visitor with two descriptors", bytes: visit, descriptors: 2 },
+    ]);
+    lies
+}
+
 /// From the frontend to a worker.
 fn to_a_worker() -> Vec<Lie> {
     let mut lies = nonsense(HANDOVER_MAX);
@@ -112,7 +129,7 @@ fn to_a_worker() -> Vec<Lie> {
 }
 
 pub(crate) fn who_lies_to_the_supervisor_is_ended() {
-    for role in ["frontend", "worker"] {
+    for role in ["frontend", "worker", "gateway"] {
         for lie in to_the_supervisor(role) {
             // Deaths in quick succession would be waited for.
             let service = scene::site().start();
@@ -122,7 +139,7 @@ pub(crate) fn who_lies_to_the_supervisor_is_ended() {
             wait_until_gone(liar);
             answers_again(&service);
             assert!(!gone(service.pid()), "{role}: {}", lie.what);
-            if role == "worker" {
+            if role != "frontend" {
                 let others = before.iter().filter(|process| process.pid != liar);
                 others.for_each(|other| assert!(!gone(other.pid), "{other:?}: {}", lie.what));
             }
@@ -143,6 +160,21 @@ pub(crate) fn a_worker_that_lies_to_the_frontend_is_ended() {
     }
 }
 
+/// The frontend closes its channel, and by the frontend's word the supervisor ends it: another comes.
+pub(crate) fn a_gateway_that_lies_to_the_frontend_is_ended() {
+    for lie in to_the_frontend_of_visitors() {
+        let service = scene::site().start();
+        let liar = process_again(&service, "gateway").pid;
+        let before = scene::processes(&service);
+        say(liar, fd::FIRST, &lie);
+        wait_until_gone(liar);
+        wait_until(|| scene::asks_through_the_gateway(&service), lie.what);
+        answers_again(&service);
+        let others = before.iter().filter(|process| process.pid != liar);
+        others.for_each(|other| assert!(!gone(other.pid), "{other:?}: {}", lie.what));
+    }
+}
+
 pub(crate) fn a_worker_does_not_believe_the_frontend_everything() {
     for lie in to_a_worker() {
         let service = scene::site().start();
@@ -150,7 +182,7 @@ pub(crate) fn a_worker_does_not_believe_the_frontend_everything() {
         let frontend = scene::process(&service, "frontend").pid;
         let workers = scene::processes(&service).into_iter().filter(|process| process.role == "worker");
         let workers: Vec<Pid> = workers.map(|process| process.pid).collect();
-        say(frontend, a_channel_to_a_worker(frontend), &lie);
+        say(frontend, a_channel_to_a_worker(&service, frontend), &lie);
         // Which of them the channel leads to is not to be seen from here.
         wait_until(|| workers.iter().any(|worker| gone(*worker)), lie.what);
         answers_again(&service);
@@ -363,9 +395,11 @@ fn send(thread: &mut Thread, over: i32, lie: &Lie) -> Answer {
     thread.call(libc::SYS_sendmsg, [u64::from(over.cast_unsigned()), message, 0, 0, 0, 0])
 }
 
-/// The frontend's end of its channel to a worker.
-fn a_channel_to_a_worker(frontend: Pid) -> i32 {
+/// The frontend's end of its channel to a worker. Of that to the gateway the supervisor has a copy.
+fn a_channel_to_a_worker(service: &Service, frontend: Pid) -> i32 {
+    let copies: Vec<String> = descriptors(service.pid()).into_values().collect();
     let sockets = descriptors(frontend).into_iter().filter(|(_, what)| what.starts_with("socket:"));
+    let sockets = sockets.filter(|(_, what)| !copies.contains(what));
     let beyond = sockets.map(|(number, _)| number).filter(|number| *number > fd::SECOND);
     let channels: Vec<i32> = beyond.filter(|number| is_packets(frontend, *number)).collect();
     assert_eq!(channels.len(), 2, "one to each worker");

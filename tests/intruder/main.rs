@@ -80,6 +80,10 @@ const TESTS: &[(&str, fn())] = &[
     ("lies::who_lies_to_the_supervisor_is_ended", lies::who_lies_to_the_supervisor_is_ended),
     ("lies::a_worker_that_lies_to_the_frontend_is_ended", lies::a_worker_that_lies_to_the_frontend_is_ended),
     (
+        "lies::a_gateway_that_lies_to_the_frontend_is_ended",
+        lies::a_gateway_that_lies_to_the_frontend_is_ended,
+    ),
+    (
         "lies::a_worker_does_not_believe_the_frontend_everything",
         lies::a_worker_does_not_believe_the_frontend_everything,
     ),

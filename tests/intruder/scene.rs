@@ -144,6 +144,22 @@ pub(crate) fn answers_again(service: &Service) {
     }
 }
 
+/// Whether the gate that a proxy asks at is open, if the policy says so.
+pub(crate) fn asks_through_the_gateway(service: &Service) -> bool {
+    let asked = || -> std::io::Result<String> {
+        let mut proxy = std::os::unix::net::UnixStream::connect(service.site.path("run/http.sock"))?;
+        proxy.set_read_timeout(Some(PATIENCE))?;
+        std::io::Write::write_all(
+            &mut proxy,
+            b"GET /do/allow HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+        )?;
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut proxy, &mut said)?;
+        Ok(said)
+    };
+    asked().is_ok_and(|said| said.starts_with("HTTP/1.1 2"))
+}
+
 /// Whether a process is gone: not there, or dead and only not waited for yet.
 pub(crate) fn gone(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))

@@ -26,6 +26,8 @@ const UNSEEN: &[(&str, &str, &str)] = &[
         "locks of std and tokio: one thread has nobody to wake, unless it crashes",
     ),
     ("exporter", "socket (AF_INET6", V6),
+    ("gateway", "clock_gettime", VDSO),
+    ("gateway", "futex (FUTEX_WAIT,", MALLOC),
     ("spawner", "socket (AF_INET6", V6),
     ("builder", "clock_gettime", VDSO),
     (

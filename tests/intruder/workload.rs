@@ -56,6 +56,7 @@ fn live_and_stop(service: Service) {
     scrape(&service);
     be_traced(&service);
     decide(&service);
+    ask_at_the_gateway(&service);
     refused(&service);
     be_frozen(&service);
     reload(&service);
@@ -90,6 +91,42 @@ fn scrape(service: &Service) {
     let mut told = String::new();
     scraper.read_to_string(&mut told).expect("an answer");
     assert!(told.starts_with("HTTP/1.1 200 OK"), "{told}");
+}
+
+/// Proxies, more of them at a time than one thread serves, with bodies as long as they may be; some do not read, and one leaves.
+fn ask_at_the_gateway(service: &Service) {
+    let proxy = || {
+        let proxy = UnixStream::connect(service.site.path("run/http.sock")).expect("connect");
+        proxy.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        proxy
+    };
+    let body = vec![b'x'; 900_000];
+    let question = |word: &str, body: &[u8]| {
+        let length = body.len();
+        let head = format!(
+            "POST /do/{word} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+        );
+        [head.as_bytes(), body].concat()
+    };
+    let mut proxies: Vec<UnixStream> = (0..50).map(|_| proxy()).collect();
+    for proxy in &mut proxies {
+        let question = question("allow", &body);
+        proxy.write_all(&question[..question.len() - 1]).expect("most of a question");
+    }
+    drop(proxies.pop());
+    for mut proxy in proxies {
+        proxy.write_all(b"x").expect("the rest of it");
+        let mut told = String::new();
+        proxy.read_to_string(&mut told).expect("an answer");
+        assert!(told.starts_with("HTTP/1.1 "), "{told}");
+    }
+    for (word, opens) in [("allow", true), ("deny", false), ("trap", false)] {
+        let mut proxy = proxy();
+        proxy.write_all(&question(word, b"")).expect("ask");
+        let mut told = String::new();
+        proxy.read_to_string(&mut told).expect("an answer");
+        assert_eq!(told.starts_with("HTTP/1.1 2"), opens, "{word}: {told}");
+    }
 }
 
 /// A decision of a trace is brought to the collector.

@@ -171,13 +171,26 @@ struct Condition {
     index: usize,
     mask: u64,
     value: u64,
-    /// Holds for every value but this one.
-    negated: bool,
+    holds: Holds,
+}
+
+/// For which arguments, of those bits that the mask has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    At,
+    /// Every value but this one.
+    Beside,
+    Above,
 }
 
 impl Condition {
     fn holds(&self, arguments: &[u64; 6]) -> bool {
-        (arguments[self.index] & self.mask == self.value & self.mask) != self.negated
+        let (argument, value) = (arguments[self.index] & self.mask, self.value & self.mask);
+        match self.holds {
+            Holds::At => argument == value,
+            Holds::Beside => argument != value,
+            Holds::Above => argument > value,
+        }
     }
 }
 
@@ -204,7 +217,7 @@ impl Rule {
             "exit_group" => arguments = [0; 6],
             _ => {}
         }
-        for condition in self.conditions.iter().filter(|condition| !condition.negated) {
+        for condition in self.conditions.iter().filter(|condition| condition.holds == Holds::At) {
             let kept = arguments[condition.index] & !condition.mask;
             // What a condition does not look at is 0, except in a 32-bit argument given as -1.
             arguments[condition.index] = if kept == !condition.mask { 0 } else { kept } | condition.value;
@@ -222,7 +235,7 @@ impl Rule {
         self.conditions
             .iter()
             .flat_map(|condition| {
-                if condition.negated {
+                if condition.holds != Holds::At {
                     let mut arguments = self.arguments();
                     arguments[condition.index] = condition.value;
                     assert!(!allowed(&arguments), "{self:?} cannot be broken");
@@ -265,14 +278,18 @@ fn read(role: Role) -> Vec<Rule> {
 fn condition(json: &Value) -> Condition {
     let width = if json["type"] == "dword" { u64::from(u32::MAX) } else { u64::MAX };
     let mask = match &json["op"] {
-        Value::String(op) if op == "eq" || op == "ne" => u64::MAX,
-        op => op["masked_eq"].as_u64().expect("eq or masked_eq"),
+        Value::String(op) if ["eq", "ne", "gt"].contains(&op.as_str()) => u64::MAX,
+        op => op["masked_eq"].as_u64().expect("eq, ne, gt or masked_eq"),
     };
     Condition {
         index: json["index"].as_u64().expect("index") as usize,
         mask: mask & width,
         value: json["val"].as_u64().expect("val"),
-        negated: json["op"] == "ne",
+        holds: match json["op"].as_str() {
+            Some("ne") => Holds::Beside,
+            Some("gt") => Holds::Above,
+            _ => Holds::At,
+        },
     }
 }
 

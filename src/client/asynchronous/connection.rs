@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
 
@@ -43,11 +43,13 @@ pub(super) enum Failure {
     Final(ClientError),
 }
 
-/// Who waits for an answer, and its place among the questions under way.
+/// Who waits for an answer, and its place among the questions under way, of which its tenant may have a share. Both are taken
+/// until the service has answered, even if nobody waits any more.
 #[derive(Debug)]
 pub(super) struct Waiter {
     answer: oneshot::Sender<Result<Answer, Failure>>,
     _place: OwnedSemaphorePermit,
+    _of_share: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -101,11 +103,16 @@ impl Connection {
                 },
             }
         };
+        let pipeline = match way {
+            Way::Socket(_) => settings.pipeline,
+            #[cfg(feature = "gateway")]
+            Way::Made(connect) => connect.pipeline(&welcome.class),
+        };
         let link = Arc::new(Link {
             stream,
             state: Mutex::new(State { exchange: Exchange::new(), broken: None, over: None }),
             work: Notify::new(),
-            places: Arc::new(Semaphore::new(settings.pipeline.clamp(1, Semaphore::MAX_PERMITS))),
+            places: Arc::new(Semaphore::new(pipeline.clamp(1, Semaphore::MAX_PERMITS))),
         });
         let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), incoming)).abort_handle();
         Ok(Self { link, driver, class: welcome.class, patience: settings.patience })
@@ -123,12 +130,20 @@ impl Connection {
     /// Puts a question, waits for its answer. Gives the question up when the time is over or this future is dropped.
     pub(super) async fn ask(
         &self,
+        share: Option<&Arc<Semaphore>>,
         until: Instant,
         question: impl Fn(&mut Exchange<Waiter>, Waiter) -> Result<u64, ClientError>,
     ) -> Result<Answer, Failure> {
-        let places = Arc::clone(&self.link.places);
-        let place = match timeout_at(until.into(), places.acquire_owned()).await {
-            Ok(Ok(place)) => place,
+        // The share first: who waits for it keeps no place from others.
+        let places = async {
+            let of_share = match share {
+                Some(share) => Some(Arc::clone(share).acquire_owned().await?),
+                None => None,
+            };
+            Ok::<_, AcquireError>((of_share, Arc::clone(&self.link.places).acquire_owned().await?))
+        };
+        let (of_share, place) = match timeout_at(until.into(), places).await {
+            Ok(Ok(places)) => places,
             // Closed by `State::end`.
             Ok(Err(_)) => return Err(Failure::NotWritten(self.link.why())),
             Err(_) => {
@@ -137,7 +152,9 @@ impl Connection {
             }
         };
         let (answer, answered) = oneshot::channel();
-        let id = self.link.put(|exchange| question(exchange, Waiter { answer, _place: place }))?;
+        let id = self
+            .link
+            .put(|exchange| question(exchange, Waiter { answer, _place: place, _of_share: of_share }))?;
         let _given_up = GiveUp { link: &self.link, id };
         match timeout_at(until.into(), answered).await {
             Ok(Ok(result)) => result,
@@ -146,7 +163,7 @@ impl Connection {
         }
     }
 
-    /// All places are taken. If by questions that nobody waits for any more, the service has stopped answering.
+    /// All places are taken, or a tenant's share of them. If by questions that nobody waits for any more, the service has stopped answering.
     fn end_if_silent(&self) {
         let mut state = self.link.state();
         if state.exchange.longest_given_up().is_some_and(|since| since.elapsed() > self.patience) {

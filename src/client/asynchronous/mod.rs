@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "gateway")]
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep_until, timeout_at};
 
 use self::connection::{Connection, Failure, Waiter};
@@ -18,7 +19,7 @@ use super::backoff::Backoff;
 use super::deadline::local_limit;
 use super::exchange::{Answer, Exchange, Subject};
 use super::{Breach, ClientError, Deadline, Settings};
-use crate::decision::{Decision, Input, PolicyName, Tenant, TraceContext, TrustClass};
+use crate::decision::{Decision, Input, Outcome, PolicyName, Refusal, Tenant, TraceContext, TrustClass};
 
 /// Most tenants whose failed attempts are remembered; past it those that may be tried again are forgotten.
 const REMEMBERED_FAILURES: usize = 1024;
@@ -35,6 +36,8 @@ struct Shared {
     way: Way,
     settings: Settings,
     routes: Mutex<Routes>,
+    /// What tenants that share a connection have of it. Others have what there is.
+    shares: HashMap<Tenant, Arc<Semaphore>>,
 }
 
 /// How connections come about.
@@ -52,6 +55,12 @@ pub(crate) trait Connect: std::fmt::Debug + Send + Sync {
     /// One that has been greeted for this tenant: what comes next is the Welcome, or why there is none. Never waits. Called
     /// within the runtime.
     fn connect(&self, tenant: &Tenant) -> io::Result<UnixStream>;
+
+    /// Questions that may be under way on a connection of this class.
+    fn pipeline(&self, class: &TrustClass) -> usize;
+
+    /// How many of them may be of one tenant: of those that share a connection with others. Asked once.
+    fn shares(&self) -> Vec<(Tenant, usize)>;
 }
 
 impl Way {
@@ -83,19 +92,22 @@ impl Client {
 
     #[must_use]
     pub fn with_settings(socket: impl Into<PathBuf>, settings: Settings) -> Self {
-        Self::by(Way::Socket(socket.into()), settings)
+        Self::by(Way::Socket(socket.into()), settings, HashMap::new())
     }
 
     /// One whose connections somebody else makes.
     #[cfg(feature = "gateway")]
     #[must_use]
     pub(crate) fn through(connect: Arc<dyn Connect>, settings: Settings) -> Self {
-        Self::by(Way::Made(connect), settings)
+        let shares = connect.shares().into_iter();
+        let shares = shares.map(|(tenant, places)| (tenant, Arc::new(Semaphore::new(places))));
+        let shares = shares.collect();
+        Self::by(Way::Made(connect), settings, shares)
     }
 
-    fn by(way: Way, settings: Settings) -> Self {
+    fn by(way: Way, settings: Settings, shares: HashMap<Tenant, Arc<Semaphore>>) -> Self {
         let routes = Mutex::new(Routes::default());
-        Self { shared: Arc::new(Shared { way, settings, routes }), trace: None }
+        Self { shared: Arc::new(Shared { way, settings, routes, shares }), trace: None }
     }
 
     /// The same client, whose questions belong to this trace; it shares all connections.
@@ -122,7 +134,10 @@ impl Client {
             })
             .await?
         {
-            Answer::Decision(decision) => Ok(decision),
+            Answer::Decision(decision) => {
+                self.shared.look_again_if_refused(tenant, &decision);
+                Ok(decision)
+            }
             Answer::Decisions(_) | Answer::Pong => Err(ClientError::Protocol(Breach::Mismatch)),
         }
     }
@@ -144,7 +159,10 @@ impl Client {
             })
             .await?
         {
-            Answer::Decisions(decisions) => Ok(decisions),
+            Answer::Decisions(decisions) => {
+                decisions.iter().for_each(|decision| self.shared.look_again_if_refused(tenant, decision));
+                Ok(decisions)
+            }
             Answer::Decision(_) | Answer::Pong => Err(ClientError::Protocol(Breach::Mismatch)),
         }
     }
@@ -166,14 +184,15 @@ impl Client {
         until: Instant,
         question: impl Fn(&mut Exchange<Waiter>, Waiter) -> Result<u64, ClientError>,
     ) -> Result<Answer, ClientError> {
+        let share = self.shared.shares.get(tenant);
         let first = self.connection(tenant, until).await?;
-        match first.ask(until, &question).await {
+        match first.ask(share, until, &question).await {
             Ok(answer) => return Ok(answer),
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::NotWritten(_)) => {}
         }
         let second = self.connection(tenant, until).await?;
-        second.ask(until, &question).await.map_err(Failure::into_error)
+        second.ask(share, until, &question).await.map_err(Failure::into_error)
     }
 
     /// The live connection of the tenant's class, opened if there is none.
@@ -218,9 +237,23 @@ impl Client {
 
 impl Shared {
     fn live(&self, tenant: &Tenant) -> Option<Arc<Connection>> {
-        let routes = self.routes();
-        let connection = routes.connections.get(routes.class_of.get(tenant)?)?;
-        connection.is_alive().then(|| Arc::clone(connection))
+        let mut routes = self.routes();
+        let class = routes.class_of.get(tenant)?.clone();
+        let connection = Arc::clone(routes.connections.get(&class)?);
+        if !connection.is_alive() {
+            // With the last who asked there its descriptor goes, whether there is ever another or not.
+            routes.connections.remove(&class);
+            return None;
+        }
+        Some(connection)
+    }
+
+    /// A worker that may not decide for the tenant is not of its class any more, or never was told of it: the next question
+    /// asks the service anew whose it is.
+    fn look_again_if_refused(&self, tenant: &Tenant, decision: &Decision) {
+        if decision.outcome == Outcome::Refused(Refusal::NotPermitted) {
+            self.routes().class_of.remove(tenant);
+        }
     }
 
     /// Remembers a new connection, or drops it for an older one of its class, whose grant holds this tenant too.
@@ -252,5 +285,47 @@ impl Shared {
     /// What is behind the lock is whole at every point where a panic could leave it.
     fn routes(&self) -> MutexGuard<'_, Routes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::wire::client::{PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame};
+    use crate::wire::frame;
+
+    /// The next to connect is welcomed to that class, and left once it has asked.
+    async fn welcome_and_leave(listener: &UnixListener, class: &str) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hello = BytesMut::new();
+        while frame::next_frame(&mut hello, SERVER_FRAME_MAX).unwrap().is_none() {
+            assert_ne!(stream.read_buf(&mut hello).await.unwrap(), 0);
+        }
+        let class = TrustClass::new(class).unwrap();
+        let welcome = ServerFrame::Welcome { version: PROTOCOL_VERSION, class, generation: 1 };
+        let mut bytes = BytesMut::new();
+        frame::encode_frame(&welcome, &mut bytes, SERVER_FRAME_MAX).unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_ended_is_not_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = Client::new(&path);
+        let acme = Tenant::new("acme").unwrap();
+        // Each names another class, so that none takes another's place.
+        for class in ["one", "two", "three"] {
+            let within = Duration::from_secs(20);
+            let (answer, ()) = tokio::join!(client.ping(&acme, within), welcome_and_leave(&listener, class));
+            assert!(matches!(answer, Err(ClientError::Closed(_))), "{answer:?}");
+            assert_eq!(client.shared.routes().connections.len(), 1, "{class}");
+        }
     }
 }

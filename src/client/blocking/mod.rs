@@ -28,7 +28,7 @@ use super::backoff::Backoff;
 use super::deadline::local_limit;
 use super::exchange::{Answer, Subject};
 use super::{Breach, ClientError, Deadline, Settings};
-use crate::decision::{Decision, Input, PolicyName, Tenant, TraceContext, TrustClass};
+use crate::decision::{Decision, Input, Outcome, PolicyName, Refusal, Tenant, TraceContext, TrustClass};
 
 /// Most tenants whose failed attempts are remembered; past it those that may be tried again are forgotten.
 const REMEMBERED_FAILURES: usize = 1024;
@@ -78,7 +78,10 @@ impl Client {
     ) -> Result<Decision, ClientError> {
         let subject = Subject { tenant, policy, deadline, trace: self.trace };
         match self.ask(tenant, self.until(deadline), |connection| connection.ask(subject, input))? {
-            Answer::Decision(decision) => Ok(decision),
+            Answer::Decision(decision) => {
+                self.look_again_if_refused(tenant, &decision);
+                Ok(decision)
+            }
             Answer::Decisions(_) | Answer::Pong => Err(ClientError::Protocol(Breach::Mismatch)),
         }
     }
@@ -94,7 +97,10 @@ impl Client {
     ) -> Result<Vec<Decision>, ClientError> {
         let subject = Subject { tenant, policy, deadline, trace: self.trace };
         match self.ask(tenant, self.until(deadline), |connection| connection.ask_batch(subject, inputs))? {
-            Answer::Decisions(decisions) => Ok(decisions),
+            Answer::Decisions(decisions) => {
+                decisions.iter().for_each(|decision| self.look_again_if_refused(tenant, decision));
+                Ok(decisions)
+            }
             Answer::Decision(_) | Answer::Pong => Err(ClientError::Protocol(Breach::Mismatch)),
         }
     }
@@ -106,6 +112,14 @@ impl Client {
         match self.ask(tenant, until, Connection::ask_ping)? {
             Answer::Pong => Ok(start.elapsed()),
             Answer::Decision(_) | Answer::Decisions(_) => Err(ClientError::Protocol(Breach::Mismatch)),
+        }
+    }
+
+    /// A worker that may not decide for the tenant is not of its class any more, or never was told of it: the next question
+    /// asks the service anew whose it is.
+    fn look_again_if_refused(&mut self, tenant: &Tenant, decision: &Decision) {
+        if decision.outcome == Outcome::Refused(Refusal::NotPermitted) {
+            self.class_of.remove(tenant);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::decision::{PolicyName, Tenant};
 use crate::document::values::number;
 use crate::document::{Found, Section};
 use crate::wire::control::{Isolation, TenantGrant};
-use crate::wire::gateway::{Binding, GatewayAssignment, LISTENERS_MAX, Listener, Speaks};
+use crate::wire::gateway::{Binding, GatewayAssignment, GatewayClass, LISTENERS_MAX, Listener, Speaks};
 
 /// Threads, where the file says nothing: more of them would take the processors from those that decide.
 const THREADS: u32 = 4;
@@ -57,21 +57,43 @@ impl Gateway {
     }
 }
 
+impl GatewayListener {
+    /// What an operator may not be aware of, if there is such.
+    #[must_use]
+    pub fn caution(&self) -> Option<String> {
+        let Listener { name, tenant, .. } = &self.listener;
+        match (&self.place, tenant) {
+            (Place::Tcp(address), Binding::Header { name: header, among }) if among.len() > 1 => {
+                Some(format!(
+                    "gateway.listener.{name}: every user of this machine reaches {address}, and asks for whichever of its {} \
+                 tenants it names in {header}; make it a Unix socket, or a listener for each tenant",
+                    among.len()
+                ))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl Config {
     /// What the gateway needs of it, if there is to be one.
     #[must_use]
     pub fn gateway_assignment(&self, isolation: Isolation) -> Option<GatewayAssignment> {
         let gateway = self.gateway.as_ref()?;
         let bound = gateway.tenants();
-        let classes = self.tenants.iter().filter(|tenant| bound.contains(&tenant.name));
-        let classes = classes.filter_map(|tenant| self.class(&tenant.class));
-        let pipeline = classes.map(|class| class.limits.pipeline).min().unwrap_or(PIPELINE_MAX);
+        let classes = self.classes.iter().filter_map(|class| {
+            let of_it = self.tenants.iter().filter(|tenant| tenant.class == class.name);
+            let of_it = of_it.map(|tenant| &tenant.name).filter(|name| bound.contains(name));
+            let tenants: Vec<Tenant> = of_it.cloned().collect();
+            let pipeline = class.limits.pipeline.clamp(1, PIPELINE_MAX);
+            (!tenants.is_empty()).then(|| GatewayClass { class: class.name.clone(), pipeline, tenants })
+        });
         Some(GatewayAssignment {
             uid: gateway.identity.uid,
             gid: gateway.identity.gid,
             isolation,
             threads: gateway.threads,
-            pipeline: pipeline.clamp(1, PIPELINE_MAX),
+            classes: classes.collect(),
             listeners: gateway.listeners.iter().map(|one| one.listener.clone()).collect(),
         })
     }

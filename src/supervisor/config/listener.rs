@@ -7,7 +7,7 @@ use toml::de::DeValue;
 use super::gateway::{GatewayListener, Place};
 use super::read::{Reader, plain};
 use super::telemetry::own_address;
-use super::values::{grantable_id, mode, socket_path};
+use super::values::{grantable, grantable_id, mode, socket_path};
 use super::{microseconds, places};
 use crate::decision::PolicyName;
 use crate::document::values::{boolean, duration, name, number, size, text};
@@ -59,25 +59,44 @@ impl<'d> Reader<'_, 'd> {
         let longest = frame.saturating_sub(BESIDE_BODY_LEAST);
         let max_body = section.defaulted("max_body", frame.saturating_sub(BESIDE_BODY), size(0..=longest));
         let details = section.defaulted("details", false, boolean);
+        let section_at = section.at();
         section.finish();
         let (place, deadline) = (place?, deadline?.value);
         let socket = match place {
             Place::Unix(..) => SocketKind::Unix,
             Place::Tcp(_) => SocketKind::Tcp,
         };
+        let (tenant, policy) = (tenant?, policy?);
+        let peers = self.may_ask(section_at, plain(peers), [uids(&tenant), uids(&policy)]);
         let listener = Listener {
             name: title.value.to_owned(),
             socket,
-            peers: plain(peers),
+            peers,
             speaks: speaks?,
-            tenant: tenant?,
-            policy: policy?,
+            tenant,
+            policy,
             deadline_us: microseconds(deadline),
             max_connections: max_connections?.value,
             max_body: max_body?.value,
             details: details?.value,
         };
         Some(GatewayListener { place, listener })
+    }
+
+    /// Who may connect: whoever is in every list that says so. Others could only keep places from those who may ask.
+    fn may_ask(&self, at: usize, peers: Vec<u32>, tables: [Option<Vec<u32>>; 2]) -> Vec<u32> {
+        let listed = (!peers.is_empty()).then_some(peers);
+        let all = listed.into_iter().chain(tables.into_iter().flatten());
+        let both =
+            |one: Vec<u32>, other: Vec<u32>| one.into_iter().filter(|uid| other.contains(uid)).collect();
+        match all.reduce(both) {
+            None => Vec::new(),
+            Some(none) if none.is_empty() => {
+                self.complain(at, "peers: no UID is in all of peers and the tables of peers".to_owned());
+                none
+            }
+            Some(some) => some,
+        }
     }
 
     /// A Unix socket, or one for TCP on an address that only this machine reaches.
@@ -253,10 +272,18 @@ impl<'d> Reader<'_, 'd> {
         let at = peers.at();
         let of = peers.entries(name::<T>).into_iter().filter_map(|(uid, one)| {
             let number = uid.value.parse::<u32>().ok().filter(|number| number.to_string() == uid.value);
-            if number.is_none() {
-                self.complain(uid.at, format!("{key}: {:?} is not a UID", uid.value));
-            }
-            Some((number?, one.value))
+            let number = match number.map(grantable) {
+                Some(Ok(number)) => number,
+                Some(Err(why)) => {
+                    self.complain(uid.at, format!("{key}: {why}"));
+                    return None;
+                }
+                None => {
+                    self.complain(uid.at, format!("{key}: {:?} is not a UID", uid.value));
+                    return None;
+                }
+            };
+            Some((number, one.value))
         });
         let mut of: Vec<_> = of.collect();
         of.sort_by_key(|(uid, _)| *uid);
@@ -264,6 +291,14 @@ impl<'d> Reader<'_, 'd> {
             self.complain(at, format!("{key}: names no UID"));
         }
         Some(Binding::Peer(of))
+    }
+}
+
+/// Those that a table of peers has, if it is one.
+fn uids<T>(binding: &Binding<T>) -> Option<Vec<u32>> {
+    match binding {
+        Binding::Peer(of) => Some(of.iter().map(|(uid, _)| *uid).collect()),
+        Binding::Fixed(_) | Binding::Context { .. } | Binding::Header { .. } => None,
     }
 }
 

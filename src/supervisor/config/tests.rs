@@ -887,7 +887,11 @@ fn a_gateway_is_told_what_its_listeners_are_for() {
     assert_eq!((&none.gateway, none.gateway_assignment(Isolation::SharedUid)), (&None, None));
     let config = site.load(&with_listener(""), &ordinary()).expect("sound");
     let told = config.gateway_assignment(Isolation::SharedUid).expect("one");
-    assert_eq!((told.threads, told.pipeline, told.listeners.len()), (2, 256, 1));
+    assert_eq!((told.threads, told.listeners.len()), (2, 1));
+    let class = &told.classes[0];
+    assert_eq!(told.classes.len(), 1, "who is not asked for is nobody's business");
+    assert_eq!((class.class.as_str(), class.pipeline), ("a", 256));
+    assert_eq!(class.tenants, ["acme".parse().expect("name")]);
     let one = &told.listeners[0];
     assert_eq!(
         (one.name.as_str(), one.socket, one.speaks.clone()),
@@ -928,6 +932,10 @@ fn a_gateway_is_told_what_its_listeners_are_for() {
         "peers = [33, 34]\ntenant = { peer = { \"34\" = \"acme\", \"33\" = \"acme\" } }\npolicy = { header = \"x-policy\", among = [\"jwt-gate\"] }",
     );
     assert_eq!(bound.peers, [33, 34]);
+    let by_table = "tenant = { peer = { \"34\" = \"acme\", \"33\" = \"acme\" } }";
+    assert_eq!(of(by_table).peers, [33, 34], "who is not in the table could only take up room");
+    assert_eq!(of(&format!("peers = [33, 35]\n{by_table}")).peers, [33]);
+    assert_eq!(of("peers = [33, 35]").peers, [33, 35]);
     let acme = || "acme".parse().expect("name");
     assert_eq!(bound.tenant, Binding::Peer(vec![(33, acme()), (34, acme())]));
     let among = vec!["jwt-gate".parse().expect("name")];
@@ -950,6 +958,31 @@ fn a_gateway_may_ask_for_whom_its_listeners_name_and_for_nobody_else() {
 }
 
 #[test]
+fn who_names_tenants_in_a_header_over_tcp_is_warned() {
+    let site = Site::new();
+    let listener = |lines: &str| {
+        let config =
+            site.load(&with_listener(lines), &ordinary()).unwrap_or_else(|why| panic!("{lines}: {why}"));
+        config.gateway.expect("there").listeners.remove(0)
+    };
+    let header = "tenant = { header = \"x-tenant\", among = [\"acme\"] }";
+    let tcp = "listen = \"127.0.0.1:9191\"";
+    let two = |mut one: GatewayListener| {
+        let crate::wire::gateway::Binding::Header { among, .. } = &mut one.listener.tenant else {
+            panic!("{one:?}")
+        };
+        among.push("blue".parse().expect("name"));
+        one
+    };
+    let said = two(listener(&format!("{tcp}\n{header}"))).caution().expect("a warning");
+    assert!(said.contains("every user of this machine reaches 127.0.0.1:9191"), "{said}");
+    let sound = [two(listener(header)), listener(&format!("{tcp}\n{header}")), listener(tcp)];
+    for one in sound {
+        assert_eq!(one.caution(), None, "{one:?}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_listener_is_said() {
     let site = Site::new();
     for (lines, expected) in [
@@ -958,6 +991,12 @@ fn what_is_wrong_with_a_listener_is_said() {
         ("listen = \"0.0.0.0:9191\"", "can be reached from other machines"),
         ("listen = \"127.0.0.1:9191\"\nsocket_mode = \"0600\"", "socket_mode: every user of this machine"),
         ("listen = \"127.0.0.1:9191\"\npeers = [33]", "peers: who connects over TCP has no UID"),
+        ("tenant = { peer = { \"65534\" = \"acme\" } }", "tenant: 65534 stands for every user"),
+        ("policy = { peer = { \"4294967295\" = \"jwt-gate\" } }", "policy: 4294967295 is not a UID"),
+        (
+            "peers = [34]\ntenant = { peer = { \"33\" = \"acme\" } }",
+            "no UID is in all of peers and the tables",
+        ),
         (
             "listen = \"127.0.0.1:9191\"\ntenant = { peer = { \"33\" = \"acme\" } }",
             "tenant: who connects over TCP has no UID",

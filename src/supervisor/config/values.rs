@@ -74,7 +74,12 @@ pub(super) fn role_id(value: &DeValue<'_>) -> Result<u32, String> {
 
 /// A UID or GID that something may be granted to.
 pub(super) fn grantable_id(value: &DeValue<'_>) -> Result<u32, String> {
-    match number(0..=u32::MAX)(value)? {
+    number(0..=u32::MAX)(value).and_then(grantable)
+}
+
+/// The same of one that is read already.
+pub(super) fn grantable(id: u32) -> Result<u32, String> {
+    match id {
         OVERFLOW_ID => {
             Err(format!("{OVERFLOW_ID} stands for every user that has no UID here; it is never granted"))
         }

@@ -47,8 +47,9 @@ impl Fleet {
                 continue;
             }
             let Some(visits) = &child.handover else { continue };
-            let (uid, generation) = (child.identity.uid, front.generation);
-            match front.channel.send(&ToChild::Visits { uid }, Some(visits.as_fd())) {
+            let (uid, known_to) = (child.identity.uid, front.generation);
+            let visits_of = ToChild::Visits { uid, generation: child.generation };
+            match front.channel.send(&visits_of, Some(visits.as_fd())) {
                 Ok(()) => {}
                 Err(SendError::Full) => {
                     self.retry = true;
@@ -57,7 +58,7 @@ impl Fleet {
                 Err(why) => return self.not_told(frontend, "tell it of the gateway", &why, now),
             }
             if let Some(child) = self.children.get_mut(index) {
-                child.known_to = generation;
+                child.known_to = known_to;
             }
             self.begin_gateway(index, now);
         }
@@ -82,6 +83,14 @@ impl Fleet {
         self.changed = true;
         if let Err(why) = sent {
             self.not_told(index, "tell it to serve", &why, now);
+        }
+    }
+
+    /// The frontend hears that one no more: it can bring nobody, however well it answers us. That the frontend may lie costs
+    /// no more than it can take anyway, who is the only way to a worker.
+    pub(super) fn gateway_cut(&mut self, generation: u64, now: Instant) {
+        if let Some(index) = self.find(|child| is_gateway(child) && child.generation == generation) {
+            self.condemn(index, "the frontend hears it no more", now);
         }
     }
 

@@ -172,6 +172,7 @@ impl Fleet {
                     }
                     Ok(Permitted::Build { serial, class }) => self.heard_build(index, serial, class, now),
                     Ok(Permitted::Changed) => self.heard_change(),
+                    Ok(Permitted::GatewayCut { generation }) => self.gateway_cut(generation, now),
                     Ok(Permitted::Answered | Permitted::Nothing) => {}
                     Err(misbehaviour) => self.condemn(index, &format!("misbehaved: {misbehaviour}"), now),
                 },
