@@ -112,8 +112,6 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     sandbox::check_inherited(Role::Gateway)?;
     let assignment: GatewayAssignment = assignment::read(take(fd::ASSIGNMENT)?)?;
     let visits = Arc::new(Visits::new(take(fd::FIRST)?, assignment.classes));
-    // The profile lets nobody close it, so that nothing else gets its number: the last thread that ends must not either.
-    std::mem::forget(Arc::clone(&visits));
     let halls = (fd::GATEWAY_FIRST..).zip(assignment.listeners);
     let halls = halls.map(|(number, listener)| Ok(Hall::new(listener, take(number)?)));
     let halls = halls.collect::<Result<Vec<_>, GatewayError>>()?;
