@@ -254,6 +254,10 @@ fn against_opa_envoy(plan: &Plan, gateway: &Gateway, binary: &Path) -> Vec<Row> 
     let theirs = OpaEnvoy::start(binary);
     let check = theirs.dir.path().join("check.bin");
     fs::write(&check, check_request()).unwrap();
+    // h2load looks at no answer, so one of each is looked at before.
+    for socket in [theirs.socket(), gateway.socket("envoy")] {
+        assert_opens(&socket, &check);
+    }
     let pids = processes(&gateway.service);
     [4, 16]
         .into_iter()
@@ -264,7 +268,7 @@ fn against_opa_envoy(plan: &Plan, gateway: &Gateway, binary: &Path) -> Vec<Row> 
                     let theirs = round(&theirs.socket(), &[theirs.pid()]);
                     let before = allowed(&gateway.service);
                     let ours = round(&gateway.socket("envoy"), &pids);
-                    // h2load looks at no answer: what was not allowed shows here.
+                    // What was not allowed shows here.
                     let allowed = allowed(&gateway.service) - before;
                     assert!(allowed >= ours.count, "{allowed} of {} were allowed", ours.count);
                     (theirs, ours)
@@ -294,6 +298,20 @@ fn against_opa_envoy(plan: &Plan, gateway: &Gateway, binary: &Path) -> Vec<Row> 
             ]
         })
         .collect()
+}
+
+/// The policy gives a header with whatever it allows, and none with a denial.
+fn assert_opens(socket: &Path, question: &Path) {
+    let output = Command::new("curl")
+        .args(["-s", "--http2-prior-knowledge", "--max-time", "10", "--unix-socket"])
+        .arg(socket)
+        .args(["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary"])
+        .arg(format!("@{}", question.display()))
+        .arg("http://shop.example/envoy.service.auth.v3.Authorization/Check")
+        .output()
+        .unwrap_or_else(|error| panic!("start curl: {error}"));
+    let allowed = output.stdout.windows(6).any(|window| window == b"x-role");
+    assert!(allowed, "{socket:?}: {:?}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// Unary calls, one at a time on each connection, for `duration`.

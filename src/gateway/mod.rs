@@ -23,6 +23,7 @@ mod verdict;
 mod visit;
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -112,6 +113,8 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     let halls = (fd::GATEWAY_FIRST..).zip(assignment.listeners);
     let halls = halls.map(|(number, listener)| Ok(Hall::new(listener, take(number)?)));
     let halls = halls.collect::<Result<Vec<_>, GatewayError>>()?;
+    // Like the control channel it stays open until the process is gone: the profile has nobody close them.
+    let _kept = ManuallyDrop::new(Arc::clone(&visits));
     let given = Given::check(Role::Gateway, assignment.uid, assignment.gid, assignment.isolation)?;
     // The event loop's descriptors are made while that is still possible.
     let runtime =
@@ -134,7 +137,7 @@ fn serve(_sealed: Sealed, runtime: &Runtime, threads: Threads, control: Control)
 
 /// Until the supervisor has it drain and nothing is left.
 async fn run(threads: Threads, control: Control) -> Result<(), GatewayError> {
-    let control = Polled::new(control).map_err(GatewayError::Runtime)?;
+    let control = ManuallyDrop::new(Polled::new(control).map_err(GatewayError::Runtime)?);
     let Threads { release, serving, closing, pings, mut done, .. } = threads;
     release.release();
     let mut buffer = Vec::new();

@@ -57,7 +57,7 @@ pub(crate) static DOORS: [Door; 6] = [
         name: "envoy",
         program: "envoy",
         files: &["envoy.yaml"],
-        edit: |text| text.replace("timeout: 0.25s }", "timeout: 5s }"),
+        edit: |text| with_room(&text.replace("timeout: 0.25s }", "timeout: 5s }")),
         arguments: &[
             "-c",
             "envoy.yaml",
@@ -66,6 +66,9 @@ pub(crate) static DOORS: [Door; 6] = [
             "--disable-hot-restart",
             "--log-level",
             "warning",
+            // Access logs; without it after 10 s.
+            "--file-flush-interval-msec",
+            "50",
         ],
         page: Page::Whole(403),
         sees_body: true,
@@ -82,7 +85,7 @@ pub(crate) static DOORS: [Door; 6] = [
                 format!("{{ patterns: [{}] }}", each.join(", "))
             };
             let (set, append): (Vec<&str>, Vec<&str>) = HEADERS.iter().partition(|name| **name != "x-append");
-            text.replace("timeout: 0.25s }", "timeout: 5s }").replace(
+            with_room(&text.replace("timeout: 0.25s }", "timeout: 5s }")).replace(
                 "allowed_upstream_headers: { patterns: [{ exact: x-auth-subject }] }",
                 &format!(
                     "allowed_upstream_headers: {}, allowed_upstream_headers_to_append: {}",
@@ -99,6 +102,9 @@ pub(crate) static DOORS: [Door; 6] = [
             "--disable-hot-restart",
             "--log-level",
             "warning",
+            // Access logs; without it after 10 s.
+            "--file-flush-interval-msec",
+            "50",
         ],
         page: Page::Whole(451),
         sees_body: false,
@@ -167,7 +173,8 @@ pub(crate) static DOORS: [Door; 6] = [
                  hdr x-denied-by \"%[var(txn.portcullis.header_x_denied_by)]\" hdr set-cookie \"%[var(txn.portcullis.append_set_cookie)]\" \
                  hdr set-cookie \"%[var(txn.portcullis.append_set_cookie_2)]\" if { var(txn.portcullis.status) -m int 451 }\n";
             let (gate, seen) = ("    # Only a decision opens.", "    default_backend shop");
-            text.replace("timeout processing 1s", "timeout processing 5s")
+            text.replace("defaults\n", &format!("{MAXHDR}\ndefaults\n"))
+                .replace("timeout processing 1s", "timeout processing 5s")
                 .replace(gate, &format!("{page}{gate}"))
                 .replace(seen, &format!("{more}{seen}"))
         },
@@ -181,7 +188,9 @@ pub(crate) static DOORS: [Door; 6] = [
         name: "haproxy-lua",
         program: "haproxy",
         files: &["haproxy.cfg", "portcullis.lua"],
-        edit: |text| text.replace("timeout = 1000", "timeout = 5000"),
+        edit: |text| {
+            text.replace("timeout = 1000", "timeout = 3000").replace("global\n", &format!("{MAXHDR}\n"))
+        },
         arguments: &["-db", "-f", "haproxy.cfg"],
         page: Page::Whole(451),
         sees_body: false,
@@ -189,6 +198,16 @@ pub(crate) static DOORS: [Door; 6] = [
         sees_headers: true,
     },
 ];
+
+/// HAProxy takes 101 headers without it.
+const MAXHDR: &str = "global\n    tune.http.maxhdr 300";
+
+/// Envoy takes 100 headers without it, and holds a connection that it is done with for a second.
+fn with_room(envoy: &str) -> String {
+    let here = "                stat_prefix: web\n";
+    let more = "                common_http_protocol_options: { max_headers_count: 300 }\n                delayed_close_timeout: 0s\n";
+    envoy.replace(here, &format!("{here}{more}"))
+}
 
 impl Door {
     pub(crate) fn named(name: &str) -> &'static Self {

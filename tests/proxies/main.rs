@@ -20,6 +20,7 @@ mod bindings;
 mod cases;
 mod direct;
 mod doors;
+mod envoy;
 mod examples;
 mod exchange;
 mod matrix;
@@ -29,3 +30,4 @@ mod smuggling;
 mod stage;
 #[path = "../support/mod.rs"]
 mod support;
+mod traps;

@@ -1,10 +1,15 @@
 //! The programs that are tried: where they are, and how they are started and ended.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
+
+use nix::sys::socket::sockopt::ReuseAddr;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket,
+};
 
 use crate::support::PATIENCE;
 
@@ -50,9 +55,16 @@ fn from_pypi(path: &str) -> PathBuf {
     path
 }
 
-/// A port that was free a moment ago; if somebody has taken it since, whoever wants it says so.
+/// A port of this machine's own that stays somebody's until the test program ends: bound, so that the kernel gives it to nobody else,
+/// neither as a port to listen on nor as that of a connection, and not listened on. Whoever binds it with `SO_REUSEADDR`, as
+/// servers do, gets it.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let held = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&held, ReuseAddr, &true).unwrap();
+    bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    let port = getsockname::<SockaddrIn>(held.as_raw_fd()).unwrap().port();
+    let _ = held.into_raw_fd();
+    port
 }
 
 /// A program that runs until it is dropped.
@@ -109,4 +121,15 @@ impl Drop for Running {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
+}
+
+#[test]
+fn a_free_port_is_its_holders_until_somebody_listens() {
+    let port = free_port();
+    let connect = || std::net::TcpStream::connect(("127.0.0.1", port));
+    assert!(connect().is_err(), "somebody listens");
+    // Binds with SO_REUSEADDR.
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    assert!(connect().is_ok());
+    drop(listener);
 }

@@ -1,0 +1,66 @@
+//! What a line of an example is there for: with it closed, without it open.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::thread;
+
+use crate::doors::Door;
+use crate::exchange::Address;
+use crate::programs::free_port;
+use crate::service::Shop;
+use crate::stage::{open_directory, replaced, start_with};
+
+/// The location of the example in which is asked.
+const ASKED: &str = "location / {";
+
+/// Denies every request, with a header that nginx takes for an order.
+fn deny_with_a_redirect(socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    fs::set_permissions(socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    // It ends with the test program.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            let mut lines = BufReader::new(&stream).lines();
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let answer = "HTTP/1.1 403 Forbidden\r\nX-Accel-Redirect: /open\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = (&stream).write_all(answer.as_bytes());
+        }
+    });
+}
+
+/// The gateway passes no such header on; nginx need not rely on it.
+#[test]
+fn nginx_goes_nowhere_for_a_denial() {
+    let door = Door::named("nginx");
+    let ask = |edit: fn(String) -> String| {
+        let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+        deny_with_a_redirect(&dir.path().join("nginx.sock"));
+        let _proxy = start_with(door, dir.path(), port, shop.port, |nginx| {
+            let open = format!("location = /open {{ return 200 welcome; }}\n        {ASKED}");
+            edit(replaced(nginx, ASKED, &open))
+        });
+        let status = Address::Tcp(port).get("/shop", &[]).unwrap().status;
+        (status, shop.arrived().len())
+    };
+    assert_eq!(ask(|nginx| nginx), (403, 0));
+    let without =
+        |nginx: String| replaced(&nginx, "proxy_ignore_headers X-Accel-Redirect ", "proxy_ignore_headers ");
+    assert_eq!(ask(without), (200, 1), "the control");
+}
+
+/// A location that answers by itself before anybody is asked.
+#[test]
+fn nginxs_return_asks_nobody() {
+    let door = Door::named("nginx");
+    let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+    deny_with_a_redirect(&dir.path().join("nginx.sock"));
+    let _proxy = start_with(door, dir.path(), port, shop.port, |nginx| {
+        let first = "location = /return { auth_request /.portcullis; return 200 welcome; }";
+        replaced(nginx, ASKED, &format!("{first}\n        {ASKED}"))
+    });
+    let ask = |path: &str| Address::Tcp(port).get(path, &[]).unwrap().status;
+    assert_eq!((ask("/return"), ask("/shop")), (200, 403), "docs/proxies.md says so");
+}
