@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use self::wishes::Wishes;
 use super::messages::{
-    BoolValue, CheckResponse, DeniedHttpResponse, Field, HeaderValue, HeaderValueOption, HttpResponse,
-    HttpStatus, Kind, OVERWRITE_IF_EXISTS_OR_ADD, OkHttpResponse, Status, Struct, Value,
+    APPEND_IF_EXISTS_OR_ADD, BoolValue, CheckResponse, DeniedHttpResponse, Field, HeaderValue,
+    HeaderValueOption, HttpResponse, HttpStatus, Kind, OVERWRITE_IF_EXISTS_OR_ADD, OkHttpResponse, Status,
+    Struct, Value,
 };
 use crate::decision::{self, Obligations, Timing};
 use crate::gateway::verdict::{Code, Down, Gate, Verdict};
@@ -48,7 +49,7 @@ fn told(verdict: &Verdict) -> Result<CheckResponse, Down> {
             dynamic_metadata: None,
         },
         Gate::Down(down) => {
-            let mut headers = header_changes(&verdict.obligations)?;
+            let mut headers = header_changes(&verdict.obligations, There::Stays)?;
             headers.extend(wishes.response_headers());
             let has_one = headers
                 .iter()
@@ -89,7 +90,7 @@ fn lossy(bytes: &Bytes) -> Bytes {
 
 /// What goes with a request that is let through.
 fn request_changes(obligations: &Obligations, wishes: &Wishes<'_>) -> Result<OkHttpResponse, Down> {
-    let headers = header_changes(obligations)?;
+    let headers = header_changes(obligations, There::StaysInRequest)?;
     // Envoy removes last: what is also set would be gone.
     let stays = |name: &str| {
         let both = [&obligations.headers_set, &obligations.headers_append];
@@ -105,9 +106,9 @@ fn request_changes(obligations: &Obligations, wishes: &Wishes<'_>) -> Result<OkH
     })
 }
 
-/// Headers to set and to append, in that order. The first to append of those that are also to be removed replaces what is
-/// there.
-fn header_changes(obligations: &Obligations) -> Result<Vec<HeaderValueOption>, Down> {
+/// Headers to set and to append, in that order; `appended` is for the latter. The first of those that are also to be removed
+/// replaces what is there.
+fn header_changes(obligations: &Obligations, appended: There) -> Result<Vec<HeaderValueOption>, Down> {
     let Obligations { headers_set, headers_append, headers_remove, .. } = obligations;
     let mut changes: Vec<HeaderValueOption> = Vec::with_capacity(headers_set.len() + headers_append.len());
     for set in headers_set {
@@ -121,7 +122,7 @@ fn header_changes(obligations: &Obligations) -> Result<Vec<HeaderValueOption>, D
                 .filter_map(|change| change.header.as_ref())
                 .any(|before| before.key.eq_ignore_ascii_case(append.name.as_bytes()))
         };
-        let there = if removed && first() { There::Goes } else { There::Stays };
+        let there = if removed && first() { There::Goes } else { appended };
         changes.push(change(append, there)?);
     }
     Ok(changes)
@@ -135,18 +136,23 @@ fn change(wanted: &decision::HeaderValue, there: There) -> Result<HeaderValueOpt
 }
 
 /// What becomes of a header of that name that is there already.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum There {
-    Stays,
     Goes,
+    /// Of a response.
+    Stays,
+    /// Of a request. `APPEND_IF_EXISTS_OR_ADD` is 0, so that it is not on the wire, and Envoy goes by the older `append` then,
+    /// whose absence is to overwrite. Of a denial it sends no header that has it. (Both seen with 1.40.)
+    StaysInRequest,
 }
 
 fn header(key: Bytes, value: Bytes, there: There) -> HeaderValueOption {
     let keep_empty_value = value.is_empty();
     let header = Some(HeaderValue { key, value, raw_value: Bytes::new() });
     let (append, append_action) = match there {
-        There::Stays => (Some(BoolValue { value: true }), 0),
         There::Goes => (None, OVERWRITE_IF_EXISTS_OR_ADD),
+        There::Stays => (None, APPEND_IF_EXISTS_OR_ADD),
+        There::StaysInRequest => (Some(BoolValue { value: true }), 0),
     };
     HeaderValueOption { header, append, append_action, keep_empty_value }
 }

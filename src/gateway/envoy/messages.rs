@@ -266,10 +266,8 @@ pub(super) struct OkHttpResponse {
     pub(super) query_parameters_to_remove: Vec<Bytes>,
 }
 
-/// `envoy.config.core.v3.HeaderValueOption`. Of its two ways to say what becomes of a header that is there already, one is
-/// used at a time: `append_action` for [`OVERWRITE_IF_EXISTS_OR_ADD`], and the older `append` for appending.
-/// `APPEND_IF_EXISTS_OR_ADD` is 0, so that it is not on the wire, and Envoy goes by `append` then: without it, it overwrites
-/// the headers of a request (seen with 1.40).
+/// `envoy.config.core.v3.HeaderValueOption`. It has two ways to say what becomes of a header that is there already, and which
+/// of them is heeded depends on whose headers they are: [`super::answer`] knows.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct HeaderValueOption {
     #[prost(message, optional, tag = "1")]
@@ -290,6 +288,7 @@ pub(super) struct BoolValue {
 }
 
 /// `envoy.config.core.v3.HeaderValueOption.HeaderAppendAction`
+pub(super) const APPEND_IF_EXISTS_OR_ADD: i32 = 0;
 pub(super) const OVERWRITE_IF_EXISTS_OR_ADD: i32 = 2;
 
 /// `envoy.config.core.v3.QueryParameter`

@@ -1,4 +1,5 @@
 use super::super::messages::QueryParameter;
+use super::There::{Goes, Stays, StaysInRequest};
 use super::*;
 use crate::client::ClientError;
 use crate::decision::{Decision, DecisionId, Metadatum, Outcome, Quota, Refusal};
@@ -34,24 +35,24 @@ fn deny(obligations: Obligations) -> CheckResponse {
     with(Outcome::Deny { reason: "not bob".into() }, obligations)
 }
 
-/// Name, value, and whether what is there stays.
-fn listed(headers: &[HeaderValueOption]) -> Vec<(String, String, bool)> {
+fn listed(headers: &[HeaderValueOption]) -> Vec<(String, String, There)> {
     let of = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
     let one = |option: &HeaderValueOption| {
         let header = option.header.as_ref().unwrap();
         assert!(header.raw_value.is_empty(), "Envoy reads no raw value here");
-        let stays = match (option.append.as_ref(), option.append_action) {
-            (Some(BoolValue { value: true }), 0) => true,
-            (None, OVERWRITE_IF_EXISTS_OR_ADD) => false,
+        let there = match (option.append.as_ref(), option.append_action) {
+            (None, OVERWRITE_IF_EXISTS_OR_ADD) => Goes,
+            (None, APPEND_IF_EXISTS_OR_ADD) => Stays,
+            (Some(BoolValue { value: true }), 0) => StaysInRequest,
             both => panic!("what is to become of it has to be said in one way: {both:?}"),
         };
-        (of(&header.key), of(&header.value), stays)
+        (of(&header.key), of(&header.value), there)
     };
     headers.iter().map(one).collect()
 }
 
-fn expected(headers: &[(&str, &str, bool)]) -> Vec<(String, String, bool)> {
-    headers.iter().map(|(name, value, stays)| ((*name).into(), (*value).into(), *stays)).collect()
+fn expected(headers: &[(&str, &str, There)]) -> Vec<(String, String, There)> {
+    headers.iter().map(|(name, value, there)| ((*name).into(), (*value).into(), *there)).collect()
 }
 
 fn wish(key: &str, value: &str) -> Obligations {
@@ -71,8 +72,12 @@ fn obligations_go_with_a_request_that_is_let_through() {
         body: Some(Bytes::from_static(b"not for the upstream")),
         metadata: vec![],
     });
-    let set =
-        [("x-user", "bob", false), ("x-empty", "", false), ("x-role", "a", true), ("x-role", "b", true)];
+    let set = [
+        ("x-user", "bob", Goes),
+        ("x-empty", "", Goes),
+        ("x-role", "a", StaysInRequest),
+        ("x-role", "b", StaysInRequest),
+    ];
     assert_eq!(listed(&ok.headers), expected(&set));
     assert_eq!(
         ok.headers.iter().map(|one| one.keep_empty_value).collect::<Vec<_>>(),
@@ -92,7 +97,7 @@ fn what_is_removed_and_set_is_set() {
         ..Obligations::default()
     });
     assert_eq!(ok.headers_to_remove, ["cookie"]);
-    let changes = [("X-User", "bob", false), ("x-role", "a", false), ("x-role", "b", true)];
+    let changes = [("X-User", "bob", Goes), ("x-role", "a", Goes), ("x-role", "b", StaysInRequest)];
     assert_eq!(listed(&ok.headers), expected(&changes), "the client's own x-role is gone");
 }
 
@@ -107,7 +112,7 @@ fn a_denial_is_what_the_policy_says() {
     });
     let (code, status, denied) = denied(&response);
     assert_eq!((code, status, denied.body.as_ref()), (7, 302, &b"go there"[..]));
-    let headers = [("location", "/login", false), ("set-cookie", "a=1", true), ("set-cookie", "b=2", true)];
+    let headers = [("location", "/login", Goes), ("set-cookie", "a=1", Stays), ("set-cookie", "b=2", Stays)];
     assert_eq!(listed(&denied.headers), expected(&headers));
     assert_eq!(response.status.as_ref().unwrap().message, "not bob");
 }
@@ -149,7 +154,7 @@ fn errors_and_refusals_deny() {
     );
     let (code, status, response) = denied(&refused);
     assert_eq!((code, status), (8, 429));
-    assert_eq!(listed(&response.headers), expected(&[("retry-after", "2", false)]));
+    assert_eq!(listed(&response.headers), expected(&[("retry-after", "2", Goes)]));
     let late = of(Err(ClientError::Deadline).into());
     assert_eq!(denied(&late).1, 504);
 }
@@ -179,7 +184,7 @@ fn metadata_with_a_verb_is_for_envoy() {
     let set = QueryParameter { key: "user%20id".into(), value: "b%26b".into() };
     assert_eq!(ok.query_parameters_to_set, [set]);
     assert_eq!(ok.query_parameters_to_remove, ["token"], "what is also set stays");
-    let added = [("x-a", "1", false), ("set-cookie", "a=1; Path=/", true)];
+    let added = [("x-a", "1", Goes), ("set-cookie", "a=1; Path=/", Stays)];
     assert_eq!(listed(&ok.response_headers_to_add), expected(&added));
     let metadata = response.dynamic_metadata.unwrap();
     let rest = metadata.fields.iter().find(|field| field.key == "metadata").unwrap().value.clone();
@@ -213,7 +218,7 @@ fn a_wish_that_is_none_makes_the_answer_invalid() {
 #[test]
 fn a_denial_goes_to_the_client_with_its_response_headers() {
     let response = deny(wish("response.set.www-authenticate", "Bearer"));
-    assert_eq!(listed(&denied(&response).2.headers), expected(&[("www-authenticate", "Bearer", false)]));
+    assert_eq!(listed(&denied(&response).2.headers), expected(&[("www-authenticate", "Bearer", Goes)]));
 }
 
 #[test]
@@ -247,9 +252,9 @@ fn dynamic_metadata_says_what_decided_and_how_long_it_took() {
 /// Byte for byte as Envoy's own definitions have it: fields 1, 2 (a message whose field 1 is true) and 3.
 #[test]
 fn what_becomes_of_a_header_that_is_there_is_on_the_wire() {
-    let [stays, goes] = [There::Stays, There::Goes].map(|there| {
-        prost::Message::encode_to_vec(&header(Bytes::from_static(b"a"), Bytes::from_static(b"1"), there))
-    });
-    assert_eq!(stays, b"\x0a\x06\x0a\x01a\x12\x011\x12\x02\x08\x01");
-    assert_eq!(goes, b"\x0a\x06\x0a\x01a\x12\x011\x18\x02");
+    for (there, bytes) in [(Goes, &b"\x18\x02"[..]), (Stays, b""), (StaysInRequest, b"\x12\x02\x08\x01")] {
+        let option = header(Bytes::from_static(b"a"), Bytes::from_static(b"1"), there);
+        let expected = [b"\x0a\x06\x0a\x01a\x12\x011", bytes].concat();
+        assert_eq!(prost::Message::encode_to_vec(&option), expected, "{there:?}");
+    }
 }
