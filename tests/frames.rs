@@ -757,6 +757,7 @@ fn a_full_frame_of_the_smallest_elements_stays_bounded() {
     let smallest = frame::encode(&decision, 64).unwrap();
     assert!(smallest.iter().all(|byte| *byte == 0), "{smallest:?}");
     let decisions = filled(&[2, 1], smallest.len(), 0, SERVER_FRAME_MAX);
-    let (_, most) = most_allocated(|| frame::decode::<ServerFrame>(&decisions).is_ok());
-    assert!(most <= 48 * SERVER_FRAME_MAX, "{most} bytes for a batch of decisions");
+    let (taken, most) = most_allocated(|| frame::decode::<ServerFrame>(&decisions));
+    assert_eq!(taken, Err(DecodeError::Malformed), "more of them than a batch has questions");
+    assert!(most <= 1 << 20, "{most} bytes for a batch of decisions");
 }

@@ -346,7 +346,7 @@ fn what_is_under_way_is_finished_and_whoever_comes_later_is_not_let_through() {
             assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}")
         }
     }
-    let (status, log) = service.stop();
+    let (status, log) = service.ended();
     assert!(status.success(), "{log}");
     assert!(!log.contains("did not drain in time"), "{log}");
     assert!(has_drained(&log, 1), "{log}");

@@ -13,6 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use id::{DecisionId, InvalidDecisionId};
+pub(crate) use obligations::at_most;
 pub use obligations::{ENTRIES_MAX, HEADER_NAME_MAX, HeaderValue, Metadatum, Obligations, Unfit};
 pub use trace::{InvalidTraceContext, TraceContext};
 

@@ -134,20 +134,27 @@ fn check_name(list: &'static str, name: &str) -> Result<(), Unfit> {
 
 /// A list that ends before it costs more than it may: an empty entry is two bytes on the wire and fifty in memory.
 fn entries<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    struct Bounded<T>(PhantomData<T>);
+    at_most::<ENTRIES_MAX, D, T>(deserializer)
+}
 
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Bounded<T> {
+/// The same of a list of something else.
+pub(crate) fn at_most<'de, const MAX: usize, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct Bounded<T, const MAX: usize>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Bounded<T, MAX> {
         type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "at most {ENTRIES_MAX} entries")
+            write!(f, "at most {MAX} entries")
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
             let mut entries = Vec::new();
             while let Some(entry) = seq.next_element()? {
-                if entries.len() == ENTRIES_MAX {
-                    return Err(A::Error::invalid_length(ENTRIES_MAX + 1, &self));
+                if entries.len() == MAX {
+                    return Err(A::Error::invalid_length(MAX.saturating_add(1), &self));
                 }
                 entries.push(entry);
             }
@@ -155,7 +162,7 @@ fn entries<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
         }
     }
 
-    deserializer.deserialize_seq(Bounded(PhantomData))
+    deserializer.deserialize_seq(Bounded::<T, MAX>(PhantomData))
 }
 
 #[cfg(test)]

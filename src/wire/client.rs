@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::decision::{Decision, InOnePiece, Quota, TraceContext, TrustClass, in_one_piece};
+use crate::decision::{Decision, InOnePiece, Quota, TraceContext, TrustClass, at_most, in_one_piece};
 
 /// What this build speaks. A Hello with another version is answered with [`Farewell::Version`].
 pub const PROTOCOL_VERSION: u16 = 3;
@@ -89,6 +89,8 @@ pub enum ServerFrame {
     },
     Decisions {
         id: u64,
+        /// No more than anybody may ask for at once.
+        #[serde(deserialize_with = "at_most::<BATCH_MAX, _, _>")]
         decisions: Vec<Decision>,
     },
     Pong {

@@ -506,8 +506,13 @@ impl Service {
     }
 
     /// Asks it to stop and returns how it ended, and what it had said.
-    pub fn stop(mut self) -> (ExitStatus, String) {
+    pub fn stop(self) -> (ExitStatus, String) {
         self.signal(Signal::SIGTERM);
+        self.ended()
+    }
+
+    /// Waits for the end of one that was asked to stop, or ends for another reason. Asked twice it kills everybody.
+    pub fn ended(mut self) -> (ExitStatus, String) {
         (self.child.wait().unwrap(), self.log())
     }
 

@@ -272,6 +272,8 @@ impl Fleet {
         self.tell_table();
         self.open_doors(now);
         self.serve_gateway(now);
+        // Once all serve, that is said, and whoever asks then is to hear of all.
+        self.tell_table();
     }
 
     /// A child could not be told what it has to hear. Whoever closed its channel is at its end, and what it ended by says
