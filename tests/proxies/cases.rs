@@ -9,7 +9,7 @@ use crate::doors::Page;
 use crate::exchange::{Response, request};
 use crate::service::Arrived;
 use crate::smuggling;
-use crate::stage::{Stage, pid};
+use crate::stage::Stage;
 use crate::support::PATIENCE;
 
 pub(crate) type Case = fn(&mut Stage) -> Result<String, String>;
@@ -231,13 +231,14 @@ fn chunked(stage: &mut Stage) -> Result<String, String> {
 /// Nobody answers, and nobody hangs up: the proxy's own time limit. The supervisor would put another in its place, so it is held too.
 fn gateway_frozen(stage: &mut Stage) -> Result<String, String> {
     until_open(stage)?;
-    let frozen = [pid(stage.service(), "gateway"), stage.service().pid()];
-    for one in frozen {
-        kill(one, Signal::SIGSTOP).unwrap();
-    }
+    // First, so that it cannot end what is held.
+    let supervisor = stage.service().pid();
+    kill(supervisor, Signal::SIGSTOP).unwrap();
+    let gateway = stage.signal("gateway", Signal::SIGSTOP);
     let seen = closed(stage, "/do/allow");
-    for one in frozen {
-        kill(one, Signal::SIGCONT).unwrap();
+    let released = [gateway, supervisor].map(|one| kill(one, Signal::SIGCONT));
+    if released.iter().any(Result::is_err) {
+        return Err(format!("the gateway did not outlive it: {released:?}\n{}", stage.service().log()));
     }
     until_open(stage)?;
     seen.map(|response| response.status.to_string())
