@@ -13,9 +13,10 @@ use std::thread;
 use nix::sys::ptrace;
 use nix::unistd::{Pid, gettid};
 use portcullis::client::blocking::Connection;
+use portcullis::client::{Deadline, Question};
 use portcullis::wire::control::Process;
 
-use super::support::{PATIENCE, Service, tenant};
+use super::support::{PATIENCE, Service, policy, tenant};
 use super::{Test, attest, is_root, site};
 
 pub(super) const TESTS: &[Test] = &[
@@ -182,13 +183,19 @@ fn namespaces() {
 
 const HOLD: &str = "--hold-connection";
 
-/// Is the client of that test, if it was started as such: connects, and stays until its standard input ends.
+/// Is the client of that test, if it was started as such: connects, asks, and stays until its standard input ends.
 pub(super) fn run_if_asked() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, flag, socket] = &arguments[..]
         && flag == HOLD
     {
-        let connection = Connection::open(Path::new(socket), &tenant("acme"), PATIENCE).unwrap();
+        let mut connection = Connection::open(Path::new(socket), &tenant("acme"), PATIENCE).unwrap();
+        // Who is welcomed is on the way to a worker; who has an answer is there.
+        let question = Question::opaque("", b"x");
+        let asked = connection.send(&tenant("acme"), &policy("gate"), Deadline::Default, question.input());
+        asked.unwrap();
+        connection.flush().unwrap();
+        let _ = connection.receive().unwrap();
         std::io::stdout().write_all(b"connected\n").unwrap();
         std::io::stdin().read_line(&mut String::new()).unwrap();
         let outside =
