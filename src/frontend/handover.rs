@@ -1,24 +1,20 @@
-//! Over to the worker: a client's Welcome, then its connection's descriptor, what it may ask for and its unread bytes, in
-//! order, uninterrupted.
+//! Over to the worker: a connection's descriptor, what it may ask for and its unread bytes, in order, uninterrupted.
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::hello::say_welcome;
 use super::peer::Connection;
 use crate::decision::{Tenant, TrustClass};
 use crate::wire::channel::SendError;
 use crate::wire::handover::{FromWorker, ToWorker, UNREAD_CHUNK};
 use crate::wire::polled::Polled;
 
-/// A connection on its way to a worker. Until its descriptor is sent it is ours.
+/// A connection on its way to a worker, whose client has its Welcome. Until its descriptor is sent it is ours.
 #[derive(Debug)]
 pub(super) struct Transfer {
     pub(super) connection: Connection,
     pub(super) class: TrustClass,
     pub(super) tenants: Vec<Tenant>,
-    /// Its client has been told its class.
-    pub(super) welcomed: bool,
     pub(super) unread: Vec<u8>,
     /// Its place among those that wait: what bounds the queue, though the queue itself has no end.
     pub(super) room: OwnedSemaphorePermit,
@@ -36,7 +32,6 @@ pub(super) enum Outgoing {
 pub(super) async fn send_queued(
     channel: &Polled<ToWorker, FromWorker>,
     queue: &mut UnboundedReceiver<Outgoing>,
-    generation: u64,
     under_way: &mut Option<Transfer>,
 ) -> SendError {
     loop {
@@ -45,7 +40,7 @@ pub(super) async fn send_queued(
         let sent = match next {
             Some(Outgoing::Adopt(transfer)) => {
                 *under_way = Some(transfer);
-                hand_over(channel, generation, under_way).await
+                hand_over(channel, under_way).await
             }
             Some(Outgoing::Status { nonce }) => channel.send(&ToWorker::Status { nonce }, None).await,
             None => channel.send(&ToWorker::Drain, None).await,
@@ -62,14 +57,9 @@ pub(super) async fn send_queued(
 
 async fn hand_over(
     channel: &Polled<ToWorker, FromWorker>,
-    generation: u64,
     under_way: &mut Option<Transfer>,
 ) -> Result<(), SendError> {
-    let Some(transfer) = under_way.as_mut() else { return Ok(()) };
-    if !transfer.welcomed {
-        say_welcome(&transfer.connection.socket, transfer.class.clone(), generation);
-        transfer.welcomed = true;
-    }
+    let Some(transfer) = under_way.as_ref() else { return Ok(()) };
     let adopt = ToWorker::Adopt {
         cookie: transfer.connection.cookie,
         uid: transfer.connection.peer.uid,

@@ -77,24 +77,27 @@ pub(super) async fn greet(
 
 /// Tells the client which class it is let in to, before a worker of that class gets the connection: clients put
 /// questions of all tenants of a class on one connection, so a worker must not be asked what its class is.
-pub(super) fn say_welcome(socket: &impl AsFd, class: TrustClass, generation: u64) {
-    say(socket, &ServerFrame::Welcome { version: PROTOCOL_VERSION, class, generation });
+/// False where that could not be said: whoever had the connection next would have the first word.
+#[must_use]
+pub(super) fn say_welcome(socket: &impl AsFd, class: TrustClass, generation: u64) -> bool {
+    say(socket, &ServerFrame::Welcome { version: PROTOCOL_VERSION, class, generation })
 }
 
 /// One attempt to tell the client why its connection ends; the caller closes it.
 pub(super) fn say_farewell(socket: &impl AsFd, farewell: Farewell) {
     debug!(%farewell, "client refused");
-    say(socket, &ServerFrame::Farewell(farewell));
+    // Who does not read, or has gone, does not get to know.
+    let _ = say(socket, &ServerFrame::Farewell(farewell));
 }
 
-/// Nothing was written to the connection before, but a Welcome, so a frame as short as these is taken whole; or the
-/// client has gone. Nobody waits for that, and whoever has the connection then learns of it.
-fn say(socket: &impl AsFd, message: &ServerFrame) {
+/// True if all of it was taken. Nothing waits for that: a frame as short as these finds room where nothing was written before.
+fn say(socket: &impl AsFd, message: &ServerFrame) -> bool {
     let mut frame = BytesMut::new();
-    if frame::encode_frame(message, &mut frame, SERVER_FRAME_MAX).is_ok() {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let _ = send(socket.as_fd().as_raw_fd(), &frame, flags);
+    if frame::encode_frame(message, &mut frame, SERVER_FRAME_MAX).is_err() {
+        return false;
     }
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    send(socket.as_fd().as_raw_fd(), &frame, flags).is_ok_and(|sent| sent == frame.len())
 }
 
 async fn read_hello(stream: &UnixStream) -> Result<String, NoHello> {

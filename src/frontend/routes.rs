@@ -86,7 +86,7 @@ impl Routes {
             self.returns.entry(class.clone()).or_insert_with(|| Arc::new(Semaphore::new(RETURNS_MAX)));
         let (queue, queued) = mpsc::unbounded_channel();
         let (cut, is_cut) = oneshot::channel();
-        tokio::spawn(run(id, generation, channel, queued, self.news.clone(), Arc::clone(returns), is_cut));
+        tokio::spawn(run(id, channel, queued, self.news.clone(), Arc::clone(returns), is_cut));
         let link = Link {
             class: class.clone(),
             generation,
@@ -183,7 +183,6 @@ impl Link {
 /// Looks after one channel until its end.
 async fn run(
     link: LinkId,
-    generation: u64,
     channel: Polled<ToWorker, FromWorker>,
     mut queue: mpsc::UnboundedReceiver<Outgoing>,
     news: mpsc::Sender<News>,
@@ -193,7 +192,7 @@ async fn run(
     let mut under_way = None;
     let end = tokio::select! {
         end = receive_all(link, &channel, &news, &returns) => end,
-        error = send_queued(&channel, &mut queue, generation, &mut under_way) => match error {
+        error = send_queued(&channel, &mut queue, &mut under_way) => match error {
             SendError::Io(error) => End::Failed(error),
             error => End::Failed(io::Error::other(error)),
         },

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::grant::{Grant, Grants};
 use super::handover::{Outgoing, Transfer};
-use super::hello::{Greeting, Outcome, say_farewell};
+use super::hello::{Greeting, Outcome, say_farewell, say_welcome};
 use super::peer::{Connection, Peer};
 use super::routes::{LinkId, News, Routes, What};
 use super::table::{Entry, Table};
@@ -126,9 +126,11 @@ impl Switchboard {
             warn!(%class, generation = link.generation, "worker does not take its connections");
             return Err((connection, Farewell::Unavailable));
         };
+        if !say_welcome(&connection.socket, class.clone(), link.generation) {
+            return Err((connection, Farewell::Unavailable));
+        }
         let (cookie, peer) = (connection.cookie, connection.peer);
-        let transfer =
-            Transfer { connection, class: class.clone(), tenants, welcomed: false, unread: Vec::new(), room };
+        let transfer = Transfer { connection, class: class.clone(), tenants, unread: Vec::new(), room };
         match link.send(Outgoing::Adopt(transfer)) {
             Ok(()) => {
                 self.table.enter(cookie, Entry { peer, class, link: Some(id) });
@@ -203,7 +205,7 @@ impl Switchboard {
         let Returned { cookie, descriptor, unread, room } = returned;
         let (connection, class) = check(&self.table, link, cookie, descriptor)?;
         self.table.assign(cookie, None);
-        self.carry_over(Transfer { connection, class, tenants: Vec::new(), welcomed: true, unread, room });
+        self.carry_over(Transfer { connection, class, tenants: Vec::new(), unread, room });
         Ok(())
     }
 
@@ -236,12 +238,12 @@ impl Switchboard {
             Ok(grant) => transfer.tenants = grant.tenants,
             Err(farewell) => return self.dismiss(transfer.connection, farewell),
         }
-        let (cookie, welcomed) = (connection.cookie, transfer.welcomed);
+        let cookie = connection.cookie;
         let unsent = match self.routes.current(&transfer.class) {
             Some((id, link)) => match link.send(Outgoing::Adopt(transfer)) {
                 Ok(()) => {
                     self.table.assign(cookie, Some(id));
-                    self.counters.carried_over += u64::from(welcomed);
+                    self.counters.carried_over += 1;
                     return;
                 }
                 Err(unsent) => unsent,

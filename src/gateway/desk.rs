@@ -5,7 +5,7 @@ mod room;
 mod target;
 
 use std::future::{Future, pending};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -28,8 +28,10 @@ const WAY_BACK_MIN: Duration = Duration::from_millis(2);
 /// Bodies, messages and answers of all connections together, bytes; each counts once, as long as it is there.
 const HELD_MAX: usize = 256 << 20;
 
-/// What all of this process's connections hold.
-static ROOM: LazyLock<Arc<Room>> = LazyLock::new(|| Room::new(HELD_MAX));
+/// What the connections of one listener may hold, of so many: none of them takes it from another.
+pub(super) fn room_of_one(listeners: usize) -> Arc<Room> {
+    Room::new(HELD_MAX / listeners.max(1))
+}
 
 /// What a listener's connections ask by. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -99,10 +101,11 @@ impl Desk {
     pub(super) fn new(
         client: Client,
         listener: Arc<Listener>,
+        room: Arc<Room>,
         peer: Option<u32>,
         closing: watch::Receiver<bool>,
     ) -> Self {
-        Self { asks: Asks::Service(client), listener, peer, room: Arc::clone(&ROOM), closing }
+        Self { asks: Asks::Service(client), listener, peer, room, closing }
     }
 
     #[cfg(test)]

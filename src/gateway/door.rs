@@ -15,6 +15,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
+use super::desk::Room;
 use crate::wire::gateway::{Listener, SocketKind};
 use crate::wire::polled;
 
@@ -28,6 +29,8 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Hall {
     pub(super) listener: Arc<Listener>,
     socket: Arc<OwnedFd>,
+    /// For what its connections hold.
+    pub(super) room: Arc<Room>,
     /// One for each connection that there may be.
     seats: Arc<Semaphore>,
     told: Mutex<Told>,
@@ -60,11 +63,12 @@ pub(super) struct Seat {
 }
 
 impl Hall {
-    pub(super) fn new(listener: Listener, socket: OwnedFd) -> Arc<Self> {
+    pub(super) fn new(listener: Listener, socket: OwnedFd, room: Arc<Room>) -> Arc<Self> {
         let seats = usize::try_from(listener.max_connections).unwrap_or(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             listener: Arc::new(listener),
             socket: Arc::new(socket),
+            room,
             seats: Arc::new(Semaphore::new(seats.min(Semaphore::MAX_PERMITS))),
             told: Mutex::default(),
         })
@@ -274,7 +278,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let socket = UnixListener::bind(directory.path().join("s")).unwrap();
             socket.set_nonblocking(true).unwrap();
-            Self { directory, hall: Hall::new(listener, socket.into()) }
+            Self { directory, hall: Hall::new(listener, socket.into(), Room::new(0)) }
         }
 
         fn connect(&self) -> UnixStream {

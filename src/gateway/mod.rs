@@ -32,6 +32,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use self::desk::room_of_one;
 use self::door::Hall;
 use self::threads::{Settled, Threads, ThreadsError};
 use self::visit::Visits;
@@ -112,8 +113,9 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     sandbox::check_inherited(Role::Gateway)?;
     let assignment: GatewayAssignment = assignment::read(take(fd::ASSIGNMENT)?)?;
     let visits = Arc::new(Visits::new(take(fd::FIRST)?, assignment.classes));
+    let count = assignment.listeners.len();
     let halls = (fd::GATEWAY_FIRST..).zip(assignment.listeners);
-    let halls = halls.map(|(number, listener)| Ok(Hall::new(listener, take(number)?)));
+    let halls = halls.map(|(number, listener)| Ok(Hall::new(listener, take(number)?, room_of_one(count))));
     let halls = halls.collect::<Result<Vec<_>, GatewayError>>()?;
     // Like the control channel it stays open until the process is gone: the profile has nobody close them.
     let _kept = ManuallyDrop::new(Arc::clone(&visits));

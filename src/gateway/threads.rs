@@ -242,7 +242,13 @@ impl Server {
         // Without a place in the event loop there is nothing to be done for it: it is closed.
         let Ok(stream) = Stream::new(socket) else { return };
         let listener = Arc::clone(&hall.listener);
-        let desk = Desk::new(self.client.clone(), Arc::clone(&listener), peer, self.closing.clone());
+        let desk = Desk::new(
+            self.client.clone(),
+            Arc::clone(&listener),
+            Arc::clone(&hall.room),
+            peer,
+            self.closing.clone(),
+        );
         let alive = self.alive.clone();
         tokio::spawn(async move {
             match &listener.speaks {

@@ -14,11 +14,12 @@ use crate::support::PATIENCE;
 
 pub(crate) type Case = fn(&mut Stage) -> Result<String, String>;
 
-pub(crate) const CASES: [(&str, Case); 16] = [
+pub(crate) const CASES: [(&str, Case); 17] = [
     ("allow", allow),
     ("deny", deny),
     ("deny with a page", page),
     ("headers changed", mutate),
+    ("named in Connection", nominated),
     ("deadline", deadline),
     ("trap", trap),
     ("policy failed", failed),
@@ -109,6 +110,17 @@ fn mutate(stage: &mut Stage) -> Result<String, String> {
         .into());
     }
     Err(format!("arrived: {one:?}"))
+}
+
+/// Headers that a client names in `Connection` end at the first proxy. One that the policy sets is not the client's to end.
+fn nominated(stage: &mut Stage) -> Result<String, String> {
+    let sent = [("Connection", "X-Set"), ("X-Set", "by the client")];
+    let response = stage.address.get("/do/mutate", &sent).ok_or("no answer")?;
+    match &stage.shop.arrived()[..] {
+        [] if response.status >= 400 => Ok(response.status.to_string()),
+        [one] if one.all("x-set") == ["by the policy"] => Ok("set all the same".into()),
+        arrived => Err(format!("{response:?}, arrived: {arrived:?}")),
+    }
 }
 
 fn deadline(stage: &mut Stage) -> Result<String, String> {

@@ -25,7 +25,7 @@ const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// What `grpc-message` writes as it is: printable ASCII without the percent sign.
 const IN_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 /// Before every message: whether it is compressed, and how long it is.
-const PREFIX: usize = 5;
+pub(super) const PREFIX: usize = 5;
 
 /// `google.rpc.Code`, those that are given here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,7 +167,8 @@ pub(super) enum Unread {
     Gone,
 }
 
-/// The call's one message, read to the end of the stream. Its length is looked at before anything is kept.
+/// The call's one message, read to the end of the stream. Its length is looked at before anything is kept; place is taken
+/// for what has arrived, since an announcement costs whoever makes it nothing.
 pub(super) async fn message(
     mut body: Incoming,
     max: usize,
@@ -185,14 +186,14 @@ pub(super) async fn message(
             if length > max {
                 return Err(Unread::TooLong { length, max });
             }
-            let mut place = room.place();
-            place.grow(length)?;
-            announced = Some((length, place));
+            announced = Some((length, room.place()));
         }
-        if let Some((length, _)) = &announced
-            && got.bytes().len() > PREFIX + length
-        {
-            return Err(Unread::NotOne);
+        if let Some((length, place)) = &mut announced {
+            let arrived = got.bytes().len();
+            if arrived > PREFIX + *length {
+                return Err(Unread::NotOne);
+            }
+            place.grow(arrived)?;
         }
     }
     match announced {

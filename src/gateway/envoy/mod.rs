@@ -171,6 +171,8 @@ async fn attend(call: Request<Incoming>, seat: &Seat) -> Response<Unary> {
         CHECK => {
             let left = grpc::timeout(&head.headers);
             let trace = head.headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
+            // Some hundred kilobytes, if somebody wants that: not to be held while a message and a decision are waited for.
+            drop(head);
             match left {
                 Ok(within) => check(body, Terms { within, trace }, seat).await,
                 Err(error) => {
@@ -179,7 +181,10 @@ async fn attend(call: Request<Incoming>, seat: &Seat) -> Response<Unary> {
                 }
             }
         }
-        HEALTH => health(body, seat).await,
+        HEALTH => {
+            drop(head);
+            health(body, seat).await
+        }
         _ => grpc::refuse(
             grpc::Code::Unimplemented,
             "served are envoy.service.auth.v3.Authorization/Check and grpc.health.v1.Health/Check",

@@ -362,18 +362,28 @@ async fn many_are_decided_at_once() {
 async fn messages_under_way_have_a_bound_together() {
     let wide = Listener { max_body: 64 << 20, ..listener() };
     let script: Arc<Scripted> = Arc::new(|_, _, _, _| Ok(decision(Outcome::Allow)));
-    let (calls, _server) = connect(Desk::scripted(script, wide, None)).await;
+    let all = 4 * MESSAGES_MAX;
+    let room = Room::new(all);
+    let (calls, _server) = connect(Desk::scripted(script, wide, None).with_room(Arc::clone(&room))).await;
+    // A byte of it never comes: a message that is announced only takes no place.
+    let length = MESSAGES_MAX - MESSAGES_MAX / 16 - 16;
+    let mut most = [&[0][..], &u32::try_from(length).unwrap().to_be_bytes()].concat();
+    most.resize(grpc::PREFIX + length - 1, 0);
+    let (arrived, most) = (most.len(), Bytes::from(most));
     let begin = || {
-        let calls = calls.clone();
+        let (calls, most) = (calls.clone(), most.clone());
         async move {
             let (response, mut stream) =
                 calls.ready().await.unwrap().send_request(head(CHECK).body(()).unwrap(), false).unwrap();
-            let length = u32::try_from(MESSAGES_MAX - (1 << 20)).unwrap().to_be_bytes();
-            stream.send_data(Bytes::from([&[0][..], &length, b"x"].concat()), false).unwrap();
+            stream.send_data(most, false).unwrap();
             (response, stream)
         }
     };
     let (first, mut stream) = begin().await;
+    // All of it is there when no place can be had for so much.
+    while room.place().grow(all - all / 16 - arrived + 1).is_ok() {
+        tokio::task::yield_now().await;
+    }
     let (second, _stream) = begin().await;
     assert_eq!(denied(&answered(reply(second).await.unwrap())), Some(503));
     for length in [1000, 60_000] {
