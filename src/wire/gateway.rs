@@ -109,6 +109,9 @@ pub enum Original {
     XOriginal,
     /// `x-forwarded-method`, `-proto`, `-host`, `-uri`. As Caddy and Traefik send them.
     XForwarded,
+    /// `x-original-method`, and all else in `x-original-url`: `https://shop.example/a?b`. As ingress-nginx sends them, to
+    /// oauth2-proxy and others.
+    XOriginalUrl,
 }
 
 /// Who or what it is asked for. Never from anything an end user sends, unless the operator maps it: [`Binding::Header`].

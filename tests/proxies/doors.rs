@@ -52,7 +52,7 @@ pub(crate) struct Door {
     pub(crate) sees_headers: bool,
 }
 
-pub(crate) static DOORS: [Door; 6] = [
+pub(crate) static DOORS: [Door; 7] = [
     Door {
         name: "envoy",
         program: "envoy",
@@ -193,6 +193,21 @@ pub(crate) static DOORS: [Door; 6] = [
         },
         arguments: &["-db", "-f", "haproxy.cfg"],
         page: Page::Whole(451),
+        sees_body: false,
+        appends: false,
+        sees_headers: true,
+    },
+    Door {
+        name: "apache",
+        program: "apache2",
+        files: &["httpd.conf", "portcullis.lua"],
+        // It takes 100 headers without that line.
+        edit: |text| {
+            text.replace("local PATIENCE = 1", "local PATIENCE = 5")
+                .replace("ServerName", "LimitRequestFields 300\nServerName")
+        },
+        arguments: &["-D", "FOREGROUND", "-f", "httpd.conf"],
+        page: Page::Own(451),
         sees_body: false,
         appends: false,
         sees_headers: true,

@@ -56,6 +56,11 @@ fn haproxy_lua() {
 }
 
 #[test]
+fn apache() {
+    run("apache", "apache2");
+}
+
+#[test]
 fn opa_sdk() {
     run("opa-sdk", "python");
 }

@@ -92,3 +92,8 @@ fn haproxy() {
 fn haproxy_lua() {
     try_all("haproxy-lua");
 }
+
+#[test]
+fn apache() {
+    try_all("apache");
+}

@@ -22,6 +22,7 @@ pub(crate) fn find(name: &str) -> PathBuf {
         "envoy" => return envoy(),
         "python" => return from_pypi("bin/python3"),
         "nginx" => "nginx-light",
+        "apache2" => "apache2-bin lua-socket",
         "h2load" => "nghttp2-client",
         other => other,
     };

@@ -66,6 +66,7 @@ pub(super) fn read<'a>(
         Original::XOriginal => {
             ["x-original-method", "x-original-uri", "x-original-host", "x-original-proto"].map(Part::of)
         }
+        Original::XOriginalUrl => ["x-original-method", "x-original-url", "", ""].map(Part::of),
         Original::XForwarded => {
             ["x-forwarded-method", "x-forwarded-uri", "x-forwarded-host", "x-forwarded-proto"].map(Part::of)
         }
@@ -104,6 +105,11 @@ pub(super) fn read<'a>(
     let (method, scheme, host, target) = match &form.original {
         Original::Own { prefix } => {
             (method, "http", host.ok_or_else(no_host)?, without_prefix(target, prefix)?)
+        }
+        Original::XOriginalUrl => {
+            let method = method_of(as_method)?;
+            let (scheme, host, target) = parts_of_url(as_uri.needed()?)?;
+            (method, scheme, host, target)
         }
         // All four are needed. Of one that a proxy may leave out, nobody can tell whether its client put it in.
         Original::XOriginal | Original::XForwarded => (
@@ -149,6 +155,23 @@ fn scheme_of(value: &[u8]) -> Result<&str, Down> {
     let text = std::str::from_utf8(value).ok();
     text.filter(|text| text.starts_with(|c: char| c.is_ascii_lowercase()) && text.bytes().all(legal))
         .ok_or_else(|| malformed("the original's scheme is not one, in lower case"))
+}
+
+/// Scheme, host and target of `https://shop.example:8443/a?b`. Whoever sends it has put it together of three parts, the
+/// last two of them the client's: so each has to be what it would have to be alone, and the first slash parts them, since
+/// none can be in a host.
+fn parts_of_url(value: &[u8]) -> Result<(&str, &str, &str), Down> {
+    let bad = |why| malformed(format!("header \"x-original-url\" {why}"));
+    let text = std::str::from_utf8(value).map_err(|_| bad("is not UTF-8"))?;
+    let (scheme, rest) = text
+        .split_once("://")
+        .filter(|(scheme, _)| matches!(*scheme, "http" | "https"))
+        .ok_or_else(|| bad("does not begin with http:// or https://"))?;
+    let slash = rest.find('/').ok_or_else(|| bad("has no path behind its host"))?;
+    let (host, target) = rest.split_at_checked(slash).unwrap_or_default();
+    let host = authority("x-original-url", host.as_bytes())
+        .map_err(|_| bad("has something else than one host between its scheme and its path"))?;
+    Ok((scheme, host, target_of("the path in header \"x-original-url\"", target.as_bytes())?))
 }
 
 fn without_prefix<'a>(target: &'a str, prefix: &str) -> Result<&'a str, Down> {

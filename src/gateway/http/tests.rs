@@ -367,6 +367,8 @@ const X_ORIGINAL: [(&str, &str); 4] = [
     ("X-Original-Host", "shop.example"),
     ("X-Original-Proto", "https"),
 ];
+const X_ORIGINAL_URL: [(&str, &str); 2] =
+    [("X-Original-Method", "DELETE"), ("X-Original-URL", "https://shop.example/a/b?c")];
 const X_FORWARDED: [(&str, &str); 4] = [
     ("X-Forwarded-Method", "DELETE"),
     ("X-Forwarded-Uri", "/a/b?c"),
@@ -384,8 +386,12 @@ fn asking(headers: &[(&str, &str)]) -> String {
 
 #[tokio::test]
 async fn another_request_told_by_headers() {
-    for (original, headers) in [(Original::XOriginal, X_ORIGINAL), (Original::XForwarded, X_FORWARDED)] {
-        let (got, asked) = once(listener(form(original)), &asking(&headers)).await;
+    for (original, headers) in [
+        (Original::XOriginal, &X_ORIGINAL[..]),
+        (Original::XForwarded, &X_FORWARDED),
+        (Original::XOriginalUrl, &X_ORIGINAL_URL),
+    ] {
+        let (got, asked) = once(listener(form(original)), &asking(headers)).await;
         assert_eq!(status(&got), "200");
         seen(&asked, |request| {
             assert_eq!(
@@ -458,6 +464,86 @@ async fn a_part_that_is_missing_or_there_twice_or_strange_keeps_the_gate_down() 
     }
 }
 
+#[tokio::test]
+async fn a_url_is_scheme_and_host_and_target() {
+    for (url, parts) in [
+        ("https://shop.example/a?b", ("https", "shop.example", "/a", Some("b"))),
+        ("http://shop.example:8080/", ("http", "shop.example:8080", "/", None)),
+        ("http://[2001:db8::1]:8080//a?/b?c", ("http", "[2001:db8::1]:8080", "//a", Some("/b?c"))),
+        ("https://a/?to=https://u@b/..", ("https", "a", "/", Some("to=https://u@b/.."))),
+        ("https://a/u@b:c", ("https", "a", "/u@b:c", None)),
+    ] {
+        let sent = asking(&[X_ORIGINAL_URL[0], ("X-Original-URL", url)]);
+        let (got, asked) = once(listener(form(Original::XOriginalUrl)), &sent).await;
+        assert_eq!(status(&got), "200", "{url}");
+        seen(&asked, |request| {
+            assert_eq!((request.scheme, request.host, request.path, request.query), parts);
+        });
+    }
+    // What other forms go by is here a header like any other.
+    let sent = asking(&[&X_ORIGINAL_URL[..], &X_ORIGINAL[1..], &X_FORWARDED].concat());
+    let (got, asked) = once(listener(form(Original::XOriginalUrl)), &sent).await;
+    assert_eq!(status(&got), "200");
+    seen(&asked, |request| {
+        assert_eq!((request.method, request.path, request.host), ("DELETE", "/a/b", "shop.example"));
+        assert_eq!(lines(request).len(), 8);
+    });
+}
+
+#[tokio::test]
+async fn a_url_that_is_missing_or_there_twice_or_strange_keeps_the_gate_down() {
+    let [method, url] = X_ORIGINAL_URL;
+    let mut wrong = vec![vec![], vec![method], vec![url], vec![method, url, url], vec![method, method, url]];
+    wrong.push(vec![method, url, ("X-Original-URL", "https://shop.example/other")]);
+    wrong.push(X_ORIGINAL.to_vec());
+    wrong.push(vec![("X-Original-Method", "GET, POST"), url]);
+    for strange in [
+        "",
+        "/a",
+        "shop.example/a",
+        "//shop.example/a",
+        "https:/shop.example/a",
+        "https:shop.example/a",
+        "HTTPS://shop.example/a",
+        "ftp://shop.example/a",
+        "wss://shop.example/a",
+        "://shop.example/a",
+        "x https://shop.example/a",
+        "https://shop.example",
+        "https://shop.example?a",
+        "https://shop.example?a/b",
+        "https://shop.example#a/b",
+        "https://",
+        "https:///a",
+        "https:///shop.example/a",
+        "https://u@shop.example/a",
+        "https://u:p@shop.example/a",
+        "https://@shop.example/a",
+        "https://other\\@shop.example/a",
+        "https://other\\/a",
+        "https://shop.example, https://other/a",
+        "https://shop.example/a, https://other/b",
+        "https://shop.example /a",
+        "https://https://shop.example/../a",
+        "https://shop.example/a b",
+        "https://shop.example/a\tb",
+        "https://shop.example/a#b",
+        "https://shop.example/a?b#c",
+        "https://shop.example/a/../b",
+        "https://shop.example/..",
+        "https://shop.example/%2e%2E/b",
+        "https://shop.example/a%00",
+        "https://sh\u{f6}p.example/a",
+    ] {
+        wrong.push(vec![method, ("X-Original-URL", strange)]);
+    }
+    for headers in wrong {
+        let (got, asked) = once(listener(form(Original::XOriginalUrl)), &asking(&headers)).await;
+        assert_eq!((status(&got), asked.lock().unwrap().len()), ("400", 0), "{headers:?}");
+        assert!(got.contains("x-portcullis-outcome: bad_request\r\n"), "{got}");
+    }
+}
+
 /// Whichever form says what it is about.
 #[tokio::test]
 async fn paths_of_two_readings_are_asked_of_nobody() {
@@ -466,7 +552,14 @@ async fn paths_of_two_readings_are_asked_of_nobody() {
         let told = asking(&[X_ORIGINAL[0], ("X-Original-URI", path), X_ORIGINAL[2], X_ORIGINAL[3]]);
         let prefixed = format!("GET /authz{path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
         let prefix = Original::Own { prefix: "/authz".into() };
-        for (form, sent) in [(own(), own_path), (form(Original::XOriginal), told), (form(prefix), prefixed)] {
+        let url = format!("https://shop.example{path}");
+        let url = asking(&[X_ORIGINAL_URL[0], ("X-Original-URL", &url)]);
+        for (form, sent) in [
+            (own(), own_path),
+            (form(Original::XOriginal), told),
+            (form(Original::XOriginalUrl), url),
+            (form(prefix), prefixed),
+        ] {
             let (got, asked) = once(listener(form), &sent).await;
             assert_eq!((status(&got), asked.lock().unwrap().len()), ("400", 0), "{sent:?}");
         }
@@ -1240,6 +1333,23 @@ proptest! {
                     (request.method, request.scheme, request.host, request.path, request.query),
                     ("DELETE", "https", "shop.example", "/a/b", Some("c"))
                 );
+                Ok(())
+            })?;
+        }
+    }
+
+    /// A URL that is asked about is its parts and nothing else, in the order in which they are asked about.
+    #[test]
+    fn no_url_is_read_as_another(url in "(https?|x)?(:?/{0,3})[a-z@:\\\\#?%./ \\[\\],-]{0,24}") {
+        let sent = asking(&[X_ORIGINAL_URL[0], ("X-Original-URL", &url)]);
+        let (got, asked) = block_on(once(listener(form(Original::XOriginalUrl)), &sent));
+        let asked_at_all = !asked.lock().unwrap().is_empty();
+        prop_assert_eq!(asked_at_all, status(&got) == "200");
+        if asked_at_all {
+            seen(&asked, |request| {
+                let query = request.query.map_or_else(String::new, |query| format!("?{query}"));
+                prop_assert_eq!(format!("{}://{}{}{query}", request.scheme, request.host, request.path), url.trim());
+                prop_assert!(!request.host.is_empty() && !request.host.contains(['@', '/', '?', '#', '\\', ',']));
                 Ok(())
             })?;
         }

@@ -148,15 +148,21 @@ impl<'d> Reader<'_, 'd> {
         let request = request?;
         let original = match request.value {
             "own" => Original::Own { prefix: prefix.map(|found| found.value).unwrap_or_default() },
-            "x-original" | "x-forwarded" => {
+            other @ ("x-original" | "x-original-url" | "x-forwarded") => {
                 if let Some(found) = prefix {
                     let why = "prefix: only where the request is the proxy's \"own\"".to_owned();
                     self.complain(found.at, why);
                 }
-                if request.value == "x-original" { Original::XOriginal } else { Original::XForwarded }
+                match other {
+                    "x-original" => Original::XOriginal,
+                    "x-original-url" => Original::XOriginalUrl,
+                    _ => Original::XForwarded,
+                }
             }
             other => {
-                let why = format!("request: {other:?} is none; expected own, x-original or x-forwarded");
+                let why = format!(
+                    "request: {other:?} is none; expected own, x-original, x-original-url or x-forwarded"
+                );
                 self.complain(request.at, why);
                 return None;
             }

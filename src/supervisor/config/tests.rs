@@ -918,7 +918,11 @@ fn a_gateway_is_told_what_its_listeners_are_for() {
         timeout_ms: Some("x-t".to_owned()),
     };
     assert_eq!(http.speaks, Speaks::Http(form));
-    for (request, original) in [("x-original", Original::XOriginal), ("x-forwarded", Original::XForwarded)] {
+    for (request, original) in [
+        ("x-original", Original::XOriginal),
+        ("x-original-url", Original::XOriginalUrl),
+        ("x-forwarded", Original::XForwarded),
+    ] {
         let lines = format!("protocol = \"http\"\nrequest = \"{request}\"\nclient_address = \"x-real-ip\"");
         let Speaks::Http(form) = of(&lines).speaks else { panic!("{lines}") };
         assert_eq!((form.original, form.client_address.as_deref()), (original, Some("x-real-ip")));
@@ -1007,6 +1011,7 @@ fn what_is_wrong_with_a_listener_is_said() {
         ("protocol = \"http\"", "[gateway.listener.proxy]: \"request\" is missing"),
         ("protocol = \"http\"\nrequest = \"guess\"", "request: \"guess\" is none"),
         ("protocol = \"http\"\nrequest = \"x-original\"\nprefix = \"/a\"", "prefix: only where"),
+        ("protocol = \"http\"\nrequest = \"x-original-url\"\nprefix = \"/a\"", "prefix: only where"),
         (
             "protocol = \"http\"\nrequest = \"own\"\nprefix = \"a/\"",
             "prefix: \"a/\" is not a prefix of paths",
