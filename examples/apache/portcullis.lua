@@ -79,9 +79,19 @@ local function put(into, headers)
     for name, value in pairs(joined) do into[name] = value end
 end
 
+-- What a client names in Connection mod_proxy takes away before it asks the service, also what the decision has set.
+local function unname(headers_in)
+    local kept = {}
+    for token in (headers_in["Connection"] or ""):lower():gmatch("[^,%s]+") do
+        if token == "close" or token == "keep-alive" or token == "upgrade" then kept[#kept + 1] = token end
+    end
+    headers_in["Connection"] = kept[1] and table.concat(kept, ", ") or nil
+end
+
 local function decide(r)
     local status, headers = ask(question(r))
     if status == 200 then
+        unname(r.headers_in)
         put(r.headers_in, headers)
         return apache2.OK
     end
