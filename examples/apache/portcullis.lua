@@ -80,6 +80,8 @@ local function put(into, headers)
 end
 
 local function decide(r)
+    -- "ProxyPass /" takes all slashes at the front for one: another path would be sent than was decided about.
+    if r.unparsed_uri:sub(1, 2) == "//" then return 400 end
     local status, headers = ask(question(r))
     if status == 200 then
         put(r.headers_in, headers)
