@@ -89,6 +89,8 @@ local function unname(headers_in)
 end
 
 local function decide(r)
+    -- "ProxyPass /" takes all slashes at the front for one: another path would be sent than was decided about.
+    if r.unparsed_uri:sub(1, 2) == "//" then return 400 end
     local status, headers = ask(question(r))
     if status == 200 then
         unname(r.headers_in)

@@ -206,7 +206,7 @@ pub(crate) static DOORS: [Door; 7] = [
             text.replace("local PATIENCE = 1", "local PATIENCE = 5")
                 .replace("ServerName", "LimitRequestFields 300\nServerName")
         },
-        arguments: &["-D", "FOREGROUND", "-f", "httpd.conf"],
+        arguments: &["-D", "FOREGROUND", "-d", ".", "-f", "httpd.conf"],
         page: Page::Own(451),
         sees_body: false,
         appends: false,
