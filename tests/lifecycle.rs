@@ -294,7 +294,11 @@ fn a_reload_takes_new_tenants_grants_and_policies_and_reaches_open_connections()
     let path = service.site.path("portcullis.toml");
     let config = fs::read_to_string(&path).unwrap();
     let uid = nix::unistd::geteuid();
-    let more = format!("[tenant.globex]\nclass = \"one\"\npolicies = [\"gate\"]\nuids = [{uid}]\n");
+    // With a busy machine's deadlines, like the tenant that was there before.
+    let more = format!(
+        "[tenant.globex]\nclass = \"one\"\npolicies = [\"gate\"]\nuids = [{uid}]\n\
+         max_deadline = \"5s\"\ndefault_deadline = \"2s\"\n"
+    );
     fs::write(&path, format!("{config}\n{more}")).unwrap();
     reload_and_carry_over(&service);
     assert_eq!(ask(&mut connection, "globex"), Outcome::Allow, "the open connection has the new grant");
