@@ -35,9 +35,9 @@ pub(crate) fn site() -> Site {
         .gateway("http", GATE)
 }
 
-/// What a listener for HTTP says of itself.
+/// What a listener for HTTP says of itself. The deadline is for a machine that is busy, and traces every call.
 pub(crate) const GATE: &str =
-    "protocol = \"http\"\nrequest = \"own\"\ntenant = \"acme\"\npolicy = \"gate\"\n";
+    "protocol = \"http\"\nrequest = \"own\"\ntenant = \"acme\"\npolicy = \"gate\"\ndeadline = \"5s\"\n";
 
 /// Who starts the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
