@@ -76,7 +76,7 @@ pub enum Deadline {
 )]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServerFrame {
-    /// The answer to Hello: the connection is with its worker.
+    /// The frontend's answer to Hello: what comes behind it is a worker's of that class.
     Welcome {
         version: u16,
         class: TrustClass,

@@ -63,13 +63,14 @@ impl GatewayListener {
     pub fn caution(&self) -> Option<String> {
         let Listener { name, tenant, .. } = &self.listener;
         match (&self.place, tenant) {
-            (Place::Tcp(address), Binding::Header { name: header, among }) if among.len() > 1 => {
-                Some(format!(
-                    "gateway.listener.{name}: every user of this machine reaches {address}, and asks for whichever of its {} \
-                 tenants it names in {header}; make it a Unix socket, or a listener for each tenant",
-                    among.len()
-                ))
-            }
+            (
+                Place::Tcp(address),
+                Binding::Header { name: what, among } | Binding::Context { key: what, among },
+            ) if among.len() > 1 => Some(format!(
+                "gateway.listener.{name}: every user of this machine reaches {address}, and asks for whichever of its {} \
+                 tenants it names in {what}; make it a Unix socket, or a listener for each tenant",
+                among.len()
+            )),
             _ => None,
         }
     }

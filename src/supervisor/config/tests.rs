@@ -962,7 +962,7 @@ fn a_gateway_may_ask_for_whom_its_listeners_name_and_for_nobody_else() {
 }
 
 #[test]
-fn who_names_tenants_in_a_header_over_tcp_is_warned() {
+fn whoever_names_tenants_over_tcp_is_warned() {
     let site = Site::new();
     let listener = |lines: &str| {
         let config =
@@ -980,6 +980,13 @@ fn who_names_tenants_in_a_header_over_tcp_is_warned() {
     };
     let said = two(listener(&format!("{tcp}\n{header}"))).caution().expect("a warning");
     assert!(said.contains("every user of this machine reaches 127.0.0.1:9191"), "{said}");
+    let mut context = two(listener(&format!("{tcp}\n{header}")));
+    let crate::wire::gateway::Binding::Header { among, .. } = context.listener.tenant else {
+        panic!("{context:?}")
+    };
+    context.listener.tenant = crate::wire::gateway::Binding::Context { key: "tenant".into(), among };
+    let said = context.caution().expect("a warning");
+    assert!(said.contains("its 2 tenants it names in tenant"), "{said}");
     let sound = [two(listener(header)), listener(&format!("{tcp}\n{header}")), listener(tcp)];
     for one in sound {
         assert_eq!(one.caution(), None, "{one:?}");
