@@ -196,10 +196,7 @@ fn a_killed_worker_is_replaced_and_its_clients_see_a_closed_connection() {
             .unwrap()
     };
     let (one, two) = (worker("one"), worker("two"));
-    let mut connection = service.connect("acme");
-    let question = Question::opaque("", b"spin");
-    connection.send(&tenant("acme"), &policy("gate"), Deadline::in_(PATIENCE), question.input()).unwrap();
-    connection.flush().unwrap();
+    let (mut connection, _) = service.spinning("acme", Deadline::in_(PATIENCE));
     kill(Pid::from_raw(one.pid), Signal::SIGKILL).unwrap();
     assert!(matches!(connection.receive(), Err(ClientError::Closed(_))));
     ask_until_answered(&service);
@@ -246,11 +243,7 @@ fn nobody_outlives_the_supervisor_not_even_stopped() {
 #[test]
 fn stopping_answers_what_was_asked_and_leaves_nothing_behind() {
     let service = one_class("").start();
-    let mut connection = service.connect("acme");
-    let question = Question::opaque("", b"spin");
-    let deadline = Deadline::Budget { us: 300_000 };
-    connection.send(&tenant("acme"), &policy("gate"), deadline, question.input()).unwrap();
-    connection.flush().unwrap();
+    let (mut connection, _) = service.spinning("acme", Deadline::Budget { us: 2_000_000 });
     let children: Vec<i32> = service.status().processes.processes.iter().map(|one| one.pid).collect();
     let socket = service.socket();
     let waiting = thread::spawn(move || connection.receive().map(|(_, decision)| decision.outcome));

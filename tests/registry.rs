@@ -111,11 +111,7 @@ fn a_revocation_stops_what_serves_without_a_reload() {
 #[test]
 fn what_is_under_way_ends_as_refused_when_its_key_is_revoked() {
     let service = site().start();
-    let mut connection = service.connect("acme");
-    let question = Question::opaque("", b"spin");
-    let (gate, long) = (policy("gate"), Deadline::Budget { us: 5_000_000 });
-    let id = connection.send(&tenant("acme"), &gate, long, question.input()).unwrap();
-    connection.flush().unwrap();
+    let (mut connection, id) = service.spinning("acme", Deadline::Budget { us: 5_000_000 });
     revoke(&service, Revokes::Key(service.site.key.public_key().id()));
     let (answered, decision) = connection.receive().unwrap();
     assert_eq!((answered, &decision.outcome), (id, &Outcome::Refused(Refusal::Revoked)), "{}", service.log());

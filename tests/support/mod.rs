@@ -456,6 +456,21 @@ impl Service {
             .unwrap_or_else(|error| panic!("decide: {error}\n{}", self.log()))
     }
 
+    /// A connection whose question loops until its deadline, and the question's id. The worker has read it: a
+    /// connection is read in order, and what was asked after it is answered.
+    pub fn spinning(&self, tenant_name: &str, deadline: Deadline) -> (Connection, u64) {
+        let mut connection = self.connect(tenant_name);
+        let mut send = |policy_name: &str| {
+            let question = Question::opaque("", b"spin");
+            connection.send(&tenant(tenant_name), &policy(policy_name), deadline, question.input()).unwrap()
+        };
+        let (spins, unknown) = (send("gate"), send("none"));
+        connection.flush().unwrap();
+        let (answered, decision) = connection.receive().unwrap();
+        assert_eq!(answered, unknown, "{decision:?}\n{}", self.log());
+        (connection, spins)
+    }
+
     pub fn status(&self) -> Status {
         match self.operator(&OperatorRequest::Status) {
             OperatorReply::Status(status) => status,
