@@ -242,8 +242,7 @@ fn ten_thousand_half_open_connections_cost_little_and_stop_nobody() {
     );
     let limits = "hello_timeout = \"60s\"\nmax_connections = 20000\nmax_connections_per_uid = 20000";
     let service = service("", limits);
-    let frontend =
-        service.status().processes.processes.into_iter().find(|one| one.role == "frontend").unwrap();
+    let frontend = service.processes().into_iter().find(|one| one.role == "frontend").unwrap();
     let resident = || resident_kib(frontend.pid);
     let before = resident();
     let mut open = Vec::new();
@@ -314,7 +313,7 @@ fn a_queue_that_is_full_refuses_before_any_work() {
 #[test]
 fn a_client_that_does_not_read_is_not_asked_for_more_and_nobody_else_notices() {
     let service = service("", "");
-    let worker = service.status().processes.processes.into_iter().find(|one| one.role == "worker").unwrap();
+    let worker = service.processes().into_iter().find(|one| one.role == "worker").unwrap();
     let resident = || resident_kib(worker.pid);
     let before = resident();
     let mut stream = greeted(&service);
@@ -390,7 +389,7 @@ fn waiting_counts_against_the_deadline() {
 fn more_connections_than_a_class_takes_are_told_so_and_harm_nobody() {
     let service = service("connections = 16", "max_connections_per_uid = 1000");
     let worker = |service: &Service| {
-        let processes = service.status().processes.processes;
+        let processes = service.processes();
         processes
             .into_iter()
             .find(|one| one.class.as_ref().is_some_and(|class| class.as_str() == "one"))
@@ -450,9 +449,8 @@ fn a_flood_of_frames_does_not_end_the_worker() {
         Site::new().class("one", "threads = 1").tenant("acme", "one", &[("gate", "hostile/selective")], "");
     site.service = "answer_within = \"10s\"\n".into();
     let service = site.start();
-    let worker = |service: &Service| {
-        service.status().processes.processes.into_iter().find(|one| one.role == "worker").unwrap().pid
-    };
+    let worker =
+        |service: &Service| service.processes().into_iter().find(|one| one.role == "worker").unwrap().pid;
     let before = worker(&service);
     let nothing: &[u8] = &[];
     let batch = |id| {

@@ -179,7 +179,7 @@ fn a_guest_that_traps_is_refused_by_kind_and_the_worker_lives() {
         )
         .start();
     let pids = |service: &support::Service| -> Vec<i32> {
-        service.status().processes.processes.iter().map(|process| process.pid).collect()
+        service.processes().iter().map(|process| process.pid).collect()
     };
     let before = pids(&service);
     for (policy, kind) in [

@@ -89,7 +89,7 @@ fn scrape_until(service: &Service, so: impl Fn(&BTreeMap<String, f64>) -> bool) 
 }
 
 fn processes(service: &Service, role: &str) -> Vec<Process> {
-    let all = service.status().processes.processes.into_iter();
+    let all = service.processes().into_iter();
     all.filter(|process| process.role == role && process.state == ProcessState::Serving).collect()
 }
 

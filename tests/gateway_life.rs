@@ -68,7 +68,7 @@ fn opens(way: impl Way, method: &str) -> Option<bool> {
 }
 
 fn processes(service: &Service, role: &str) -> Vec<Process> {
-    let all = service.status().processes.processes.into_iter();
+    let all = service.processes().into_iter();
     all.filter(|process| process.role == role && process.state == ProcessState::Serving).collect()
 }
 

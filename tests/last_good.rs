@@ -86,7 +86,7 @@ fn another_registry(service: &Service) {
     let registry = |besides: Option<i32>| {
         let patience = Instant::now() + PATIENCE;
         loop {
-            let found = service.status().processes.processes.into_iter().find(|one| {
+            let found = service.processes().into_iter().find(|one| {
                 one.role == "registry" && one.state == ProcessState::Serving && Some(one.pid) != besides
             });
             match found {

@@ -36,7 +36,7 @@ fn one_class(more: &str) -> Site {
 fn serving(service: &Service, role: &str) -> Process {
     let wait_until = Instant::now() + PATIENCE;
     loop {
-        let processes = service.status().processes.processes;
+        let processes = service.processes();
         let found = processes
             .into_iter()
             .filter(|process| process.role == role && process.state == ProcessState::Serving)
@@ -189,7 +189,7 @@ fn a_killed_worker_is_replaced_and_its_clients_see_a_closed_connection() {
     let service =
         one_class("").class("two", "").tenant("globex", "two", &[("gate", "hostile/selective")], "").start();
     let worker = |class: &str| {
-        let processes = service.status().processes.processes;
+        let processes = service.processes();
         processes
             .into_iter()
             .find(|one| one.class.as_ref().is_some_and(|name| name.as_str() == class))
@@ -230,7 +230,7 @@ fn a_killed_frontend_is_replaced() {
 #[test]
 fn nobody_outlives_the_supervisor_not_even_stopped() {
     let service = one_class("").start();
-    let children: Vec<i32> = service.status().processes.processes.iter().map(|one| one.pid).collect();
+    let children: Vec<i32> = service.processes().iter().map(|one| one.pid).collect();
     assert!(children.len() >= 2, "{children:?}");
     let children: Vec<i32> = children.into_iter().filter(|pid| *pid != service.pid().as_raw()).collect();
     for pid in &children {
@@ -244,7 +244,7 @@ fn nobody_outlives_the_supervisor_not_even_stopped() {
 fn stopping_answers_what_was_asked_and_leaves_nothing_behind() {
     let service = one_class("").start();
     let (mut connection, _) = service.spinning("acme", Deadline::Budget { us: 2_000_000 });
-    let children: Vec<i32> = service.status().processes.processes.iter().map(|one| one.pid).collect();
+    let children: Vec<i32> = service.processes().iter().map(|one| one.pid).collect();
     let socket = service.socket();
     let waiting = thread::spawn(move || connection.receive().map(|(_, decision)| decision.outcome));
     let (status, log) = service.stop();

@@ -154,7 +154,7 @@ fn nobody_notices(class: &str) {
     send(&mut connection, "noisy", b"trap").unwrap();
     let (_, decision) = connection.receive().unwrap();
     assert!(matches!(decision.outcome, Outcome::Refused(Refusal::Trap(_))), "{decision:?}");
-    let workers = service.status().processes.processes;
+    let workers = service.processes();
     let replaced = workers.iter().filter(|one| one.role == "worker").map(|one| one.restarts).sum::<u32>();
     assert_eq!(replaced, 0, "{}", service.log());
 }

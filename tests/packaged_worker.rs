@@ -123,7 +123,7 @@ fn the_packaged_worker_decides_with_what_was_compiled_elsewhere() {
     assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);
     assert!(matches!(service.ask("acme", "gate", b"deny").outcome, Outcome::Deny { .. }));
     assert!(service.ask("acme", "hash", b"anything").outcome.is_allow());
-    let worker = service.status().processes.processes.into_iter().find(|one| one.role == "worker").unwrap();
+    let worker = service.processes().into_iter().find(|one| one.role == "worker").unwrap();
     let runs = fs::read_link(format!("/proc/{}/exe", worker.pid));
     // Takes root: a worker is not dumpable.
     if support::is_root() {

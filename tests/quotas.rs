@@ -113,7 +113,7 @@ fn answer_to(connection: &mut Connection, wanted: u64) -> Decision {
 fn worker(service: &Service) -> (Pid, u64) {
     let patience = Instant::now() + PATIENCE;
     loop {
-        let processes = service.status().processes.processes;
+        let processes = service.processes();
         let serving = processes.into_iter().filter(|one| one.role == "worker" && one.ready.is_some());
         if let Some(newest) = serving.max_by_key(|one| one.generation) {
             return (Pid::from_raw(newest.pid), newest.generation);

@@ -68,7 +68,7 @@ fn ask_until(service: &Service, wanted: impl Fn(&Decision) -> bool) -> (Decision
 fn registry(service: &Service, besides: Option<i32>) -> Process {
     let wait_until = Instant::now() + PATIENCE;
     loop {
-        let found = service.status().processes.processes.into_iter().find(|process| {
+        let found = service.processes().into_iter().find(|process| {
             process.role == "registry"
                 && process.state == ProcessState::Serving
                 && Some(process.pid) != besides

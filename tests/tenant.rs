@@ -288,7 +288,7 @@ fn a_class_that_does_not_follow_is_a_warning_to_tenants_of_others() {
     ends(site, &add("fresh").replace("fresh", "old"), 0);
     ends(site, &add("far").replace("--class one", "--class two"), 0);
     // More connections than it may have descriptors: this class's next worker does not start.
-    let spawner = service.status().processes.processes.into_iter().find(|one| one.role == "spawner").unwrap();
+    let spawner = service.processes().into_iter().find(|one| one.role == "spawner").unwrap();
     let limit = Command::new("prlimit")
         .args([format!("--pid={}", spawner.pid), format!("--nofile={FILES}:{FILES}")])
         .status()

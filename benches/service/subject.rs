@@ -37,12 +37,12 @@ pub(super) fn question(tenant: &str, id: u64, policy: &str, input: &[u8]) -> Vec
 
 /// Every process of the service.
 pub(super) fn processes(service: &Service) -> Vec<i32> {
-    service.status().processes.processes.iter().map(|process| process.pid).collect()
+    service.processes().iter().map(|process| process.pid).collect()
 }
 
 /// The processes of one role.
 pub(super) fn role(service: &Service, role: &str) -> Vec<i32> {
-    let processes = service.status().processes.processes;
+    let processes = service.processes();
     let pids: Vec<i32> =
         processes.iter().filter(|process| process.role == role).map(|process| process.pid).collect();
     assert!(!pids.is_empty(), "no process of role {role:?} among {processes:?}");

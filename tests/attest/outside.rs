@@ -34,7 +34,7 @@ fn service() -> Service {
 }
 
 fn worker(service: &Service) -> Process {
-    let processes = service.status().processes.processes;
+    let processes = service.processes();
     processes.into_iter().find(|process| process.role == "worker").unwrap()
 }
 
@@ -102,7 +102,7 @@ fn strangers() {
         return;
     }
     let service = service();
-    for process in service.status().processes.processes.iter().filter(|process| process.uid != 0) {
+    for process in service.processes().iter().filter(|process| process.uid != 0) {
         // Lives until its standard input ends.
         let mut stranger =
             Command::new("cat").uid(process.uid).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();

@@ -57,9 +57,8 @@ fn a_running_service_is_as_declared() {
 /// As many as the files in `sandbox/` have lines, for each process, thread and number.
 fn every_declared_check_is_made() {
     let service = two_classes();
-    let status = service.status();
+    let processes = service.processes();
     let report = attest(&service);
-    let processes = status.processes.processes;
     assert_eq!(processes.len(), 7, "{processes:?}");
     for process in &processes {
         let role = Role::ALL.into_iter().find(|role| role.name() == process.role).unwrap();
@@ -146,7 +145,7 @@ fn what_is_hidden_is_never_called_right() {
     };
     let report = as_stranger(&[]);
     report.assert_as_declared();
-    let processes = service.status().processes.processes;
+    let processes = service.processes();
     for process in &processes {
         for area in ["descriptors", "memory"] {
             let checks = report.checks(process.pid.into(), area);

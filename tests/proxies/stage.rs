@@ -67,7 +67,7 @@ pub(crate) fn site_with(gateway: &str, listeners: &str) -> Site {
 
 /// The process of that role that serves.
 pub(crate) fn pid(service: &Service, role: &str) -> Pid {
-    let processes = service.status().processes.processes;
+    let processes = service.processes();
     let found = processes
         .iter()
         .find(|process| process.role == role && process.state == ProcessState::Serving)

@@ -33,6 +33,7 @@ use portcullis::compile::{self, Built, Terms};
 use portcullis::decision::{Decision, PolicyName, Tenant};
 use portcullis::engine::{Metering, WASMTIME_VERSION, World, settings_digest};
 use portcullis::signature::{self, Subject};
+use portcullis::wire::control::Process;
 use portcullis::wire::frame;
 use portcullis::wire::operator::{
     OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
@@ -476,6 +477,13 @@ impl Service {
             OperatorReply::Status(status) => status,
             OperatorReply::NotPermitted => panic!("operator not permitted"),
         }
+    }
+
+    /// The processes that stay: a builder comes with a bundle that is looked at, and goes when it likes.
+    pub fn processes(&self) -> Vec<Process> {
+        let mut processes = self.status().processes.processes;
+        processes.retain(|process| process.role != "builder");
+        processes
     }
 
     pub fn operator(&self, request: &OperatorRequest) -> OperatorReply {
