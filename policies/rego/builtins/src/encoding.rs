@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 
 use crate::arguments::{Arguments, members};
-use crate::text::{write_json, write_string};
+use crate::text::{append_string, write_json};
 use crate::value::Value;
 use crate::{Answer, Builtin, Failure, Host, pure};
 
@@ -195,7 +195,7 @@ fn indented(out: &mut String, value: &Value, prefix: &str, indent: &str, depth: 
             }
             line(out, depth + 1);
             let key = key.as_str().map_or_else(|| write_json(key), str::to_owned);
-            let _ = write_string(out, &key);
+            append_string(out, &key);
             out.push_str(": ");
             indented(out, value, prefix, indent, depth + 1);
         }

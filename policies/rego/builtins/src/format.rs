@@ -1,6 +1,6 @@
 //! `sprintf` as Go's `fmt` does it. Rego gives it integers, floats and strings; whatever else there is comes as its text.
 
-use crate::text::write_string;
+use crate::text::append_string;
 use crate::value::{Number, Value};
 
 /// Widest field. Go refuses at a million; nobody pads a policy's text that far.
@@ -324,7 +324,7 @@ fn hex(text: &str, flags: &Flags, prefix: &str, digits: impl Fn(u8) -> String) -
 fn quoted(text: &str) -> String {
     let mut out = String::new();
     // A string takes whatever is written to it.
-    let _ = write_string(&mut out, text);
+    append_string(&mut out, text);
     out
 }
 

@@ -43,7 +43,10 @@ mod time;
 mod yaml;
 
 pub use encoding::{parse_query, unescape};
-pub use text::{DEPTH_MAX, Unreadable, parse_json, parse_value, write_json, write_value};
+pub use text::{
+    DEPTH_MAX, Unreadable, append_escaped, append_json, append_string, parse_json, parse_value, write_json,
+    write_value,
+};
 pub use value::{Number, Value};
 
 use arguments::Arguments;

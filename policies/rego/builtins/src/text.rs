@@ -198,7 +198,7 @@ impl<'a> Reader<'a> {
         let mut string = String::new();
         loop {
             let rest = self.rest();
-            let plain = rest.find(|c: char| c == '"' || c == '\\' || c < ' ');
+            let plain = rest.bytes().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '));
             let Some(plain) = plain else { return Err(self.unreadable("a string without an end")) };
             string.push_str(rest.get(..plain).unwrap_or_default());
             self.at += plain;
@@ -267,90 +267,110 @@ struct Style {
 /// As Rego prints a value, with spaces: what `sprintf` shows.
 impl Display for Value {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write(f, self, Style { comma: ", ", colon: ": ", json: false })
+        let mut text = String::new();
+        append(&mut text, self, Style { comma: ", ", colon: ": ", json: false });
+        f.write_str(&text)
     }
 }
 
 /// As `opa_value_parse` reads it.
 #[must_use]
 pub fn write_value(value: &Value) -> String {
-    Written(value, Style { comma: ",", colon: ":", json: false }).to_string()
+    let mut text = String::new();
+    append(&mut text, value, Style { comma: ",", colon: ":", json: false });
+    text
 }
 
 /// As JSON, without spaces; sets become arrays, and keys that are no strings become strings of their text.
 #[must_use]
 pub fn write_json(value: &Value) -> String {
-    Written(value, Style { comma: ",", colon: ":", json: true }).to_string()
+    let mut text = String::new();
+    append_json(&mut text, value);
+    text
 }
 
-struct Written<'a>(&'a Value, Style);
-
-impl Display for Written<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write(f, self.0, self.1)
-    }
+/// The same, behind what `text` has already.
+pub fn append_json(text: &mut String, value: &Value) {
+    append(text, value, Style { comma: ",", colon: ":", json: true });
 }
 
-fn write(f: &mut Formatter<'_>, value: &Value, style: Style) -> fmt::Result {
+fn append(text: &mut String, value: &Value, style: Style) {
     match value {
-        Value::Null => f.write_str("null"),
-        Value::Bool(bool) => write!(f, "{bool}"),
-        Value::Number(number) => write!(f, "{number}"),
-        Value::String(string) => write_string(f, string),
-        Value::Array(items) => list(f, ('[', ']'), items.iter(), style),
-        Value::Set(items) if style.json => list(f, ('[', ']'), items.iter(), style),
-        Value::Set(items) if items.is_empty() => f.write_str("set()"),
-        Value::Set(items) => list(f, ('{', '}'), items.iter(), style),
+        Value::Null => text.push_str("null"),
+        Value::Bool(true) => text.push_str("true"),
+        Value::Bool(false) => text.push_str("false"),
+        Value::Number(number) => append_shown(text, number),
+        Value::String(string) => append_string(text, string),
+        Value::Array(items) => list(text, ('[', ']'), items.iter(), style),
+        Value::Set(items) if style.json => list(text, ('[', ']'), items.iter(), style),
+        Value::Set(items) if items.is_empty() => text.push_str("set()"),
+        Value::Set(items) => list(text, ('{', '}'), items.iter(), style),
         Value::Object(object) => {
-            f.write_char('{')?;
+            text.push('{');
             for (index, (key, value)) in object.iter().enumerate() {
                 if index > 0 {
-                    f.write_str(style.comma)?;
+                    text.push_str(style.comma);
                 }
                 match key {
-                    Value::String(_) => write(f, key, style)?,
-                    _ if style.json => write_string(f, &write_json(key))?,
-                    _ => write(f, key, style)?,
+                    Value::String(_) => append(text, key, style),
+                    _ if style.json => append_string(text, &write_json(key)),
+                    _ => append(text, key, style),
                 }
-                f.write_str(style.colon)?;
-                write(f, value, style)?;
+                text.push_str(style.colon);
+                append(text, value, style);
             }
-            f.write_char('}')
+            text.push('}');
         }
     }
 }
 
 fn list<'a>(
-    f: &mut Formatter<'_>,
+    text: &mut String,
     (open, close): (char, char),
     items: impl Iterator<Item = &'a Value>,
     style: Style,
-) -> fmt::Result {
-    f.write_char(open)?;
+) {
+    text.push(open);
     for (index, item) in items.enumerate() {
         if index > 0 {
-            f.write_str(style.comma)?;
+            text.push_str(style.comma);
         }
-        write(f, item, style)?;
+        append(text, item, style);
     }
-    f.write_char(close)
+    text.push(close);
 }
 
-/// A JSON string. Control characters are the only ones that have to be escaped.
-pub(crate) fn write_string(f: &mut impl fmt::Write, string: &str) -> fmt::Result {
-    f.write_char('"')?;
-    for c in string.chars() {
-        match c {
-            '"' => f.write_str("\\\"")?,
-            '\\' => f.write_str("\\\\")?,
-            '\n' => f.write_str("\\n")?,
-            '\r' => f.write_str("\\r")?,
-            '\t' => f.write_str("\\t")?,
-            c if c < ' ' || c == '\u{7f}' => write!(f, "\\u{:04x}", u32::from(c))?,
-            c => f.write_char(c)?,
+fn append_shown(text: &mut String, shown: &impl Display) {
+    // Writing to a string never fails.
+    let _ = write!(text, "{shown}");
+}
+
+/// A JSON string.
+pub fn append_string(text: &mut String, string: &str) {
+    text.push('"');
+    append_escaped(text, string);
+    text.push('"');
+}
+
+/// What stands between the quotes of a JSON string. Control characters are the only ones that have to be escaped; what
+/// lies between two of them is copied as it is.
+pub fn append_escaped(text: &mut String, string: &str) {
+    let mut rest = string;
+    while let Some(plain) = rest.bytes().position(|byte| matches!(byte, b'"' | b'\\' | ..b' ' | 0x7f)) {
+        let (copied, special) = rest.split_at(plain);
+        text.push_str(copied);
+        let (special, after) = special.split_at(1);
+        match special {
+            "\"" => text.push_str("\\\""),
+            "\\" => text.push_str("\\\\"),
+            "\n" => text.push_str("\\n"),
+            "\r" => text.push_str("\\r"),
+            "\t" => text.push_str("\\t"),
+            control => control.bytes().for_each(|byte| append_shown(text, &format_args!("\\u{byte:04x}"))),
         }
+        rest = after;
     }
-    f.write_char('"')
+    text.push_str(rest);
 }
 
 impl Display for Number {
