@@ -19,7 +19,7 @@ mod verify;
 pub use data::{DATA_STATEMENT, DataStatement, VerifiedData, sign_data, verify_data};
 pub use digest::{Digest, InvalidDigest};
 pub use keys::{Algorithm, BadSignature, InvalidKeyId, KeyError, KeyId, PublicKey, SigningKey};
-pub use limits::{Ceiling, ENGINES_SPACE, INSTANCE_SPACE, Limits, NotCounted};
+pub use limits::{Ceiling, INSTANCE_SPACE, Limits, NotCounted};
 pub use mapped::Mapped;
 pub use sealed::{ARTIFACT_MAX, SealError, SealedBytes};
 pub use statement::{Architecture, SIGNED_STATEMENT_MAX, Statement, StatementError};

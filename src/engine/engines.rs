@@ -139,7 +139,7 @@ mod tests {
         assert!((reckoned..reckoned / 50 * 51).contains(&reserved), "{reserved}, reckoned {reckoned}");
 
         // All that the policies of a class can ask for, with as many instances as the configuration lets it have. Here, since
-        // a process has room for that once.
+        // a process has room for that once, even where another test has taken a little in the middle meanwhile.
         let instances = u32::try_from(Ceiling::MOST.instances_max()).unwrap();
         let pool = PoolLimits { instances, memory: 1 << 30, stack_zeroing: true };
         Engines::new(pool).unwrap().make_all().unwrap();

@@ -1,6 +1,6 @@
 //! What policies may have at most, in a class and in a tenant: the same keys in both.
 
-use crate::artifact::{Ceiling, ENGINES_SPACE, INSTANCE_SPACE, Limits};
+use crate::artifact::{Ceiling, INSTANCE_SPACE, Limits};
 use crate::document::values::{number, size};
 use crate::document::{Complaints, Found, Section};
 
@@ -50,17 +50,17 @@ pub(super) fn room(complaints: &Complaints, instances: Option<&Found<u32>>, ceil
     if u64::from(instances.value) <= most {
         return;
     }
-    let reserved = u64::from(instances.value).saturating_mul(engines).saturating_mul(INSTANCE_SPACE);
+    let reserved = |instances: u64| instances.saturating_mul(engines).saturating_mul(INSTANCE_SPACE);
     let [smallest, ..] = Limits::STACKS;
     let why = format!(
         "instances: {} in each of the {engines} engines that policies may ask for (stacks of {} to {} KiB{}) reserve \
-         {} TiB of address space, a worker has {}; at most {most}, or a smaller stack, or fuel for all, or another class",
+         {} TiB of address space, a worker has {} for them; at most {most}, or a smaller stack, or fuel for all, or another class",
         instances.value,
         smallest >> 10,
         ceiling.stack.max(smallest) >> 10,
         if ceiling.fuel.is_some() { "" } else { ", with fuel and without" },
-        reserved.div_ceil(1 << 40),
-        ENGINES_SPACE >> 40,
+        reserved(instances.value.into()).div_ceil(1 << 40),
+        reserved(most) >> 40,
     );
     complaints.add(instances.at, why);
 }

@@ -256,18 +256,18 @@ fn instances_for_which_a_process_has_no_address_space_are_refused() {
         (
             "instances = 1600\nstack = \"1MiB\"",
             "instances: 1600 in each of the 10 engines that policies may ask for (stacks of 64 to 1024 KiB, with fuel and \
-             without) reserve 126 TiB of address space, a worker has 120; at most 1524, or a smaller stack, or fuel for \
-             all, or another class",
+             without) reserve 126 TiB of address space, a worker has 91 for them; at most 1164, or a smaller stack, or \
+             fuel for all, or another class",
         ),
         (
             "instances = 16384\nstack = \"64KiB\"\nfuel = 1000",
             "instances: 16384 in each of the 2 engines that policies may ask for (stacks of 64 to 64 KiB) reserve 258 TiB of \
-             address space, a worker has 120; at most 7620, or a smaller stack, or fuel for all, or another class",
+             address space, a worker has 54 for them; at most 3492, or a smaller stack, or fuel for all, or another class",
         ),
     ] {
         assert_eq!(Site::new().errors(&class(lines), &ordinary()), [format!("20:13: {why}")]);
     }
-    for lines in ["instances = 1524\nstack = \"1MiB\"", "instances = 2540", "instances = 3810\nfuel = 1000"] {
+    for lines in ["instances = 1164\nstack = \"1MiB\"", "instances = 1746", "instances = 2794\nfuel = 1000"] {
         Site::new().load(&class(lines), &ordinary()).expect(lines);
     }
 }
