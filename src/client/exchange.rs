@@ -186,6 +186,11 @@ impl<W> Exchange<W> {
         self.waiting.values().filter_map(|waiting| waiting.given_up).min()
     }
 
+    /// Everybody whose answer is not there.
+    pub(super) fn waiters(&mut self) -> impl Iterator<Item = &mut W> {
+        self.waiting.values_mut().map(|waiting| &mut waiting.waiter)
+    }
+
     /// Everybody who still waits, and whether any byte of their question was written. The connection is over.
     pub(super) fn end(&mut self) -> impl Iterator<Item = (W, bool)> + use<W> {
         let written = self.written;

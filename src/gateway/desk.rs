@@ -6,17 +6,16 @@ mod target;
 
 use std::future::{Future, pending};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 pub(super) use self::room::{Full, Place, Room, SMALL};
 #[cfg(test)]
 pub(super) use self::target::{ONE_READING, TWO_READINGS};
 use super::verdict::{Code, Down, Verdict};
-use crate::client::{Client, Deadline};
-use crate::decision::{Input, PolicyName, Tenant, TraceContext};
+use crate::client::{Client, ClientError, Deadline};
+use crate::decision::{Decision, Input, PolicyName, Tenant, TraceContext};
 use crate::wire::gateway::{Binding, Listener};
 
 /// How long the service may take to say that it is there.
@@ -57,20 +56,13 @@ enum Asks {
 }
 
 #[cfg(test)]
-pub(super) type Scripted = dyn Fn(
-        &Tenant,
-        &PolicyName,
-        Deadline,
-        &Input<'_>,
-    ) -> Result<crate::decision::Decision, crate::client::ClientError>
-    + Send
-    + Sync;
+pub(super) type Scripted =
+    dyn Fn(&Tenant, &PolicyName, Deadline, &Input<'_>) -> Result<Decision, ClientError> + Send + Sync;
 
 /// Decisions that a test lets come in an order of its own.
 #[cfg(test)]
-pub(super) type ScriptedLater = dyn Fn(&Input<'_>) -> std::pin::Pin<Box<dyn Future<Output = crate::decision::Decision> + Send>>
-    + Send
-    + Sync;
+pub(super) type ScriptedLater =
+    dyn Fn(&Input<'_>) -> std::pin::Pin<Box<dyn Future<Output = Decision> + Send>> + Send + Sync;
 
 impl std::fmt::Debug for Asks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -219,37 +211,38 @@ impl Desk {
             return Verdict::down(down);
         }
         let longest = Duration::from_micros(self.listener.deadline_us.into());
-        let Some(left) = terms.within else {
-            return self.ask(bound, terms.trace, Deadline::in_(longest), input).await;
+        let left = match terms.within.map(in_time) {
+            None => None,
+            Some(Some(left)) => Some(left),
+            Some(None) => {
+                return Verdict::down(Down::new(Code::Deadline, "the proxy leaves no time for a decision"));
+            }
         };
-        let Some(left) = in_time(left) else {
-            return Verdict::down(Down::new(Code::Deadline, "the proxy leaves no time for a decision"));
-        };
-        let asked = self.ask(bound, terms.trace, Deadline::in_(left.min(longest)), input);
-        match timeout(left, asked).await {
-            Ok(verdict) => verdict,
-            Err(_) => Verdict::down(Down::new(Code::Deadline, "no word from the service in time")),
-        }
+        let deadline = Deadline::in_(left.map_or(longest, |left| left.min(longest)));
+        let until = left.and_then(|left| Instant::now().checked_add(left));
+        self.ask(bound, terms.trace, deadline, until, input).await.into()
     }
 
+    /// Gives up some time after the deadline, and at `until` at the latest.
     async fn ask(
         &self,
         Bound { tenant, policy }: &Bound,
         trace: Option<TraceContext>,
         deadline: Deadline,
+        until: Option<Instant>,
         input: &Input<'_>,
-    ) -> Verdict {
+    ) -> Result<Decision, ClientError> {
         match &self.asks {
-            Asks::Service(client) => match trace {
-                Some(trace) => client.traced(trace).decide(tenant, policy, deadline, input).await,
-                None => client.decide(tenant, policy, deadline, input).await,
-            },
+            Asks::Service(client) => {
+                let traced = trace.map(|trace| client.traced(trace));
+                let client = traced.as_ref().unwrap_or(client);
+                client.decide_until(until, tenant, policy, deadline, input).await
+            }
             #[cfg(test)]
             Asks::Test(script) => script(tenant, policy, deadline, input),
             #[cfg(test)]
             Asks::Later(script) => Ok(script(input).await),
         }
-        .into()
     }
 }
 

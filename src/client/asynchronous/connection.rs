@@ -1,10 +1,12 @@
 //! One greeted connection that many tasks ask over.
 //!
 //! Whoever asks writes at once, if nothing waits to be written before it. A task of its own writes what the socket did
-//! not take and hands out the answers.
+//! not take, hands out the answers, and tells whoever has waited for too long. It has one timer for all of them: a timer for
+//! each question costs more than writing it.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,9 +14,10 @@ use bytes::BytesMut;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::AbortHandle;
-use tokio::time::timeout_at;
+use tokio::time::{sleep_until, timeout_at};
 
 use crate::client::asynchronous::Way;
 use crate::client::exchange::{Answer, Exchange};
@@ -43,20 +46,22 @@ pub(super) enum Failure {
     Final(ClientError),
 }
 
-/// Who waits for an answer, and its place among the questions under way, of which its tenant may have a share. Both are taken
-/// until the service has answered, even if nobody waits any more.
+/// Who waits for an answer and until when, and its place among the questions under way, of which its tenant may have a share.
+/// Both places are taken until the service has answered, even if nobody waits any more.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    answer: oneshot::Sender<Result<Answer, Failure>>,
+    /// None once it was told that it has waited for too long.
+    answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
+    until: Instant,
     _place: OwnedSemaphorePermit,
     _of_share: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
 struct Link {
-    stream: UnixStream,
+    stream: OwnedWriteHalf,
     state: Mutex<State>,
-    /// The driver has something to write, or to end.
+    /// The driver has something to write, to wait for, or to end.
     work: Notify,
     places: Arc<Semaphore>,
 }
@@ -64,6 +69,9 @@ struct Link {
 #[derive(Debug)]
 struct State {
     exchange: Exchange<Waiter>,
+    /// When the driver looks for who has waited for too long. No later than the first of them has, and earlier where that one
+    /// has its answer.
+    looks: Option<Instant>,
     /// The socket takes no more; the driver looks for the reason among what is still to be read.
     broken: Option<ClientError>,
     over: Option<ClientError>,
@@ -108,13 +116,15 @@ impl Connection {
             #[cfg(feature = "gateway")]
             Way::Made(connect) => connect.pipeline(&welcome.class),
         };
+        let (read, write) = stream.into_split();
+        let state = State { exchange: Exchange::new(), looks: None, broken: None, over: None };
         let link = Arc::new(Link {
-            stream,
-            state: Mutex::new(State { exchange: Exchange::new(), broken: None, over: None }),
+            stream: write,
+            state: Mutex::new(state),
             work: Notify::new(),
             places: Arc::new(Semaphore::new(pipeline.clamp(1, Semaphore::MAX_PERMITS))),
         });
-        let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), incoming)).abort_handle();
+        let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), read, incoming)).abort_handle();
         Ok(Self { link, driver, class: welcome.class, patience: settings.patience })
     }
 
@@ -152,15 +162,13 @@ impl Connection {
             }
         };
         let (answer, answered) = oneshot::channel();
-        let id = self
-            .link
-            .put(|exchange| question(exchange, Waiter { answer, _place: place, _of_share: of_share }))?;
+        let waiter = Waiter { answer: Some(answer), until, _place: place, _of_share: of_share };
+        let id = self.link.put(|state| {
+            let id = question(&mut state.exchange, waiter)?;
+            Ok((id, state.look_no_later_than(until)))
+        })?;
         let _given_up = GiveUp { link: &self.link, id };
-        match timeout_at(until.into(), answered).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Failure::Final(self.link.why())),
-            Err(_) => Err(Failure::Final(ClientError::Deadline)),
-        }
+        answered.await.unwrap_or_else(|_| Err(Failure::Final(self.link.why())))
     }
 
     /// All places are taken, or a tenant's share of them. If by questions that nobody waits for any more, the service has stopped answering.
@@ -189,26 +197,27 @@ struct GiveUp<'a> {
 impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
         // An error here is the connection's, and shows to those who wait.
-        let _ = self.link.put(|exchange| exchange.cancel(self.id));
+        let _ = self.link.put(|state| Ok((state.exchange.cancel(self.id)?, false)));
     }
 }
 
 impl Link {
-    /// Changes what is to be written, and writes it if nothing waited before it.
+    /// Changes what is to be written, and writes it if nothing waited before it. `change` says whether the driver has to
+    /// hear of it even so.
     fn put<T>(
         &self,
-        change: impl FnOnce(&mut Exchange<Waiter>) -> Result<T, ClientError>,
+        change: impl FnOnce(&mut State) -> Result<(T, bool), ClientError>,
     ) -> Result<T, Failure> {
         let mut state = self.state();
         if let Some(error) = state.over.as_ref().or(state.broken.as_ref()) {
             return Err(Failure::NotWritten(error.clone()));
         }
         let first = state.exchange.outgoing().is_empty();
-        let changed = change(&mut state.exchange).map_err(Failure::Final)?;
+        let (changed, concerns_driver) = change(&mut state).map_err(Failure::Final)?;
         if first {
             self.write(&mut state);
         }
-        if state.broken.is_some() || !state.exchange.outgoing().is_empty() {
+        if concerns_driver || state.broken.is_some() || !state.exchange.outgoing().is_empty() {
             self.work.notify_one();
         }
         Ok(changed)
@@ -226,29 +235,19 @@ impl Link {
         }
     }
 
-    /// Reads what there is now and hands out the answers.
-    fn read(&self, incoming: &mut BytesMut) -> Result<(), ClientError> {
-        loop {
-            incoming.reserve(READ);
-            match self.stream.try_read_buf(incoming) {
-                Ok(0) => return Err(Ending::Peer.into()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(ending(error).into()),
-            }
-            while let Some(bytes) = frame::next_frame(incoming, SERVER_FRAME_MAX)? {
-                let (_, waiter, answer) = self.state().exchange.answered(frame::decode(&bytes)?)?;
-                // Nobody there any more: the question was given up.
-                let _ = waiter.answer.send(Ok(answer));
-            }
+    /// Hands out the answers that have come whole.
+    fn answer(&self, incoming: &mut BytesMut) -> Result<(), ClientError> {
+        while let Some(bytes) = frame::next_frame(incoming, SERVER_FRAME_MAX)? {
+            let (_, waiter, answer) = self.state().exchange.answered(frame::decode(&bytes)?)?;
+            waiter.tell(Ok(answer));
         }
+        Ok(())
     }
 
     /// Tells the service now: the descriptor may stay open until the last task that asked has looked.
     fn close(&self) {
         // Fails only where the other side was faster.
-        let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(self.stream.as_ref().as_raw_fd(), Shutdown::Both);
     }
 
     fn why(&self) -> ClientError {
@@ -270,10 +269,42 @@ impl State {
         places.close();
         for (waiter, written) in self.exchange.end() {
             let error = error.clone();
-            let failure = if written { Failure::Final(error) } else { Failure::NotWritten(error) };
-            let _ = waiter.answer.send(Err(failure));
+            waiter.tell(Err(if written { Failure::Final(error) } else { Failure::NotWritten(error) }));
         }
         self.over = Some(error);
+    }
+
+    /// Whether the driver has to look earlier than it would have.
+    fn look_no_later_than(&mut self, until: Instant) -> bool {
+        let earlier = self.looks.is_none_or(|looks| until < looks);
+        if earlier {
+            self.looks = Some(until);
+        }
+        earlier
+    }
+
+    /// Tells whoever has waited for too long, and finds out who is next.
+    fn look(&mut self, now: Instant) {
+        self.looks = None;
+        for waiter in self.exchange.waiters() {
+            if waiter.until <= now {
+                // Each gives its question up itself; its places stay taken until that is answered.
+                if let Some(answer) = waiter.answer.take() {
+                    let _ = answer.send(Err(Failure::Final(ClientError::Deadline)));
+                }
+            } else if self.looks.is_none_or(|looks| waiter.until < looks) {
+                self.looks = Some(waiter.until);
+            }
+        }
+    }
+}
+
+impl Waiter {
+    /// Nobody there any more: the question was given up.
+    fn tell(self, result: Result<Answer, Failure>) {
+        if let Some(answer) = self.answer {
+            let _ = answer.send(result);
+        }
     }
 }
 
@@ -287,20 +318,34 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// Writes what waits and hands out answers, until the connection ends.
-async fn drive(ends: EndOnDrop, mut incoming: BytesMut) {
+/// Writes what waits, hands out answers and tells who has waited for too long, until the connection ends.
+async fn drive(ends: EndOnDrop, mut read: OwnedReadHalf, mut incoming: BytesMut) {
     let link = &ends.0;
+    let mut alarm = pin!(sleep_until(tokio::time::Instant::now()));
     let error = loop {
-        let unwritten = {
+        let (unwritten, looks) = {
             let state = link.state();
             if state.over.is_some() {
                 return;
             }
-            !state.exchange.outgoing().is_empty()
+            (!state.exchange.outgoing().is_empty(), state.looks)
         };
+        // Setting it costs a system call where it is earlier than all other timers, so it is not set for each question.
+        if let Some(looks) = looks.map(Into::into)
+            && alarm.deadline() != looks
+        {
+            alarm.as_mut().reset(looks);
+        }
+        incoming.reserve(READ);
         tokio::select! {
-            ready = link.stream.readable() => {
-                if let Err(error) = ready.map_err(|error| ending(error).into()).and_then(|()| link.read(&mut incoming)) {
+            // One call for all that is there: it is not asked again what is known to be empty.
+            count = read.read_buf(&mut incoming) => {
+                let answered = match count {
+                    Ok(0) => Err(Ending::Peer.into()),
+                    Ok(_) => link.answer(&mut incoming),
+                    Err(error) => Err(ending(error).into()),
+                };
+                if let Err(error) = answered {
                     break error;
                 }
             }
@@ -311,13 +356,32 @@ async fn drive(ends: EndOnDrop, mut incoming: BytesMut) {
                 link.write(&mut link.state());
             }
             () = link.work.notified() => {}
+            () = alarm.as_mut(), if looks.is_some() => link.state().look(Instant::now()),
         }
         let broken = link.state().broken.clone();
         if let Some(broken) = broken {
-            break link.read(&mut incoming).err().unwrap_or(broken);
+            break why_broken(link, &read, &mut incoming).unwrap_or(broken);
         }
     };
     link.state().end(error, &link.places);
+}
+
+/// What the service said before it took no more, if it is there.
+fn why_broken(link: &Link, read: &OwnedReadHalf, incoming: &mut BytesMut) -> Option<ClientError> {
+    loop {
+        incoming.reserve(READ);
+        match read.try_read_buf(incoming) {
+            Ok(0) => return Some(Ending::Peer.into()),
+            Ok(_) => {
+                if let Err(error) = link.answer(incoming) {
+                    return Some(error);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Some(ending(error).into()),
+        }
+    }
 }
 
 /// A socket's error; a reset or a broken pipe is the other side's closing.

@@ -126,8 +126,21 @@ impl Client {
         deadline: Deadline,
         input: &Input<'_>,
     ) -> Result<Decision, ClientError> {
-        let subject = Subject { tenant, policy, deadline, trace: self.trace };
+        self.decide_until(None, tenant, policy, deadline, input).await
+    }
+
+    /// The same, for somebody who waits no longer than that either.
+    pub(crate) async fn decide_until(
+        &self,
+        limit: Option<Instant>,
+        tenant: &Tenant,
+        policy: &PolicyName,
+        deadline: Deadline,
+        input: &Input<'_>,
+    ) -> Result<Decision, ClientError> {
         let until = local_limit(deadline, &self.shared.settings);
+        let until = limit.map_or(until, |limit| limit.min(until));
+        let subject = Subject { tenant, policy, deadline, trace: self.trace };
         match self
             .ask(tenant, until, |exchange: &mut Exchange<Waiter>, waiter| {
                 exchange.decide(subject, input, waiter)

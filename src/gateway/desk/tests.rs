@@ -1,8 +1,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::decision::{Decision, HttpRequest, Outcome, Peer, Refusal};
+use crate::client::{Connect, Settings};
+use crate::decision::{HttpRequest, Outcome, Peer, Refusal, TrustClass};
 use crate::gateway::verdict::Gate;
+use crate::wire::client::{PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame};
+use crate::wire::frame;
 use crate::wire::gateway::{SocketKind, Speaks};
 
 fn listener() -> Listener {
@@ -69,13 +72,55 @@ fn a_part_of_a_proxys_time_is_for_the_way_back() {
     assert_eq!(in_time(Duration::MAX), Duration::MAX.checked_sub(WAY_BACK_MAX));
 }
 
-/// The answer does not wait for a service that says nothing.
+/// Connections whose other side has said Welcome, and says nothing more.
+#[derive(Debug, Default)]
+struct Silent(std::sync::Mutex<Vec<std::os::unix::net::UnixStream>>);
+
+impl Connect for Silent {
+    fn connect(&self, _: &Tenant) -> std::io::Result<tokio::net::UnixStream> {
+        let (mut theirs, ours) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let class = TrustClass::new("one").unwrap();
+        let welcome = ServerFrame::Welcome { version: PROTOCOL_VERSION, class, generation: 1 };
+        let mut bytes = bytes::BytesMut::new();
+        frame::encode_frame(&welcome, &mut bytes, SERVER_FRAME_MAX).unwrap();
+        std::io::Write::write_all(&mut theirs, &bytes)?;
+        self.0.lock().unwrap().push(theirs);
+        tokio::net::UnixStream::from_std(ours)
+    }
+
+    fn pipeline(&self, _: &TrustClass) -> usize {
+        8
+    }
+
+    fn shares(&self) -> Vec<(Tenant, usize)> {
+        Vec::new()
+    }
+}
+
+/// The answer does not wait for a service that says nothing: neither as long as the listener's deadline is, nor for those who
+/// were asked before and may take longer.
 #[tokio::test]
 async fn silence_is_a_denial_before_the_proxy_gives_up() {
-    let silent: Arc<ScriptedLater> = Arc::new(|_| Box::pin(pending()));
-    let desk = Desk::scripted_later(silent, listener());
-    let terms = Terms { within: Some(Duration::from_millis(5)), trace: None };
-    assert_eq!(code(&desk.decide(&bound(), terms, &request("/")).await), Some(Code::Deadline));
+    let silent = Arc::new(Silent::default());
+    let client = Client::through(silent.clone(), Settings::default());
+    let never = watch::channel(false).1;
+    let minute = Listener { deadline_us: 60_000_000, ..listener() };
+    let desk = Desk::new(client, Arc::new(minute), Room::new(HELD_MAX), None, never);
+    let patient = tokio::spawn({
+        let desk = desk.clone();
+        async move { desk.decide(&bound(), Terms::default(), &request("/")).await }
+    });
+    while silent.0.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..3 {
+        let terms = Terms { within: Some(Duration::from_millis(5)), trace: None };
+        assert_eq!(code(&desk.decide(&bound(), terms, &request("/")).await), Some(Code::Deadline));
+    }
+    assert!(!patient.is_finished(), "it has the time that its listener gives");
+    assert_eq!(silent.0.lock().unwrap().len(), 1, "and all asked over one connection");
+    patient.abort();
 }
 
 #[tokio::test]
