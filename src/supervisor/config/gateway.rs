@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::read::Reader;
-use super::{Config, FiledTenant, Identity, Service, Telemetry, TenantConfig};
+use super::{Class, Config, FiledTenant, Frontend, Identity, Service, Telemetry, TenantConfig};
 use crate::decision::{PolicyName, Tenant};
 use crate::document::values::number;
 use crate::document::{Found, Section};
@@ -16,6 +16,8 @@ use crate::wire::gateway::{Binding, GatewayAssignment, GatewayClass, LISTENERS_M
 const THREADS: u32 = 4;
 /// Questions of one thread under way in one class, at most.
 const PIPELINE_MAX: u32 = 256;
+/// Gateways at a time: one that drains, and its successor.
+const TURNS: u32 = 2;
 
 /// The gateway's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +48,7 @@ pub enum Place {
 pub(super) struct Read {
     pub(super) identity: Option<Found<Identity>>,
     gateway: Option<Gateway>,
+    section_at: usize,
     /// Of the listeners, in their order.
     at: Vec<usize>,
 }
@@ -159,6 +162,7 @@ pub(super) fn fixed_parts_changed(old: Option<&Gateway>, new: Option<&Gateway>) 
 
 impl<'d> Reader<'_, 'd> {
     pub(super) fn gateway(&self, mut section: Section<'d>) -> Read {
+        let section_at = section.at();
         let identity = self.identity(&mut section);
         let cores = self.around.cores;
         let threads = section.defaulted("threads", cores.min(THREADS), number(1..=cores));
@@ -181,7 +185,37 @@ impl<'d> Reader<'_, 'd> {
         let gateway = identity.zip(threads).filter(|_| !listeners.is_empty()).map(|(identity, threads)| {
             Gateway { identity: identity.value, threads: threads.value, listeners }
         });
-        Read { identity, gateway, at }
+        Read { identity, gateway, section_at, at }
+    }
+
+    /// A thread whose connection is refused would answer nobody, as long as the others keep theirs.
+    pub(super) fn gateway_has_seats(
+        &self,
+        read: &Read,
+        frontend: &Frontend,
+        classes: &[Class],
+        tenants: &[TenantConfig],
+    ) {
+        let Some(gateway) = &read.gateway else { return };
+        let bound = gateway.tenants();
+        let asked: BTreeSet<_> =
+            tenants.iter().filter(|one| bound.contains(&one.name)).map(|one| &one.class).collect();
+        let of_class = gateway.threads.saturating_mul(TURNS);
+        let of_all = u32::try_from(asked.len()).unwrap_or(u32::MAX).saturating_mul(of_class);
+        let complain = |of: &str, has: u32, needed: u32| {
+            if has < needed {
+                let why = format!(
+                    "gateway: each of its {} threads has a connection to each class it asks, and has it twice when another \
+                     gateway takes over: that is {needed} of the {has} of {of}",
+                    gateway.threads
+                );
+                self.complain(read.section_at, why);
+            }
+        };
+        complain("frontend.max_connections_per_uid", frontend.of_one_uid(classes), of_all);
+        for class in classes.iter().filter(|class| asked.contains(&class.name)) {
+            complain(&format!("class.{}.connections", class.name), class.limits.connections, of_class);
+        }
     }
 
     /// Compares it with the rest of the file.

@@ -137,6 +137,17 @@ pub struct Frontend {
     pub max_connections_per_uid: Option<u32>,
 }
 
+impl Frontend {
+    /// Of a UID that the file says nothing of: a quarter of all, and no more than half of what any class takes, so that nobody
+    /// keeps all others of a class out by connecting.
+    fn of_one_uid(&self, classes: &[Class]) -> u32 {
+        self.max_connections_per_uid.unwrap_or_else(|| {
+            let classes = classes.iter().map(|class| class.limits.connections / 2);
+            classes.chain([self.max_connections / 4]).min().unwrap_or(1).max(1)
+        })
+    }
+}
+
 /// The registry's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registry {
@@ -262,22 +273,13 @@ impl Config {
             operators: self.service.operators.clone(),
             hello_timeout_ms: milliseconds(self.frontend.hello_timeout),
             max_connections: self.frontend.max_connections,
-            max_connections_per_uid: self.max_connections_per_uid(),
+            max_connections_per_uid: self.frontend.of_one_uid(&self.classes),
             classes: self
                 .classes
                 .iter()
                 .map(|class| ClassSeats { class: class.name.clone(), connections: class.limits.connections })
                 .collect(),
         }
-    }
-
-    /// Of a UID that the file says nothing of: a quarter of all, and no more than half of what any class takes, so that nobody
-    /// keeps all others of a class out by connecting.
-    fn max_connections_per_uid(&self) -> u32 {
-        self.frontend.max_connections_per_uid.unwrap_or_else(|| {
-            let classes = self.classes.iter().map(|class| class.limits.connections / 2);
-            classes.chain([self.frontend.max_connections / 4]).min().unwrap_or(1).max(1)
-        })
     }
 
     /// What the registry needs of it.

@@ -224,6 +224,9 @@ impl<'d> Reader<'_, 'd> {
             None => None,
             Some(gateway) => {
                 let (service, telemetry) = (service.as_ref(), telemetry.as_ref());
+                if let Some((_, frontend)) = &frontend {
+                    self.gateway_has_seats(&gateway, frontend, &classes, &tenants);
+                }
                 Some(self.gateway_fits(gateway, service, telemetry, &tenants, &filed)?)
             }
         };

@@ -267,7 +267,7 @@ fn instances_for_which_a_process_has_no_address_space_are_refused() {
     ] {
         assert_eq!(Site::new().errors(&class(lines), &ordinary()), [format!("20:13: {why}")]);
     }
-    for lines in ["instances = 1164\nstack = \"1MiB\"", "instances = 1746", "instances = 2794\nfuel = 1000"] {
+    for lines in ["instances = 1164\nstack = \"1MiB\"", "instances = 1746", "instances = 2328\nfuel = 1000"] {
         Site::new().load(&class(lines), &ordinary()).expect(lines);
     }
 }
@@ -1067,6 +1067,17 @@ fn what_is_wrong_with_a_listener_is_said() {
         .collect();
     let errors = site.errors(&(Site::sound() + GATEWAY + &many), &ordinary()).join("\n");
     assert!(errors.contains("more than 16 listeners"), "{errors}");
+    let narrow = with_listener("").replace("threads = 2\n", "threads = 2\nconnections = 3\n");
+    let errors = site.errors(&narrow, &ordinary());
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    for (error, of) in errors
+        .iter()
+        .zip(["4 of the 1 of frontend.max_connections_per_uid", "4 of the 3 of class.a.connections"])
+    {
+        assert!(error.contains("gateway: each of its 2 threads") && error.ends_with(of), "{error}");
+    }
+    let enough = narrow.replace("connections = 3\n", "connections = 8\n");
+    site.load(&enough, &ordinary()).expect("half of 8 for one UID, which is what it needs");
     let without = site.errors(&(Site::sound() + GATEWAY), &ordinary()).join("\n");
     assert!(without.contains("\"[gateway.listener.<name>]\" is missing"), "{without}");
 }
