@@ -13,6 +13,7 @@ mod answer;
 mod grpc;
 mod messages;
 mod request;
+mod size;
 mod unsent;
 
 use std::convert::Infallible;

@@ -9,6 +9,7 @@ use prost::Message;
 
 use self::attributes::Named;
 use super::messages::{AttributeContext, CheckRequest, Entry, HttpRequest, Peer};
+use super::size;
 use crate::decision::{self, Attribute, Header, Input, TraceContext};
 use crate::gateway::verdict::{Code, Down};
 
@@ -30,6 +31,7 @@ pub(super) struct Check {
 impl Check {
     /// Takes a message apart.
     pub(super) fn read(message: Bytes) -> Result<Self, Down> {
+        size::check(&message)?;
         let check = CheckRequest::decode(message)
             .map_err(|error| bad(format!("the check is no CheckRequest: {error}")))?;
         let mut context = check.attributes.unwrap_or_default();

@@ -271,10 +271,11 @@ fn attributes_are_not_made_where_they_would_be_too_long() {
         (700_000, string(""), Err("too_large")),
         (1, string(&"x".repeat(50_000)), Ok(())),
         (1, string(&"x".repeat(60_000)), Err("too_large")),
-        (1, list(string("\u{1}"), 5_000), Ok(())),
-        (1, list(string("\u{1}"), 7_000), Err("too_large")),
-        (1, list(Value { kind: None }, 10_000), Ok(())),
-        (1, list(Value { kind: None }, 11_000), Err("too_large")),
+        (1, list(string(&"\u{1}".repeat(20)), 400), Ok(())),
+        (1, list(string(&"\u{1}".repeat(20)), 450), Err("too_large")),
+        // Too many, before they are too long.
+        (1, list(Value { kind: None }, 3_000), Ok(())),
+        (1, list(Value { kind: None }, 4_000), Err("too_large")),
     ] {
         let mut check = get("/", &[]);
         context(&mut check).metadata_context = metadata(&"f".repeat(name), fields(&value));
