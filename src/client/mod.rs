@@ -76,7 +76,7 @@ use std::time::Duration;
 
 pub use asynchronous::Client;
 #[cfg(feature = "gateway")]
-pub(crate) use asynchronous::Connect;
+pub(crate) use asynchronous::{Connect, Pipeline};
 pub use question::Question;
 
 use crate::decision::Unfit;

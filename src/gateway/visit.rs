@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use tokio::net::UnixStream;
 
-use crate::client::Connect;
+use crate::client::{Connect, Pipeline};
 use crate::decision::{Tenant, TrustClass};
 use crate::wire::channel::Channel;
 use crate::wire::gateway::{GatewayClass, VISIT_MAX, Visit};
@@ -24,11 +24,6 @@ impl Visits {
     }
 }
 
-/// Of so many places at least one.
-fn places(pipeline: u32) -> usize {
-    usize::try_from(pipeline).unwrap_or(usize::MAX).max(1)
-}
-
 impl Connect for Visits {
     /// Fails where no frontend takes what was sent before, or there is no descriptor left; whoever asked tries again.
     fn connect(&self, tenant: &Tenant) -> io::Result<UnixStream> {
@@ -40,17 +35,12 @@ impl Connect for Visits {
     }
 
     /// A class that a reload has brought meanwhile is asked one question at a time: the next gateway knows it.
-    fn pipeline(&self, class: &TrustClass) -> usize {
-        self.classes.iter().find(|one| one.class == *class).map_or(1, |one| places(one.pipeline))
-    }
-
-    /// Whoever asks slow questions leaves half of the places to the others that share them.
-    fn shares(&self) -> Vec<(Tenant, usize)> {
-        let shared = self.classes.iter().filter(|class| class.tenants.len() > 1);
-        let share = |class: &GatewayClass| places(class.pipeline / 2);
-        shared
-            .flat_map(|class| class.tenants.iter().map(move |tenant| (tenant.clone(), share(class))))
-            .collect()
+    fn pipeline(&self, class: &TrustClass) -> Pipeline {
+        let known = self.classes.iter().find(|one| one.class == *class);
+        known.map_or(Pipeline { questions: 1, shared: true }, |one| Pipeline {
+            questions: usize::try_from(one.pipeline).unwrap_or(usize::MAX),
+            shared: one.tenants.len() > 1,
+        })
     }
 }
 

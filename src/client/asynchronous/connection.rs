@@ -15,11 +15,14 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, timeout_at};
 
-use crate::client::asynchronous::Way;
+use super::Way;
+use super::places::{Closed, Place, Places};
+#[cfg(feature = "gateway")]
+use crate::client::Pipeline;
 use crate::client::exchange::{Answer, Exchange};
 use crate::client::{ClientError, Ending, Settings, greeting};
 use crate::decision::{Tenant, TrustClass};
@@ -46,15 +49,14 @@ pub(super) enum Failure {
     Final(ClientError),
 }
 
-/// Who waits for an answer and until when, and its place among the questions under way, of which its tenant may have a share.
-/// Both places are taken until the service has answered, even if nobody waits any more.
+/// Who waits for an answer and until when, and its place among the questions under way. That is taken until the service has
+/// answered, even if nobody waits any more.
 #[derive(Debug)]
 pub(super) struct Waiter {
     /// None once it was told that it has waited for too long.
     answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
     until: Instant,
-    _place: OwnedSemaphorePermit,
-    _of_share: Option<OwnedSemaphorePermit>,
+    _place: Place,
 }
 
 #[derive(Debug)]
@@ -63,7 +65,7 @@ struct Link {
     state: Mutex<State>,
     /// The driver has something to write, to wait for, or to end.
     work: Notify,
-    places: Arc<Semaphore>,
+    places: Places,
 }
 
 #[derive(Debug)]
@@ -111,19 +113,17 @@ impl Connection {
                 },
             }
         };
-        let pipeline = match way {
-            Way::Socket(_) => settings.pipeline,
+        let places = match way {
+            Way::Socket(_) => Places::new(settings.pipeline, false),
             #[cfg(feature = "gateway")]
-            Way::Made(connect) => connect.pipeline(&welcome.class),
+            Way::Made(connect) => {
+                let Pipeline { questions, shared } = connect.pipeline(&welcome.class);
+                Places::new(questions, shared)
+            }
         };
         let (read, write) = stream.into_split();
         let state = State { exchange: Exchange::new(), looks: None, broken: None, over: None };
-        let link = Arc::new(Link {
-            stream: write,
-            state: Mutex::new(state),
-            work: Notify::new(),
-            places: Arc::new(Semaphore::new(pipeline.clamp(1, Semaphore::MAX_PERMITS))),
-        });
+        let link = Arc::new(Link { stream: write, state: Mutex::new(state), work: Notify::new(), places });
         let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), read, incoming)).abort_handle();
         Ok(Self { link, driver, class: welcome.class, patience: settings.patience })
     }
@@ -140,29 +140,21 @@ impl Connection {
     /// Puts a question, waits for its answer. Gives the question up when the time is over or this future is dropped.
     pub(super) async fn ask(
         &self,
-        share: Option<&Arc<Semaphore>>,
+        tenant: &Tenant,
         until: Instant,
         question: impl Fn(&mut Exchange<Waiter>, Waiter) -> Result<u64, ClientError>,
     ) -> Result<Answer, Failure> {
-        // The share first: who waits for it keeps no place from others.
-        let places = async {
-            let of_share = match share {
-                Some(share) => Some(Arc::clone(share).acquire_owned().await?),
-                None => None,
-            };
-            Ok::<_, AcquireError>((of_share, Arc::clone(&self.link.places).acquire_owned().await?))
-        };
-        let (of_share, place) = match timeout_at(until.into(), places).await {
-            Ok(Ok(places)) => places,
+        let place = match timeout_at(until.into(), self.link.places.take(tenant)).await {
+            Ok(Ok(place)) => place,
             // Closed by `State::end`.
-            Ok(Err(_)) => return Err(Failure::NotWritten(self.link.why())),
+            Ok(Err(Closed)) => return Err(Failure::NotWritten(self.link.why())),
             Err(_) => {
                 self.end_if_silent();
                 return Err(Failure::Final(ClientError::Deadline));
             }
         };
         let (answer, answered) = oneshot::channel();
-        let waiter = Waiter { answer: Some(answer), until, _place: place, _of_share: of_share };
+        let waiter = Waiter { answer: Some(answer), until, _place: place };
         let id = self.link.put(|state| {
             let id = question(&mut state.exchange, waiter)?;
             Ok((id, state.look_no_later_than(until)))
@@ -171,7 +163,7 @@ impl Connection {
         answered.await.unwrap_or_else(|_| Err(Failure::Final(self.link.why())))
     }
 
-    /// All places are taken, or a tenant's share of them. If by questions that nobody waits for any more, the service has stopped answering.
+    /// All places are taken that a tenant may have. If by questions that nobody waits for any more, the service has stopped answering.
     fn end_if_silent(&self) {
         let mut state = self.link.state();
         if state.exchange.longest_given_up().is_some_and(|since| since.elapsed() > self.patience) {
@@ -262,7 +254,7 @@ impl Link {
 
 impl State {
     /// The connection is over: tells everybody who waits. The first reason stands.
-    fn end(&mut self, error: ClientError, places: &Semaphore) {
+    fn end(&mut self, error: ClientError, places: &Places) {
         if self.over.is_some() {
             return;
         }
@@ -288,7 +280,7 @@ impl State {
         self.looks = None;
         for waiter in self.exchange.waiters() {
             if waiter.until <= now {
-                // Each gives its question up itself; its places stay taken until that is answered.
+                // Each gives its question up itself; its place stays taken until that is answered.
                 if let Some(answer) = waiter.answer.take() {
                     let _ = answer.send(Err(Failure::Final(ClientError::Deadline)));
                 }

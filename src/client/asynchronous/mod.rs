@@ -1,6 +1,7 @@
 //! The client for tokio: any number of tasks ask over one connection per trust class.
 
 mod connection;
+mod places;
 
 use std::collections::HashMap;
 #[cfg(feature = "gateway")]
@@ -11,7 +12,6 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "gateway")]
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 use tokio::time::{sleep_until, timeout_at};
 
 use self::connection::{Connection, Failure, Waiter};
@@ -36,8 +36,6 @@ struct Shared {
     way: Way,
     settings: Settings,
     routes: Mutex<Routes>,
-    /// What tenants that share a connection have of it. Others have what there is.
-    shares: HashMap<Tenant, Arc<Semaphore>>,
 }
 
 /// How connections come about.
@@ -56,11 +54,17 @@ pub(crate) trait Connect: std::fmt::Debug + Send + Sync {
     /// within the runtime.
     fn connect(&self, tenant: &Tenant) -> io::Result<UnixStream>;
 
-    /// Questions that may be under way on a connection of this class.
-    fn pipeline(&self, class: &TrustClass) -> usize;
+    /// What may be under way on a connection of this class.
+    fn pipeline(&self, class: &TrustClass) -> Pipeline;
+}
 
-    /// How many of them may be of one tenant: of those that share a connection with others. Asked once.
-    fn shares(&self) -> Vec<(Tenant, usize)>;
+/// How many questions may be under way on a connection.
+#[cfg(feature = "gateway")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pipeline {
+    pub(crate) questions: usize,
+    /// Whether several tenants ask on it, who have to leave something to each other.
+    pub(crate) shared: bool,
 }
 
 impl Way {
@@ -92,22 +96,19 @@ impl Client {
 
     #[must_use]
     pub fn with_settings(socket: impl Into<PathBuf>, settings: Settings) -> Self {
-        Self::by(Way::Socket(socket.into()), settings, HashMap::new())
+        Self::by(Way::Socket(socket.into()), settings)
     }
 
     /// One whose connections somebody else makes.
     #[cfg(feature = "gateway")]
     #[must_use]
     pub(crate) fn through(connect: Arc<dyn Connect>, settings: Settings) -> Self {
-        let shares = connect.shares().into_iter();
-        let shares = shares.map(|(tenant, places)| (tenant, Arc::new(Semaphore::new(places))));
-        let shares = shares.collect();
-        Self::by(Way::Made(connect), settings, shares)
+        Self::by(Way::Made(connect), settings)
     }
 
-    fn by(way: Way, settings: Settings, shares: HashMap<Tenant, Arc<Semaphore>>) -> Self {
+    fn by(way: Way, settings: Settings) -> Self {
         let routes = Mutex::new(Routes::default());
-        Self { shared: Arc::new(Shared { way, settings, routes, shares }), trace: None }
+        Self { shared: Arc::new(Shared { way, settings, routes }), trace: None }
     }
 
     /// The same client, whose questions belong to this trace; it shares all connections.
@@ -197,15 +198,14 @@ impl Client {
         until: Instant,
         question: impl Fn(&mut Exchange<Waiter>, Waiter) -> Result<u64, ClientError>,
     ) -> Result<Answer, ClientError> {
-        let share = self.shared.shares.get(tenant);
         let first = self.connection(tenant, until).await?;
-        match first.ask(share, until, &question).await {
+        match first.ask(tenant, until, &question).await {
             Ok(answer) => return Ok(answer),
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::NotWritten(_)) => {}
         }
         let second = self.connection(tenant, until).await?;
-        second.ask(share, until, &question).await.map_err(Failure::into_error)
+        second.ask(tenant, until, &question).await.map_err(Failure::into_error)
     }
 
     /// The live connection of the tenant's class, opened if there is none.

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::client::{Connect, Settings};
+use crate::client::{Connect, Pipeline, Settings};
 use crate::decision::{HttpRequest, Outcome, Peer, Refusal, TrustClass};
 use crate::gateway::verdict::Gate;
 use crate::wire::client::{PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame};
@@ -89,12 +89,8 @@ impl Connect for Silent {
         tokio::net::UnixStream::from_std(ours)
     }
 
-    fn pipeline(&self, _: &TrustClass) -> usize {
-        8
-    }
-
-    fn shares(&self) -> Vec<(Tenant, usize)> {
-        Vec::new()
+    fn pipeline(&self, _: &TrustClass) -> Pipeline {
+        Pipeline { questions: 8, shared: false }
     }
 }
 
