@@ -153,8 +153,10 @@ impl<'a> Headers<'a> {
             true => Cow::Owned(name.to_ascii_lowercase()),
             false => Cow::Borrowed(name),
         };
-        let mut lines: Vec<_> =
-            headers.iter().map(|Header { name, value }| (lower(name), String::from_utf8_lossy(value))).collect();
+        let mut lines: Vec<_> = headers
+            .iter()
+            .map(|Header { name, value }| (lower(name), String::from_utf8_lossy(value)))
+            .collect();
         lines.sort_by(|(one, _), (other, _)| one.cmp(other));
         Self(lines)
     }
