@@ -1,8 +1,9 @@
 //! One greeted connection that many tasks ask over.
 //!
 //! Whoever asks writes at once, if nothing waits to be written before it. A task of its own writes what the socket did
-//! not take, hands out the answers, and tells whoever has waited for too long. It has one timer for all of them: a timer for
-//! each question costs more than writing it.
+//! not take and hands out the answers. Where all who ask are in its runtime, which has one thread, it also tells those who have
+//! waited for too long, by one timer for all: a timer for each question costs more than writing it. Elsewhere each has its own,
+//! so that nothing that keeps the task from running keeps anybody waiting.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -39,6 +40,8 @@ pub(super) struct Connection {
     driver: AbortHandle,
     class: TrustClass,
     patience: Duration,
+    /// Whether the driver says who has waited for too long.
+    driver_times: bool,
 }
 
 /// Why there is no answer, and whether the service can have seen the question.
@@ -113,19 +116,19 @@ impl Connection {
                 },
             }
         };
-        let places = match way {
-            Way::Socket(_) => Places::new(settings.pipeline, false),
+        let (places, driver_times) = match way {
+            Way::Socket(_) => (Places::new(settings.pipeline, false), false),
             #[cfg(feature = "gateway")]
             Way::Made(connect) => {
                 let Pipeline { questions, shared } = connect.pipeline(&welcome.class);
-                Places::new(questions, shared)
+                (Places::new(questions, shared), true)
             }
         };
         let (read, write) = stream.into_split();
         let state = State { exchange: Exchange::new(), looks: None, broken: None, over: None };
         let link = Arc::new(Link { stream: write, state: Mutex::new(state), work: Notify::new(), places });
         let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), read, incoming)).abort_handle();
-        Ok(Self { link, driver, class: welcome.class, patience: settings.patience })
+        Ok(Self { link, driver, class: welcome.class, patience: settings.patience, driver_times })
     }
 
     pub(super) fn class(&self) -> &TrustClass {
@@ -157,10 +160,18 @@ impl Connection {
         let waiter = Waiter { answer: Some(answer), until, _place: place };
         let id = self.link.put(|state| {
             let id = question(&mut state.exchange, waiter)?;
-            Ok((id, state.look_no_later_than(until)))
+            Ok((id, self.driver_times && state.look_no_later_than(until)))
         })?;
         let _given_up = GiveUp { link: &self.link, id };
-        answered.await.unwrap_or_else(|_| Err(Failure::Final(self.link.why())))
+        let answered = if self.driver_times {
+            answered.await
+        } else {
+            match timeout_at(until.into(), answered).await {
+                Ok(answered) => answered,
+                Err(_) => return Err(Failure::Final(ClientError::Deadline)),
+            }
+        };
+        answered.unwrap_or_else(|_| Err(Failure::Final(self.link.why())))
     }
 
     /// All places are taken that a tenant may have. If by questions that nobody waits for any more, the service has stopped answering.
@@ -314,6 +325,10 @@ impl Drop for EndOnDrop {
 async fn drive(ends: EndOnDrop, mut read: OwnedReadHalf, mut incoming: BytesMut) {
     let link = &ends.0;
     let mut alarm = pin!(sleep_until(tokio::time::Instant::now()));
+    // What came with the Welcome.
+    if let Err(error) = link.answer(&mut incoming) {
+        return link.state().end(error, &link.places);
+    }
     let error = loop {
         let (unwritten, looks) = {
             let state = link.state();
@@ -348,7 +363,7 @@ async fn drive(ends: EndOnDrop, mut read: OwnedReadHalf, mut incoming: BytesMut)
                 link.write(&mut link.state());
             }
             () = link.work.notified() => {}
-            () = alarm.as_mut(), if looks.is_some() => link.state().look(Instant::now()),
+            () = alarm.as_mut(), if looks.is_some() => link.state().look(tokio::time::Instant::now().into()),
         }
         let broken = link.state().broken.clone();
         if let Some(broken) = broken {

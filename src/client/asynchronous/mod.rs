@@ -234,10 +234,8 @@ impl Client {
             }
             backoff.attempt(Instant::now(), &self.shared.settings);
             let opening = Connection::open(&self.shared.way, tenant, &self.shared.settings);
-            let opened = match timeout_at(until.into(), opening).await {
-                Ok(opened) => opened,
-                Err(_) => Err(ClientError::Deadline),
-            };
+            // That this one has no time left says nothing to those who have.
+            let opened = timeout_at(until.into(), opening).await.map_err(|_| ClientError::Deadline)?;
             backoff.ended(opened.as_ref().err().cloned());
             match opened {
                 Ok(connection) => return Ok(self.shared.keep(tenant, connection)),

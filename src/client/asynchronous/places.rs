@@ -12,6 +12,9 @@ use tokio::sync::oneshot;
 
 use crate::decision::Tenant;
 
+/// A queue this long is looked through for those who have given up.
+const QUEUE: usize = 64;
+
 /// Of one connection. Clones are the same places.
 #[derive(Debug, Clone)]
 pub(super) struct Places(Arc<Mutex<Taken>>);
@@ -31,8 +34,15 @@ struct Taken {
 #[derive(Debug, Default)]
 struct Of {
     places: usize,
-    /// First come, first served.
+    queue: Queue,
+}
+
+/// Those of one tenant who wait: first come, first served.
+#[derive(Debug, Default)]
+struct Queue {
     waiting: VecDeque<Waiting>,
+    /// How long it may get before those are taken out of it who have given up.
+    looks_at: usize,
 }
 
 #[derive(Debug)]
@@ -72,9 +82,7 @@ impl Places {
             let (give, given) = oneshot::channel();
             taken.arrived = taken.arrived.wrapping_add(1);
             let one = Waiting { number: taken.arrived, give };
-            let waiting = &mut taken.of.entry(tenant.clone()).or_default().waiting;
-            waiting.retain(Waiting::waits);
-            waiting.push_back(one);
+            taken.of.entry(tenant.clone()).or_default().queue.push(one);
             given
         };
         given.await.map_err(|_| Closed)
@@ -85,7 +93,7 @@ impl Places {
         let mut taken = self.taken();
         taken.closed = true;
         for of in taken.of.values_mut() {
-            of.waiting.clear();
+            of.queue.waiting.clear();
         }
     }
 
@@ -118,7 +126,7 @@ impl Taken {
     /// One, if it may have one, and none of its own waits before it.
     fn try_take(&mut self, tenant: &Tenant) -> bool {
         let (has, waits) =
-            self.of.get(tenant).map_or((0, false), |of| (of.places, of.waiting.iter().any(Waiting::waits)));
+            self.of.get_mut(tenant).map_or((0, false), |of| (of.places, of.queue.first().is_some()));
         if waits || !self.admits(has) {
             return false;
         }
@@ -126,7 +134,7 @@ impl Taken {
         match self.of.get_mut(tenant) {
             Some(of) => of.places += 1,
             None => {
-                self.of.insert(tenant.clone(), Of { places: 1, waiting: VecDeque::new() });
+                self.of.insert(tenant.clone(), Of { places: 1, ..Of::default() });
             }
         }
         true
@@ -136,7 +144,7 @@ impl Taken {
         let Some(of) = self.of.get_mut(tenant) else { return };
         self.free += 1;
         of.places = of.places.saturating_sub(1);
-        if of.places == 0 && of.waiting.is_empty() {
+        if of.places == 0 && of.queue.waiting.is_empty() {
             self.of.remove(tenant);
         }
     }
@@ -146,9 +154,11 @@ impl Taken {
         if self.closed || self.free == 0 {
             return None;
         }
-        let next = self.of.iter_mut().filter_map(|(tenant, of)| {
-            of.waiting.retain(Waiting::waits);
-            of.waiting.front().map(|first| (of.places, first.number, tenant))
+        // Whoever gave up may have been the last of its tenant to want anything: that one is forgotten.
+        self.of.retain(|_, of| of.queue.first().is_some() || of.places > 0);
+        let waiting = self.of.iter();
+        let next = waiting.filter_map(|(tenant, of)| {
+            of.queue.waiting.front().map(|first| (of.places, first.number, tenant))
         });
         let (places, _, tenant) = next.min()?;
         let tenant = tenant.clone();
@@ -156,10 +166,27 @@ impl Taken {
             return None;
         }
         let of = self.of.get_mut(&tenant)?;
-        let Waiting { give, .. } = of.waiting.pop_front()?;
+        let Waiting { give, .. } = of.queue.waiting.pop_front()?;
         of.places += 1;
         self.free -= 1;
         Some((tenant, give))
+    }
+}
+
+impl Queue {
+    /// The first that still waits; those before it are gone.
+    fn first(&mut self) -> Option<&Waiting> {
+        while self.waiting.pop_front_if(|first| !first.waits()).is_some() {}
+        self.waiting.front()
+    }
+
+    /// Each is looked at a few times at most, however long the queue gets.
+    fn push(&mut self, one: Waiting) {
+        if self.waiting.len() >= self.looks_at {
+            self.waiting.retain(Waiting::waits);
+            self.looks_at = self.waiting.len().saturating_mul(2).max(QUEUE);
+        }
+        self.waiting.push_back(one);
     }
 }
 

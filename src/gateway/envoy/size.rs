@@ -37,15 +37,13 @@ static FIELD: Shape = Shape(&[(2, &VALUE)]);
 static VALUE: Shape = Shape(&[(5, &STRUCT), (6, &LIST)]);
 static LIST: Shape = Shape(&[(1, &VALUE)]);
 
-/// What is no message passes: whoever decodes it says why, and has made no more of it by then.
+/// What ends in the middle of a field is refused here: a decoder reads on to the end of the whole, and finds out afterwards.
 pub(super) fn check(message: &[u8]) -> Result<(), Down> {
     let mut left = FIELDS_MAX;
-    match count(message, &CHECK, &mut left, 0) {
-        Err(Stop::TooMany) => {
-            Err(Down::new(Code::TooLarge, format!("the check has more than {FIELDS_MAX} fields")))
-        }
-        Err(Stop::NoMessage) | Ok(()) => Ok(()),
-    }
+    count(message, &CHECK, &mut left, 0).map_err(|stop| match stop {
+        Stop::TooMany => Down::new(Code::TooLarge, format!("the check has more than {FIELDS_MAX} fields")),
+        Stop::NoMessage => Down::new(Code::BadRequest, "the check is no CheckRequest: a field has no end"),
+    })
 }
 
 enum Stop {
@@ -149,11 +147,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_for_the_decoder_to_say() {
+    fn what_is_no_message_is_not_decoded() {
         for bytes in [&[0xff; 20][..], &[0x0a, 0x05], &[0x0a, 0x02, 0x22, 0x7f], &[0x07]] {
-            assert!(check(bytes).is_ok());
+            assert_eq!(check(bytes).expect_err("no message").code, Code::BadRequest);
             assert!(CheckRequest::decode(bytes).is_err(), "{bytes:?}");
         }
+    }
+
+    /// Lengths that go beyond the message they are in: a decoder has made all of it before it sees that.
+    #[test]
+    fn a_part_that_is_longer_than_the_whole_is_not_decoded() {
+        let mut bytes =
+            vec![0x0a, 0x04, 0x22, 0x80, 0x80, 0x40, 0x12, 0x80, 0x80, 0x40, 0x6a, 0x80, 0x80, 0x40];
+        bytes.extend([0x0a, 0x00].repeat(700_000));
+        assert_eq!(check(&bytes).expect_err("too long").code, Code::BadRequest);
     }
 
     #[test]

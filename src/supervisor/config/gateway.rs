@@ -16,8 +16,9 @@ use crate::wire::gateway::{Binding, GatewayAssignment, GatewayClass, LISTENERS_M
 const THREADS: u32 = 4;
 /// Questions of one thread under way in one class, at most.
 const PIPELINE_MAX: u32 = 256;
-/// Gateways at a time: one that drains, and its successor.
-const TURNS: u32 = 2;
+/// Connections of a thread to a class, at most: one, another that asks for the first time for another tenant of the class, and
+/// one of a gateway that drains.
+const AT_MOST: u32 = 3;
 
 /// The gateway's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,22 +199,26 @@ impl<'d> Reader<'_, 'd> {
     ) {
         let Some(gateway) = &read.gateway else { return };
         let bound = gateway.tenants();
-        let asked: BTreeSet<_> =
-            tenants.iter().filter(|one| bound.contains(&one.name)).map(|one| &one.class).collect();
-        let of_class = gateway.threads.saturating_mul(TURNS);
+        let active = tenants.iter().filter(|one| bound.contains(&one.name));
+        let (names, asked): (BTreeSet<_>, BTreeSet<_>) = active.map(|one| (&one.name, &one.class)).unzip();
+        // Who is suspended may come back, in whichever class: the file has to be sound then too.
+        let all_may_be = names.len() < bound.len();
+        let asked: Vec<&Class> =
+            classes.iter().filter(|class| all_may_be || asked.contains(&class.name)).collect();
+        let of_class = gateway.threads.saturating_mul(AT_MOST);
         let of_all = u32::try_from(asked.len()).unwrap_or(u32::MAX).saturating_mul(of_class);
         let complain = |of: &str, has: u32, needed: u32| {
             if has < needed {
                 let why = format!(
-                    "gateway: each of its {} threads has a connection to each class it asks, and has it twice when another \
-                     gateway takes over: that is {needed} of the {has} of {of}",
+                    "gateway: each of its {} threads has up to {AT_MOST} connections to each class that it asks, one of them \
+                     while another gateway takes over: that is {needed}, and {of} is {has}; raise it, or take fewer threads",
                     gateway.threads
                 );
                 self.complain(read.section_at, why);
             }
         };
         complain("frontend.max_connections_per_uid", frontend.of_one_uid(classes), of_all);
-        for class in classes.iter().filter(|class| asked.contains(&class.name)) {
+        for class in asked {
             complain(&format!("class.{}.connections", class.name), class.limits.connections, of_class);
         }
     }

@@ -1072,12 +1072,12 @@ fn what_is_wrong_with_a_listener_is_said() {
     assert_eq!(errors.len(), 2, "{errors:?}");
     for (error, of) in errors
         .iter()
-        .zip(["4 of the 1 of frontend.max_connections_per_uid", "4 of the 3 of class.a.connections"])
+        .zip(["6, and class.a.connections is 3;", "6, and frontend.max_connections_per_uid is 1;"])
     {
-        assert!(error.contains("gateway: each of its 2 threads") && error.ends_with(of), "{error}");
+        assert!(error.contains("gateway: each of its 2 threads") && error.contains(of), "{error}");
     }
-    let enough = narrow.replace("connections = 3\n", "connections = 8\n");
-    site.load(&enough, &ordinary()).expect("half of 8 for one UID, which is what it needs");
+    let enough = narrow.replace("connections = 3\n", "connections = 12\n");
+    site.load(&enough, &ordinary()).expect("half of 12 for one UID, which is what it needs");
     let without = site.errors(&(Site::sound() + GATEWAY), &ordinary()).join("\n");
     assert!(without.contains("\"[gateway.listener.<name>]\" is missing"), "{without}");
 }
