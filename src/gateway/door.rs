@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::yield_now;
@@ -76,7 +77,10 @@ impl Hall {
 
     /// One thread's view of it. Must be called within the runtime.
     pub(super) fn door(self: &Arc<Self>) -> io::Result<Door> {
-        Ok(Door { watched: polled::watch(Arc::clone(&self.socket))?, hall: Arc::clone(self) })
+        Ok(Door {
+            watched: polled::watch(Arc::clone(&self.socket), Interest::READABLE)?,
+            hall: Arc::clone(self),
+        })
     }
 
     /// True where the log hears it.

@@ -17,7 +17,6 @@ mod envoy;
 mod http;
 mod opa;
 mod spop;
-mod stream;
 mod threads;
 mod verdict;
 mod visit;

@@ -10,12 +10,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::desk::Desk;
 use super::door::{Door, Floor, Guest, Hall};
-use super::stream::Stream;
 use super::visit::Visits;
 use super::{envoy, http, opa, spop};
 use crate::client::{Client, Connect, Settings};
 use crate::sandbox::{self, SealError};
 use crate::wire::gateway::Speaks;
+use crate::wire::socket::Socket;
 
 /// Stack of a thread, bytes.
 const STACK: usize = 1 << 20;
@@ -240,7 +240,7 @@ impl Server {
     fn seat(&self, guest: Guest) {
         let Guest { socket, hall, peer, seat } = guest;
         // Without a place in the event loop there is nothing to be done for it: it is closed.
-        let Ok(stream) = Stream::new(socket) else { return };
+        let Ok(stream) = Socket::new(Arc::new(socket)) else { return };
         let listener = Arc::clone(&hall.listener);
         let desk = Desk::new(
             self.client.clone(),

@@ -15,5 +15,6 @@ pub mod handover;
 pub mod job;
 pub mod operator;
 pub mod polled;
+pub mod socket;
 pub mod spawner;
 pub mod supply;

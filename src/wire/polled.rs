@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
@@ -32,13 +33,13 @@ impl<Tx, Rx> Polled<Tx, Rx> {
     }
 }
 
-/// Any descriptor in the runtime's care. Must be called within the runtime.
+/// Any descriptor in the runtime's care, for these events. Must be called within the runtime.
 ///
 /// JUSTIFICATION: see [`Polled::new`].
 #[expect(unsafe_code, reason = "the safe way to register a descriptor is deprecated as unsound")]
-pub fn watch(descriptor: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+pub fn watch(descriptor: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: the descriptor is open and the same one for as long as anybody has the Arc, and the AsyncFd has it.
-    Ok(unsafe { AsyncFd::register(descriptor) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }
 
 impl<Tx: Serialize, Rx> Polled<Tx, Rx> {

@@ -5,17 +5,18 @@
 //! waited for too long, by one timer for all: a timer for each question costs more than writing it. Elsewhere each has its own,
 //! so that nothing that keeps the task from running keeps anybody waiting.
 
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::pin::pin;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use nix::sys::socket::{Shutdown, shutdown};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, timeout_at};
@@ -29,8 +30,9 @@ use crate::client::{ClientError, Ending, Settings, greeting};
 use crate::decision::{Tenant, TrustClass};
 use crate::wire::client::SERVER_FRAME_MAX;
 use crate::wire::frame;
+use crate::wire::socket::{self, Socket};
 
-/// Room made for each read.
+/// Read at a time.
 const READ: usize = 64 * 1024;
 
 /// A connection and the task that drives it; both end when this is dropped.
@@ -64,7 +66,7 @@ pub(super) struct Waiter {
 
 #[derive(Debug)]
 struct Link {
-    stream: OwnedWriteHalf,
+    socket: Arc<OwnedFd>,
     state: Mutex<State>,
     /// The driver has something to write, to wait for, or to end.
     work: Notify,
@@ -104,7 +106,7 @@ impl Connection {
             #[cfg(feature = "gateway")]
             Way::Made(connect) => (connect.connect(tenant).map_err(failed)?, Ok(())),
         };
-        let mut incoming = BytesMut::with_capacity(READ);
+        let mut incoming = BytesMut::new();
         let welcome = loop {
             // Even if it took no Hello, what it said before may say why.
             match greeting::welcome(&mut incoming)? {
@@ -124,10 +126,12 @@ impl Connection {
                 (Places::new(questions, shared), true)
             }
         };
-        let (read, write) = stream.into_split();
+        // The driver waits for it in its own way; whoever asks only writes.
+        let socket = Arc::new(OwnedFd::from(stream.into_std().map_err(ending)?));
+        let watched = Socket::new(Arc::clone(&socket)).map_err(ending)?;
         let state = State { exchange: Exchange::new(), looks: None, broken: None, over: None };
-        let link = Arc::new(Link { stream: write, state: Mutex::new(state), work: Notify::new(), places });
-        let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), read, incoming)).abort_handle();
+        let link = Arc::new(Link { socket, state: Mutex::new(state), work: Notify::new(), places });
+        let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), watched, incoming)).abort_handle();
         Ok(Self { link, driver, class: welcome.class, patience: settings.patience, driver_times })
     }
 
@@ -229,10 +233,9 @@ impl Link {
     /// Writes what the socket takes now.
     fn write(&self, state: &mut State) {
         while state.broken.is_none() && !state.exchange.outgoing().is_empty() {
-            match self.stream.try_write(state.exchange.outgoing()) {
+            match socket::put(&self.socket, state.exchange.outgoing()) {
                 Ok(written) => state.exchange.wrote(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => state.broken = Some(ending(error).into()),
             }
         }
@@ -250,7 +253,7 @@ impl Link {
     /// Tells the service now: the descriptor may stay open until the last task that asked has looked.
     fn close(&self) {
         // Fails only where the other side was faster.
-        let _ = shutdown(self.stream.as_ref().as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     fn why(&self) -> ClientError {
@@ -321,10 +324,18 @@ impl Drop for EndOnDrop {
     }
 }
 
+/// What the driver hears of its socket.
+enum Event {
+    /// So many bytes have come.
+    Came(io::Result<usize>),
+    Room(io::Result<()>),
+}
+
 /// Writes what waits, hands out answers and tells who has waited for too long, until the connection ends.
-async fn drive(ends: EndOnDrop, mut read: OwnedReadHalf, mut incoming: BytesMut) {
+async fn drive(ends: EndOnDrop, mut socket: Socket, mut incoming: BytesMut) {
     let link = &ends.0;
     let mut alarm = pin!(sleep_until(tokio::time::Instant::now()));
+    let mut came = vec![0; READ];
     // What came with the Welcome.
     if let Err(error) = link.answer(&mut incoming) {
         return link.state().end(error, &link.places);
@@ -343,49 +354,56 @@ async fn drive(ends: EndOnDrop, mut read: OwnedReadHalf, mut incoming: BytesMut)
         {
             alarm.as_mut().reset(looks);
         }
-        incoming.reserve(READ);
-        tokio::select! {
-            // One call for all that is there: it is not asked again what is known to be empty.
-            count = read.read_buf(&mut incoming) => {
-                let answered = match count {
-                    Ok(0) => Err(Ending::Peer.into()),
-                    Ok(_) => link.answer(&mut incoming),
-                    Err(error) => Err(ending(error).into()),
-                };
-                if let Err(error) = answered {
-                    break error;
-                }
+        let next = poll_fn(|context| {
+            if unwritten && let Poll::Ready(room) = socket.poll_room(context) {
+                return Poll::Ready(Event::Room(room));
             }
-            ready = link.stream.writable(), if unwritten => {
-                if let Err(error) = ready {
-                    break ending(error).into();
+            let mut buffer = ReadBuf::new(&mut came);
+            let read = ready!(Pin::new(&mut socket).poll_read(context, &mut buffer));
+            Poll::Ready(Event::Came(read.map(|()| buffer.filled().len())))
+        });
+        let heard = tokio::select! {
+            event = next => match event {
+                Event::Came(Ok(0)) => Err(Ending::Peer.into()),
+                Event::Came(Ok(count)) => {
+                    incoming.extend_from_slice(came.get(..count).unwrap_or_default());
+                    link.answer(&mut incoming)
                 }
-                link.write(&mut link.state());
+                Event::Room(Ok(())) => {
+                    link.write(&mut link.state());
+                    Ok(())
+                }
+                Event::Came(Err(error)) | Event::Room(Err(error)) => Err(ending(error).into()),
+            },
+            () = link.work.notified() => Ok(()),
+            () = alarm.as_mut(), if looks.is_some() => {
+                link.state().look(tokio::time::Instant::now().into());
+                Ok(())
             }
-            () = link.work.notified() => {}
-            () = alarm.as_mut(), if looks.is_some() => link.state().look(tokio::time::Instant::now().into()),
+        };
+        if let Err(error) = heard {
+            break error;
         }
         let broken = link.state().broken.clone();
         if let Some(broken) = broken {
-            break why_broken(link, &read, &mut incoming).unwrap_or(broken);
+            break why_broken(link, &mut came, &mut incoming).unwrap_or(broken);
         }
     };
     link.state().end(error, &link.places);
 }
 
 /// What the service said before it took no more, if it is there.
-fn why_broken(link: &Link, read: &OwnedReadHalf, incoming: &mut BytesMut) -> Option<ClientError> {
+fn why_broken(link: &Link, came: &mut [u8], incoming: &mut BytesMut) -> Option<ClientError> {
     loop {
-        incoming.reserve(READ);
-        match read.try_read_buf(incoming) {
+        match socket::take(&link.socket, came) {
             Ok(0) => return Some(Ending::Peer.into()),
-            Ok(_) => {
+            Ok(count) => {
+                incoming.extend_from_slice(came.get(..count).unwrap_or_default());
                 if let Err(error) = link.answer(incoming) {
                     return Some(error);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Some(ending(error).into()),
         }
     }
