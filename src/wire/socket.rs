@@ -1,6 +1,6 @@
 //! One end of a connection in the runtime's care: bytes in, bytes out, by two system calls.
 //!
-//! Room is waited for only while there is none. A peer that takes what it was sent makes room each time, and the kernel would
+//! Room is waited for only once there was none. A peer that takes what it was sent makes room each time, and the kernel would
 //! wake the event loop for that after each message, for nothing.
 
 use std::io;
@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::task::coop::poll_proceed;
 
 use super::polled;
 
@@ -121,12 +122,17 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // Whoever writes without end lets others go on, as whoever reads does.
+        let turn = ready!(poll_proceed(context));
         loop {
             match put(self.watched()?.get_ref(), bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.poll_room(context))?;
                 }
-                other => return Poll::Ready(other),
+                other => {
+                    turn.made_progress();
+                    return Poll::Ready(other);
+                }
             }
         }
     }

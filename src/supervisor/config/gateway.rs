@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::read::Reader;
-use super::{Class, Config, FiledTenant, Frontend, Identity, Service, Telemetry, TenantConfig};
+use super::{Class, Config, FiledTenant, Frontend, Identity, Service, Telemetry, TenantConfig, TenantState};
 use crate::decision::{PolicyName, Tenant};
 use crate::document::values::number;
 use crate::document::{Found, Section};
@@ -16,9 +16,10 @@ use crate::wire::gateway::{Binding, GatewayAssignment, GatewayClass, LISTENERS_M
 const THREADS: u32 = 4;
 /// Questions of one thread under way in one class, at most.
 const PIPELINE_MAX: u32 = 256;
-/// Connections of a thread to a class, at most: one, another that asks for the first time for another tenant of the class, and
-/// one of a gateway that drains.
-const AT_MOST: u32 = 3;
+/// Connections of a thread to a class: one, another that asks for the first time for another tenant of the class, and one of
+/// a gateway that drains. Several tenants that are all asked for the first time are more for a moment; who finds no seat then
+/// tries again.
+const USUALLY: u32 = 3;
 
 /// The gateway's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,21 +197,21 @@ impl<'d> Reader<'_, 'd> {
         frontend: &Frontend,
         classes: &[Class],
         tenants: &[TenantConfig],
+        filed: &[FiledTenant],
     ) {
         let Some(gateway) = &read.gateway else { return };
         let bound = gateway.tenants();
-        let active = tenants.iter().filter(|one| bound.contains(&one.name));
-        let (names, asked): (BTreeSet<_>, BTreeSet<_>) = active.map(|one| (&one.name, &one.class)).unzip();
-        // Who is suspended may come back, in whichever class: the file has to be sound then too.
-        let all_may_be = names.len() < bound.len();
-        let asked: Vec<&Class> =
-            classes.iter().filter(|class| all_may_be || asked.contains(&class.name)).collect();
-        let of_class = gateway.threads.saturating_mul(AT_MOST);
+        let active = tenants.iter().filter(|one| bound.contains(&one.name)).map(|one| &one.class);
+        // Who is suspended may come back, and the file has to be sound then too.
+        let filed = filed.iter().filter(|one| bound.contains(&one.name) && one.state != TenantState::Removed);
+        let asked: BTreeSet<_> = active.chain(filed.filter_map(|one| one.class.as_ref())).collect();
+        let asked: Vec<&Class> = classes.iter().filter(|class| asked.contains(&class.name)).collect();
+        let of_class = gateway.threads.saturating_mul(USUALLY);
         let of_all = u32::try_from(asked.len()).unwrap_or(u32::MAX).saturating_mul(of_class);
         let complain = |of: &str, has: u32, needed: u32| {
             if has < needed {
                 let why = format!(
-                    "gateway: each of its {} threads has up to {AT_MOST} connections to each class that it asks, one of them \
+                    "gateway: each of its {} threads has {USUALLY} connections to each class that it asks, one of them \
                      while another gateway takes over: that is {needed}, and {of} is {has}; raise it, or take fewer threads",
                     gateway.threads
                 );

@@ -225,7 +225,7 @@ impl<'d> Reader<'_, 'd> {
             Some(gateway) => {
                 let (service, telemetry) = (service.as_ref(), telemetry.as_ref());
                 if let Some((_, frontend)) = &frontend {
-                    self.gateway_has_seats(&gateway, frontend, &classes, &tenants);
+                    self.gateway_has_seats(&gateway, frontend, &classes, &tenants, &filed);
                 }
                 Some(self.gateway_fits(gateway, service, telemetry, &tenants, &filed)?)
             }

@@ -1307,3 +1307,23 @@ fn ten_thousand_tenants_have_a_file_each_and_one_more_is_too_many() {
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].contains("more than 10000 are active"), "{errors:?}");
 }
+
+/// It may come back, and then the file has to be as sound as it is now.
+#[test]
+fn a_gateway_has_seats_for_who_is_suspended_too() {
+    for (state, refused) in [("suspended", true), ("removed", false)] {
+        let (site, text) = with_tenants(&[("rests.toml", FILED.replace("active", state).as_str())]);
+        let text = text.replace("threads = 2\n", "threads = 2\nconnections = 3\n");
+        let per_uid = "[frontend]\nmax_connections_per_uid = 100\n";
+        let text = text.replace("[frontend]\n", per_uid)
+            + GATEWAY
+            + "[gateway.listener.proxy]\nsocket = \"@/run/proxy.sock\"\nprotocol = \"spoe\"\ntenant = \"rests\"\npolicy = \"gate\"\n";
+        if refused {
+            let errors = site.errors(&text, &ordinary());
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(errors[0].contains("that is 6, and class.a.connections is 3;"), "{errors:?}");
+        } else {
+            site.load(&text, &ordinary()).expect("it never comes back");
+        }
+    }
+}
