@@ -6,9 +6,11 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::sync::LazyLock;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use portcullis::client::Question;
 use portcullis::client::blocking::Connection;
 use portcullis::decision::{Input, Outcome};
@@ -252,6 +254,10 @@ fn be_frozen(service: &Service) {
     let mut open = service.connect("acme");
     send(&mut open, "gate", "spin", 500);
     for process in processes(service) {
+        // Of these it is a wait with a time limit, which the kernel resumes by another call.
+        if matches!(process.role.as_str(), "supervisor" | "registry") {
+            wait_until_it_waits(process.pid);
+        }
         for thread in threads(process.pid) {
             // SAFETY: takes no pointers.
             let _ = unsafe {
@@ -265,6 +271,25 @@ fn be_frozen(service: &Service) {
         }
     }
     receive(&mut open, 1);
+}
+
+/// Until its main thread is in poll.
+fn wait_until_it_waits(pid: Pid) {
+    // Where there is no older call libc makes the newer one.
+    #[cfg(target_arch = "x86_64")]
+    let calls = [nix::libc::SYS_poll, nix::libc::SYS_ppoll];
+    #[cfg(not(target_arch = "x86_64"))]
+    let calls = [nix::libc::SYS_ppoll];
+    let calls = calls.map(|number| format!("{number} "));
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let call = fs::read_to_string(format!("/proc/{pid}/syscall")).expect("its call");
+        if calls.iter().any(|waits| call.starts_with(waits)) {
+            return;
+        }
+        assert!(Instant::now() < patience, "{pid} does not wait, but: {call}");
+        thread::yield_now();
+    }
 }
 
 /// New sets of policies, while connections are open and one of them has half a question under way.
