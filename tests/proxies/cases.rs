@@ -1,15 +1,17 @@
 //! What is tried with every proxy. A case gives what it saw, in a few words for the matrix, or what is wrong.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::doors::Page;
 use crate::exchange::{Response, request};
 use crate::service::Arrived;
 use crate::smuggling;
-use crate::stage::Stage;
+use crate::stage::{Stage, pid};
 use crate::support::PATIENCE;
 
 pub(crate) type Case = fn(&mut Stage) -> Result<String, String>;
@@ -245,8 +247,11 @@ fn gateway_frozen(stage: &mut Stage) -> Result<String, String> {
     until_open(stage)?;
     // First, so that it cannot end what is held.
     let supervisor = stage.service().pid();
-    kill(supervisor, Signal::SIGSTOP).unwrap();
-    let gateway = stage.signal("gateway", Signal::SIGSTOP);
+    let gateway = pid(stage.service(), "gateway");
+    for one in [supervisor, gateway] {
+        kill(one, Signal::SIGSTOP).unwrap();
+        until_stopped(one);
+    }
     let seen = closed(stage, "/do/allow");
     let released = [gateway, supervisor].map(|one| kill(one, Signal::SIGCONT));
     if released.iter().any(Result::is_err) {
@@ -254,6 +259,22 @@ fn gateway_frozen(stage: &mut Stage) -> Result<String, String> {
     }
     until_open(stage)?;
     seen.map(|response| response.status.to_string())
+}
+
+/// Until all its threads are: the others go on until the one that the signal is for has been given its turn.
+fn until_stopped(process: Pid) {
+    let until = Instant::now() + PATIENCE;
+    let stopped = || {
+        let threads = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+        threads.map(|thread| fs::read_to_string(thread.expect("a thread").path().join("stat"))).all(|stat| {
+            let stat = stat.unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+        })
+    };
+    while !stopped() {
+        assert!(Instant::now() < until, "{process} does not stop");
+        std::thread::yield_now();
+    }
 }
 
 fn gateway_killed(stage: &mut Stage) -> Result<String, String> {
