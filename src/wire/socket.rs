@@ -192,7 +192,7 @@ mod tests {
         let (mut written, mut heard) = (0, 0);
         let mut buffer = [0; 16];
         let other = std::thread::spawn(move || {
-            // Nothing is read until it was heard that there is nothing: so the other side has to wait for room.
+            // More is written than there is room for, and it is said in between that half of it may follow.
             let mut all = vec![0; 1 << 20];
             for round in 0..2 {
                 theirs.write_all(&[round; 16]).unwrap();
@@ -227,7 +227,7 @@ mod tests {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
         let mut stream = socket(ours);
         let events = |stream: &Socket| {
-            let inode = stream.watched.as_ref().unwrap().as_raw_fd();
+            let ours = stream.watched.as_ref().unwrap().as_raw_fd();
             // The event loop's own account of what it watches.
             let loops = std::fs::read_dir("/proc/self/fdinfo").unwrap();
             loops
@@ -239,7 +239,7 @@ mod tests {
                     (words.next()? == "events:")
                         .then_some((number, u32::from_str_radix(words.next()?, 16).ok()?))
                 })
-                .filter(|(number, _)| *number == inode)
+                .filter(|(number, _)| *number == ours)
                 .map(|(_, events)| events)
                 .collect::<Vec<u32>>()
         };

@@ -339,4 +339,24 @@ mod tests {
             assert_eq!(client.shared.routes().connections.len(), 1, "{class}");
         }
     }
+
+    #[tokio::test]
+    async fn whose_time_is_over_says_nothing_to_those_who_have_some() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let retry = Duration::from_millis(200);
+        let settings = Settings { retry_first: retry, retry_longest: retry, ..Settings::default() };
+        let client = Client::with_settings(&path, settings);
+        let acme = Tenant::new("acme").unwrap();
+        // Nobody welcomes it, and it does not wait.
+        let hasty = client.ping(&acme, Duration::from_millis(5)).await;
+        assert!(matches!(hasty, Err(ClientError::Deadline)), "{hasty:?}");
+        drop(listener.accept().await.unwrap());
+        let patient = tokio::select! {
+            answer = client.ping(&acme, Duration::from_secs(20)) => answer,
+            () = async { welcome_and_leave(&listener, "one").await; std::future::pending().await } => unreachable!(),
+        };
+        assert!(matches!(patient, Err(ClientError::Closed(_))), "it was connected: {patient:?}");
+    }
 }
