@@ -2,13 +2,15 @@
 # What every example's `run` begins with: a temporary directory, `portcullis demo` with the example's listener, and a service behind
 # the proxy. Started with --keep it stays until Ctrl-C; else it asks a few questions and ends all of it.
 #
-# PORTCULLIS_BIN names a built `portcullis`; PORT and SHOP_PORT are other ports than the configuration's 8080 and 8081.
+# PORTCULLIS_BIN names a built `portcullis`; PORT, SHOP_PORT and GATE_PORT are other ports than the configuration's 8080, 8081
+# and, where the gateway listens on one, 8181.
 set -eu
 
 examples=$(dirname -- "$here")
 root=$(dirname -- "$examples")
 port=${PORT-8080}
 shop_port=${SHOP_PORT-8081}
+gate_port=${GATE_PORT-8181}
 keep=${1-}
 dir=
 children=
@@ -49,8 +51,8 @@ begin() {
     trap 'exit 130' INT TERM
     for each in gateway.toml "$@"; do
         # By marks: a port may have the digits of another.
-        sed "s/8080/<port>/g; s/8081/<shop>/g; s/8181/<opa>/g
-            s/<port>/$port/g; s/<shop>/$shop_port/g; s/<opa>/${OPA_PORT-8181}/g; s|/run/portcullis/gateway|$dir|g" \
+        sed "s/8080/<port>/g; s/8081/<shop>/g; s/8181/<gate>/g
+            s/<port>/$port/g; s/<shop>/$shop_port/g; s/<gate>/$gate_port/g; s|/run/portcullis/gateway|$dir|g" \
             "$here/$each" >"$dir/$each"
     done
     echo "starting the demo with $here/gateway.toml"
@@ -65,14 +67,14 @@ begin() {
     tokens=$(sed -n 's/.*"event":"start".*"dir":"\([^"]*\)".*/\1/p' "$dir/demo")
 }
 
-# start COMMAND...: the proxy, and waits until it listens.
+# start COMMAND...: the proxy, and waits until it listens and knows its routes; Traefik has 404 for everything until then.
 start() {
     echo "starting $1"
     # Some write to where they are.
     (cd "$dir" && exec "$@") >"$dir/proxy.log" 2>&1 &
     proxy=$!
     children="$children $proxy"
-    until curl -s -o /dev/null "http://127.0.0.1:$port/"; do
+    until answered=$(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$port/") && [ "$answered" != 404 ]; do
         kill -0 "$proxy" 2>/dev/null || { cat "$dir/proxy.log" >&2 && fail "$1 ended"; }
         sleep 0.1
     done

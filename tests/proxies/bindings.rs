@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use crate::doors::Door;
+use crate::doors::{Door, Ports};
 use crate::exchange::{Address, request};
-use crate::programs::{find, free_port};
+use crate::programs::find;
 use crate::service::Shop;
 use crate::stage::{open_directory, replaced, site, start_with};
 use crate::support::is_root;
@@ -15,10 +15,11 @@ const STRANGER: &str = "65532";
 /// Envoy's `context_extensions` of a route, which no client reaches.
 #[test]
 fn a_route_of_envoys_says_whose_policy_it_is() {
-    let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+    let (dir, shop) = (open_directory(), Shop::open());
+    let ports = Ports::before(&shop);
     let door = Door::named("envoy");
     let listeners = door
-        .render("gateway.toml", dir.path(), port, shop.port)
+        .render("gateway.toml", dir.path(), ports)
         .replace("tenant = \"acme\"", "tenant = { context = \"tenant\", among = [\"acme\", \"globex\"] }");
     let _service = site(&listeners).start();
     let route = |prefix: &str, tenant: &str| {
@@ -31,13 +32,12 @@ fn a_route_of_envoys_says_whose_policy_it_is() {
     let all = "{ match: { prefix: / }, route: { cluster: shop } }";
     let routes =
         [route("/do/", "acme"), route("/globex/", "globex"), route("/other/", "initech"), all.to_owned()];
-    let proxy =
-        start_with(door, dir.path(), port, shop.port, |envoy| replaced(envoy, all, &routes.join(", ")));
+    let proxy = start_with(door, dir.path(), ports, |envoy| replaced(envoy, all, &routes.join(", ")));
 
     let ask = |method: &str, path: &str| {
         // A header with the same name is nothing to it.
         let bytes = request(method, path, &[("tenant", "acme"), ("x-portcullis-tenant", "acme")], b"");
-        let status = Address::Tcp(port).send(&bytes, 1).pop().unwrap().status;
+        let status = Address::Tcp(ports.web).send(&bytes, 1).pop().unwrap().status;
         (status, shop.arrived().len())
     };
     assert_eq!(ask("POST", "/do/allow"), (200, 1));
@@ -53,14 +53,15 @@ fn a_route_of_envoys_says_whose_policy_it_is() {
 /// A variable of nginx's, in a header that nginx sets on every request.
 #[test]
 fn a_variable_of_nginxs_says_whose_policy_it_is() {
-    let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+    let (dir, shop) = (open_directory(), Shop::open());
+    let ports = Ports::before(&shop);
     let door = Door::named("nginx");
-    let listeners = door.render("gateway.toml", dir.path(), port, shop.port).replace(
+    let listeners = door.render("gateway.toml", dir.path(), ports).replace(
         "tenant = \"acme\"",
         "tenant = { header = \"x-portcullis-tenant\", among = [\"acme\", \"globex\"] }",
     );
     let _service = site(&listeners).start();
-    let proxy = start_with(door, dir.path(), port, shop.port, |nginx| {
+    let proxy = start_with(door, dir.path(), ports, |nginx| {
         let map = "map $host $tenant { default acme; globex.test globex; none.test ''; }";
         let nginx = replaced(nginx, "access_log off;", &format!("access_log off;\n    {map}"));
         let here = "proxy_set_header X-Original-Method $request_method;";
@@ -71,7 +72,7 @@ fn a_variable_of_nginxs_says_whose_policy_it_is() {
         let text = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nX-Portcullis-Tenant: globex\r\nConnection: close\r\n\r\n"
         );
-        let status = Address::Tcp(port).send(text.as_bytes(), 1).pop().unwrap().status;
+        let status = Address::Tcp(ports.web).send(text.as_bytes(), 1).pop().unwrap().status;
         (status, shop.arrived().len())
     };
     assert_eq!(

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use crate::programs::find;
+use crate::programs::{find, free_port};
+use crate::service::Shop;
 use crate::stage::SOCKETS;
 
 /// Headers of a decision that the service behind the proxy is to see, besides the one that the examples name.
@@ -50,9 +51,11 @@ pub(crate) struct Door {
     pub(crate) appends: bool,
     /// Whether the policy gets the client's own headers.
     pub(crate) sees_headers: bool,
+    /// Whether it listens before it knows its routes, and has 404 for everything until then.
+    pub(crate) learns_late: bool,
 }
 
-pub(crate) static DOORS: [Door; 7] = [
+pub(crate) static DOORS: [Door; 8] = [
     Door {
         name: "envoy",
         program: "envoy",
@@ -74,6 +77,7 @@ pub(crate) static DOORS: [Door; 7] = [
         sees_body: true,
         appends: true,
         sees_headers: true,
+        learns_late: false,
     },
     Door {
         name: "envoy-http",
@@ -110,6 +114,7 @@ pub(crate) static DOORS: [Door; 7] = [
         sees_body: false,
         appends: true,
         sees_headers: true,
+        learns_late: false,
     },
     Door {
         name: "nginx",
@@ -132,6 +137,7 @@ pub(crate) static DOORS: [Door; 7] = [
         sees_body: false,
         appends: false,
         sees_headers: true,
+        learns_late: false,
     },
     Door {
         name: "caddy",
@@ -150,6 +156,22 @@ pub(crate) static DOORS: [Door; 7] = [
         sees_body: false,
         appends: false,
         sees_headers: true,
+        learns_late: false,
+    },
+    Door {
+        name: "traefik",
+        program: "traefik",
+        files: &["traefik.yml", "dynamic.yml"],
+        edit: |text| {
+            let names: Vec<_> = HEADERS.iter().map(|name| format!("{name:?}")).collect();
+            text.replace("[\"X-Auth-Subject\"]", &format!("[{}]", names.join(", ")))
+        },
+        arguments: &["--configFile=traefik.yml"],
+        page: Page::Whole(451),
+        sees_body: false,
+        appends: false,
+        sees_headers: true,
+        learns_late: true,
     },
     Door {
         name: "haproxy",
@@ -183,6 +205,7 @@ pub(crate) static DOORS: [Door; 7] = [
         sees_body: false,
         appends: true,
         sees_headers: true,
+        learns_late: false,
     },
     Door {
         name: "haproxy-lua",
@@ -196,6 +219,7 @@ pub(crate) static DOORS: [Door; 7] = [
         sees_body: false,
         appends: false,
         sees_headers: true,
+        learns_late: false,
     },
     Door {
         name: "apache",
@@ -211,6 +235,7 @@ pub(crate) static DOORS: [Door; 7] = [
         sees_body: false,
         appends: false,
         sees_headers: true,
+        learns_late: false,
     },
 ];
 
@@ -224,21 +249,39 @@ fn with_room(envoy: &str) -> String {
     envoy.replace(here, &format!("{here}{more}"))
 }
 
+/// Where who listens on loopback. What is in the examples is 8080, 8081 and 8181.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ports {
+    pub(crate) web: u16,
+    pub(crate) shop: u16,
+    /// The gateway, for proxies that know no Unix sockets.
+    pub(crate) gate: u16,
+}
+
+impl Ports {
+    pub(crate) fn before(shop: &Shop) -> Self {
+        Self { web: free_port(), shop: shop.port, gate: free_port() }
+    }
+}
+
 impl Door {
     pub(crate) fn named(name: &str) -> &'static Self {
         DOORS.iter().find(|door| door.name == name).unwrap()
     }
 
     /// A file of the example, with the places of this test and the policy that does what it is told.
-    pub(crate) fn render(&self, file: &str, dir: &Path, port: u16, shop: u16) -> String {
+    pub(crate) fn render(&self, file: &str, dir: &Path, ports: Ports) -> String {
+        let Ports { web, shop, gate } = ports;
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(self.name).join(file);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {path:?}: {error}"));
         // By marks: a port may have the digits of another.
         let text = text
-            .replace("8080", "<port>")
+            .replace("8080", "<web>")
             .replace("8081", "<shop>")
-            .replace("<port>", &port.to_string())
+            .replace("8181", "<gate>")
+            .replace("<web>", &web.to_string())
             .replace("<shop>", &shop.to_string())
+            .replace("<gate>", &gate.to_string())
             .replace(SOCKETS, dir.to_str().unwrap())
             .replace("policy = \"jwt-gate\"", "policy = \"gate\"")
             .replace("deadline = \"250ms\"", "deadline = \"2s\"");

@@ -3,9 +3,9 @@
 use std::fs;
 use std::process::Command;
 
-use crate::doors::Door;
+use crate::doors::{Door, Ports};
 use crate::exchange::Address;
-use crate::programs::{find, free_port};
+use crate::programs::find;
 use crate::service::Shop;
 use crate::stage::{open_directory, replaced, site, start, start_with};
 
@@ -14,17 +14,17 @@ use crate::stage::{open_directory, replaced, site, start, start_with};
 #[test]
 fn its_time_limit_is_the_decisions() {
     for name in ["envoy", "envoy-http"] {
-        let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+        let (dir, shop) = (open_directory(), Shop::open());
+        let ports = Ports::before(&shop);
         let door = Door::named(name);
-        let listeners = door.render("gateway.toml", dir.path(), port, shop.port);
+        let listeners = door.render("gateway.toml", dir.path(), ports);
         let service = site(&replaced(&listeners, "deadline = \"2s\"", "deadline = \"60s\"")).start();
-        let proxy = start_with(door, dir.path(), port, shop.port, |envoy| {
-            replaced(envoy, "timeout: 5s }", "timeout: 0.5s }")
-        });
+        let proxy =
+            start_with(door, dir.path(), ports, |envoy| replaced(envoy, "timeout: 5s }", "timeout: 0.5s }"));
         let late = || service.status().workers.iter().map(|one| one.counters.refused_deadline).sum::<u64>();
         // The decision ends a little before Envoy does, and on a busy machine Envoy may be first all the same.
         let ended = (0..20).any(|_| {
-            let response = Address::Tcp(port).get("/do/spin", &[]).unwrap();
+            let response = Address::Tcp(ports.web).get("/do/spin", &[]).unwrap();
             assert!(!response.is_success() && shop.arrived().is_empty(), "{response:?}");
             late() > 0
         });
@@ -35,11 +35,12 @@ fn its_time_limit_is_the_decisions() {
 /// Decides, and lets everything through all the same: what would happen is in the metadata and nowhere else.
 #[test]
 fn its_shadow_mode_decides_and_stops_nobody() {
-    let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+    let (dir, shop) = (open_directory(), Shop::open());
+    let ports = Ports::before(&shop);
     let door = Door::named("envoy");
-    let _service = site(&door.render("gateway.toml", dir.path(), port, shop.port)).start();
+    let _service = site(&door.render("gateway.toml", dir.path(), ports)).start();
     let access = dir.path().join("access");
-    let mut proxy = start_with(door, dir.path(), port, shop.port, |envoy| {
+    let mut proxy = start_with(door, dir.path(), ports, |envoy| {
         let mode = "failure_mode_allow: false";
         let envoy = replaced(envoy, mode, &format!("{mode}\n                      shadow_mode: true"));
         let log = format!(
@@ -50,7 +51,7 @@ fn its_shadow_mode_decides_and_stops_nobody() {
         replaced(&envoy, "stat_prefix: web", &log)
     });
     for path in ["/do/allow", "/do/deny", "/do/trap"] {
-        let response = Address::Tcp(port).get(path, &[]).unwrap();
+        let response = Address::Tcp(ports.web).get(path, &[]).unwrap();
         assert_eq!((response.status, shop.arrived().len()), (200, 1), "{path}: {response:?}");
     }
     let said = || fs::read_to_string(&access).unwrap_or_default();
@@ -68,10 +69,11 @@ fn its_shadow_mode_decides_and_stops_nobody() {
 /// Clients of Envoy that speak HTTP/2: method, host, path and query are in other places, and the same to the policy.
 #[test]
 fn http_2_is_the_same_question() {
-    let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+    let (dir, shop) = (open_directory(), Shop::open());
+    let ports = Ports::before(&shop);
     let door = Door::named("envoy");
-    let _service = site(&door.render("gateway.toml", dir.path(), port, shop.port)).start();
-    let _proxy = start(door, dir.path(), port, shop.port);
+    let _service = site(&door.render("gateway.toml", dir.path(), ports)).start();
+    let _proxy = start(door, dir.path(), ports);
     let ask = |arguments: &[&str], path: &str| {
         let always = [
             "-s",
@@ -83,7 +85,7 @@ fn http_2_is_the_same_question() {
             "--max-time",
             "30",
         ];
-        let url = format!("http://127.0.0.1:{port}{path}");
+        let url = format!("http://127.0.0.1:{}{path}", ports.web);
         let output = Command::new(find("curl")).args(always).args(arguments).arg(url).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
@@ -106,9 +108,10 @@ fn http_2_is_the_same_question() {
 /// Envoy asks for the health of what it asks, and asks nobody who is not well: then nothing is open.
 #[test]
 fn it_asks_for_health() {
-    let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+    let (dir, shop) = (open_directory(), Shop::open());
+    let ports = Ports::before(&shop);
     let door = Door::named("envoy");
-    let _service = site(&door.render("gateway.toml", dir.path(), port, shop.port)).start();
+    let _service = site(&door.render("gateway.toml", dir.path(), ports)).start();
     let checked = |service: &str| {
         let here = "    - name: portcullis\n";
         let check = format!(
@@ -118,13 +121,12 @@ fn it_asks_for_health() {
         );
         move |envoy: &str| replaced(envoy, here, &format!("{here}{check}"))
     };
-    let status = || Address::Tcp(port).get("/do/allow", &[]).unwrap().status;
-    let mut proxy =
-        start_with(door, dir.path(), port, shop.port, checked("envoy.service.auth.v3.Authorization"));
+    let status = || Address::Tcp(ports.web).get("/do/allow", &[]).unwrap().status;
+    let mut proxy = start_with(door, dir.path(), ports, checked("envoy.service.auth.v3.Authorization"));
     proxy.until(|| status() == 200);
     drop(proxy);
     shop.arrived();
     // The control: the same with a service that nobody has.
-    let _proxy = start_with(door, dir.path(), port, shop.port, checked("shop"));
+    let _proxy = start_with(door, dir.path(), ports, checked("shop"));
     assert_eq!((status(), shop.arrived().len()), (503, 0));
 }

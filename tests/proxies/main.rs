@@ -1,4 +1,5 @@
-//! The gateway with the programs that people run: Envoy, nginx, Caddy, HAProxy, curl, h2load and a client of OPA's.
+//! The gateway with the programs that people run: Envoy, nginx, Caddy, Traefik, HAProxy, Apache, curl, h2load and a client
+//! of OPA's.
 //!
 //! Every proxy runs the configuration of its folder in `examples/`, as a child of the test, on loopback ports and Unix sockets, between
 //! a client that sends bytes as it likes and a service that writes down what reached it. What is asked of all of

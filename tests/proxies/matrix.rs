@@ -84,6 +84,11 @@ fn caddy() {
 }
 
 #[test]
+fn traefik() {
+    try_all("traefik");
+}
+
+#[test]
 fn haproxy() {
     try_all("haproxy");
 }

@@ -21,6 +21,7 @@ pub(crate) fn find(name: &str) -> PathBuf {
     let package = match name {
         "envoy" => return envoy(),
         "python" => return from_pypi("bin/python3"),
+        "traefik" => return from_pypi("bin/traefik"),
         "nginx" => "nginx-light",
         "apache2" => "apache2-bin lua-socket",
         "h2load" => "nghttp2-client",

@@ -12,9 +12,9 @@ use portcullis::artifact::Limits;
 use portcullis::wire::control::ProcessState;
 use tempfile::TempDir;
 
-use crate::doors::Door;
+use crate::doors::{Door, Ports};
 use crate::exchange::{Address, Response};
-use crate::programs::{Running, free_port};
+use crate::programs::Running;
 use crate::service::Shop;
 use crate::support::{self, FRONTEND_UID, PATIENCE, Service, Site, built, component, is_root, write_signed};
 
@@ -86,11 +86,12 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn set(door: &'static Door) -> Self {
-        let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
-        let listeners = door.render("gateway.toml", dir.path(), port, shop.port);
+        let (dir, shop) = (open_directory(), Shop::open());
+        let ports = Ports::before(&shop);
+        let listeners = door.render("gateway.toml", dir.path(), ports);
         let service = site(&listeners).start();
-        let proxy = start(door, dir.path(), port, shop.port);
-        Self { door, service: Some(service), shop, address: Address::Tcp(port), proxy, _dir: dir }
+        let proxy = start(door, dir.path(), ports);
+        Self { door, service: Some(service), shop, address: Address::Tcp(ports.web), proxy, _dir: dir }
     }
 
     pub(crate) fn service(&self) -> &Service {
@@ -124,26 +125,29 @@ impl Stage {
 }
 
 /// Starts the proxy with the files of its example, and waits until it listens.
-pub(crate) fn start(door: &Door, dir: &Path, port: u16, shop: u16) -> Running {
-    start_with(door, dir, port, shop, str::to_owned)
+pub(crate) fn start(door: &Door, dir: &Path, ports: Ports) -> Running {
+    start_with(door, dir, ports, str::to_owned)
 }
 
 /// The same with another configuration: `edit` makes it of the example's first file.
 pub(crate) fn start_with(
     door: &Door,
     dir: &Path,
-    port: u16,
-    shop: u16,
+    ports: Ports,
     edit: impl FnOnce(&str) -> String,
 ) -> Running {
     for file in door.files {
-        fs::write(dir.join(file), door.render(file, dir, port, shop)).unwrap();
+        fs::write(dir.join(file), door.render(file, dir, ports)).unwrap();
     }
     let first = dir.join(door.files[0]);
     let edited = edit(&fs::read_to_string(&first).unwrap());
     fs::write(first, edited).unwrap();
     let mut proxy = Running::start(door.name, door.command(dir), &dir.join("log"));
-    proxy.until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    proxy.until(|| std::net::TcpStream::connect(("127.0.0.1", ports.web)).is_ok());
+    let knows = || Address::Tcp(ports.web).get("/", &[]).is_some_and(|response| response.status != 404);
+    if door.learns_late {
+        proxy.until(knows);
+    }
     proxy
 }
 

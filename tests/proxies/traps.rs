@@ -6,9 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread;
 
-use crate::doors::Door;
+use crate::doors::{Door, Ports};
 use crate::exchange::Address;
-use crate::programs::free_port;
 use crate::service::Shop;
 use crate::stage::{open_directory, replaced, start_with};
 
@@ -36,13 +35,14 @@ fn deny_with_a_redirect(socket: &Path) {
 fn nginx_goes_nowhere_for_a_denial() {
     let door = Door::named("nginx");
     let ask = |edit: fn(String) -> String| {
-        let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+        let (dir, shop) = (open_directory(), Shop::open());
+        let ports = Ports::before(&shop);
         deny_with_a_redirect(&dir.path().join("nginx.sock"));
-        let _proxy = start_with(door, dir.path(), port, shop.port, |nginx| {
+        let _proxy = start_with(door, dir.path(), ports, |nginx| {
             let open = format!("location = /open {{ return 200 welcome; }}\n        {ASKED}");
             edit(replaced(nginx, ASKED, &open))
         });
-        let status = Address::Tcp(port).get("/shop", &[]).unwrap().status;
+        let status = Address::Tcp(ports.web).get("/shop", &[]).unwrap().status;
         (status, shop.arrived().len())
     };
     assert_eq!(ask(|nginx| nginx), (403, 0));
@@ -55,12 +55,13 @@ fn nginx_goes_nowhere_for_a_denial() {
 #[test]
 fn nginxs_return_asks_nobody() {
     let door = Door::named("nginx");
-    let (dir, shop, port) = (open_directory(), Shop::open(), free_port());
+    let (dir, shop) = (open_directory(), Shop::open());
+    let ports = Ports::before(&shop);
     deny_with_a_redirect(&dir.path().join("nginx.sock"));
-    let _proxy = start_with(door, dir.path(), port, shop.port, |nginx| {
+    let _proxy = start_with(door, dir.path(), ports, |nginx| {
         let first = "location = /return { auth_request /.portcullis; return 200 welcome; }";
         replaced(nginx, ASKED, &format!("{first}\n        {ASKED}"))
     });
-    let ask = |path: &str| Address::Tcp(port).get(path, &[]).unwrap().status;
+    let ask = |path: &str| Address::Tcp(ports.web).get(path, &[]).unwrap().status;
     assert_eq!((ask("/return"), ask("/shop")), (200, 403), "docs/proxies.md says so");
 }
