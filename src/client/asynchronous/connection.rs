@@ -1,9 +1,10 @@
 //! One greeted connection that many tasks ask over.
 //!
-//! Whoever asks writes at once, if nothing waits to be written before it. A task of its own writes what the socket did
-//! not take and hands out the answers. Where all who ask are in its runtime, which has one thread, it also tells those who have
-//! waited for too long, by one timer for all: a timer for each question costs more than writing it. Elsewhere each has its own,
-//! so that nothing that keeps the task from running keeps anybody waiting.
+//! A task of its own, the driver, hands out the answers. Where all who ask are in its runtime, which has one thread, it also
+//! writes their questions, once for all that are put in one turn of the runtime, and tells those who have waited for too long, by
+//! one timer for all: a message or a timer for each question costs more than the question. Elsewhere whoever asks writes at once,
+//! if nothing waits to be written before it, and has a timer of its own, so that nothing that keeps the driver from running
+//! keeps anybody waiting.
 
 use std::future::poll_fn;
 use std::io;
@@ -42,8 +43,6 @@ pub(super) struct Connection {
     driver: AbortHandle,
     class: TrustClass,
     patience: Duration,
-    /// Whether the driver says who has waited for too long.
-    driver_times: bool,
 }
 
 /// Why there is no answer, and whether the service can have seen the question.
@@ -71,6 +70,8 @@ struct Link {
     /// The driver has something to write, to wait for, or to end.
     work: Notify,
     places: Places,
+    /// Whether all who ask are in the driver's runtime, which has one thread.
+    one_thread: bool,
 }
 
 #[derive(Debug)]
@@ -118,7 +119,7 @@ impl Connection {
                 },
             }
         };
-        let (places, driver_times) = match way {
+        let (places, one_thread) = match way {
             Way::Socket(_) => (Places::new(settings.pipeline, false), false),
             #[cfg(feature = "gateway")]
             Way::Made(connect) => {
@@ -130,9 +131,10 @@ impl Connection {
         let socket = Arc::new(OwnedFd::from(stream.into_std().map_err(ending)?));
         let watched = Socket::new(Arc::clone(&socket)).map_err(ending)?;
         let state = State { exchange: Exchange::new(), looks: None, broken: None, over: None };
-        let link = Arc::new(Link { socket, state: Mutex::new(state), work: Notify::new(), places });
+        let link =
+            Arc::new(Link { socket, state: Mutex::new(state), work: Notify::new(), places, one_thread });
         let driver = tokio::spawn(drive(EndOnDrop(Arc::clone(&link)), watched, incoming)).abort_handle();
-        Ok(Self { link, driver, class: welcome.class, patience: settings.patience, driver_times })
+        Ok(Self { link, driver, class: welcome.class, patience: settings.patience })
     }
 
     pub(super) fn class(&self) -> &TrustClass {
@@ -164,10 +166,10 @@ impl Connection {
         let waiter = Waiter { answer: Some(answer), until, _place: place };
         let id = self.link.put(|state| {
             let id = question(&mut state.exchange, waiter)?;
-            Ok((id, self.driver_times && state.look_no_later_than(until)))
+            Ok((id, self.link.one_thread && state.look_no_later_than(until)))
         })?;
         let _given_up = GiveUp { link: &self.link, id };
-        let answered = if self.driver_times {
+        let answered = if self.link.one_thread {
             answered.await
         } else {
             match timeout_at(until.into(), answered).await {
@@ -209,8 +211,8 @@ impl Drop for GiveUp<'_> {
 }
 
 impl Link {
-    /// Changes what is to be written, and writes it if nothing waited before it. `change` says whether the driver has to
-    /// hear of it even so.
+    /// Changes what is to be written, and writes it where the driver does not, if nothing waited before it. `change` says
+    /// whether the driver has to hear of it even so.
     fn put<T>(
         &self,
         change: impl FnOnce(&mut State) -> Result<(T, bool), ClientError>,
@@ -221,7 +223,7 @@ impl Link {
         }
         let first = state.exchange.outgoing().is_empty();
         let (changed, concerns_driver) = change(&mut state).map_err(Failure::Final)?;
-        if first {
+        if first && !self.one_thread {
             self.write(&mut state);
         }
         if concerns_driver || state.broken.is_some() || !state.exchange.outgoing().is_empty() {
@@ -341,13 +343,17 @@ async fn drive(ends: EndOnDrop, mut socket: Socket, mut incoming: BytesMut) {
         return link.state().end(error, &link.places);
     }
     let error = loop {
-        let (unwritten, looks) = {
-            let state = link.state();
+        let (unwritten, looks, broken) = {
+            let mut state = link.state();
             if state.over.is_some() {
                 return;
             }
-            (!state.exchange.outgoing().is_empty(), state.looks)
+            link.write(&mut state);
+            (!state.exchange.outgoing().is_empty(), state.looks, state.broken.clone())
         };
+        if let Some(broken) = broken {
+            break why_broken(link, &mut came, &mut incoming).unwrap_or(broken);
+        }
         // Setting it costs a system call where it is earlier than all other timers, so it is not set for each question.
         if let Some(looks) = looks.map(Into::into)
             && alarm.deadline() != looks
@@ -369,10 +375,7 @@ async fn drive(ends: EndOnDrop, mut socket: Socket, mut incoming: BytesMut) {
                     incoming.extend_from_slice(came.get(..count).unwrap_or_default());
                     link.answer(&mut incoming)
                 }
-                Event::Room(Ok(())) => {
-                    link.write(&mut link.state());
-                    Ok(())
-                }
+                Event::Room(Ok(())) => Ok(()),
                 Event::Came(Err(error)) | Event::Room(Err(error)) => Err(ending(error).into()),
             },
             () = link.work.notified() => Ok(()),
@@ -383,10 +386,6 @@ async fn drive(ends: EndOnDrop, mut socket: Socket, mut incoming: BytesMut) {
         };
         if let Err(error) = heard {
             break error;
-        }
-        let broken = link.state().broken.clone();
-        if let Some(broken) = broken {
-            break why_broken(link, &mut came, &mut incoming).unwrap_or(broken);
         }
     };
     link.state().end(error, &link.places);
