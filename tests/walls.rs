@@ -47,12 +47,12 @@ const UNSAFE: [&str; 18] = [
     "src/sandbox/end.rs",
     "src/sandbox/launch.rs",
     "src/sandbox/panic.rs",
+    "src/sandbox/promptness.rs",
     "src/spawner/child.rs",
     "src/supervisor/signals.rs",
     "src/supervisor/spawn.rs",
     "src/wire/channel.rs",
     "src/wire/polled.rs",
-    "src/worker/promptness.rs",
     "src/worker/ticker.rs",
 ];
 /// Lines before a file's tests. What is longer has two subjects.

@@ -13,8 +13,9 @@ use tokio::sync::watch;
 pub(super) use self::room::{Full, Place, Room, SMALL};
 #[cfg(test)]
 pub(super) use self::target::{ONE_READING, TWO_READINGS};
+use super::lines::Lines;
 use super::verdict::{Code, Down, Verdict};
-use crate::client::{Client, ClientError, Deadline};
+use crate::client::{ClientError, Deadline};
 use crate::decision::{Decision, Input, PolicyName, Tenant, TraceContext};
 use crate::wire::gateway::{Binding, Listener};
 
@@ -46,7 +47,7 @@ pub(super) struct Desk {
 
 #[derive(Clone)]
 enum Asks {
-    Service(Client),
+    Service(Lines),
     /// What a test answers.
     #[cfg(test)]
     Test(Arc<Scripted>),
@@ -67,7 +68,7 @@ pub(super) type ScriptedLater =
 impl std::fmt::Debug for Asks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Service(client) => client.fmt(f),
+            Self::Service(lines) => lines.fmt(f),
             #[cfg(test)]
             Self::Test(_) | Self::Later(_) => f.write_str("Test"),
         }
@@ -91,13 +92,13 @@ pub(super) struct Terms {
 
 impl Desk {
     pub(super) fn new(
-        client: Client,
+        lines: Lines,
         listener: Arc<Listener>,
         room: Arc<Room>,
         peer: Option<u32>,
         closing: watch::Receiver<bool>,
     ) -> Self {
-        Self { asks: Asks::Service(client), listener, peer, room, closing }
+        Self { asks: Asks::Service(lines), listener, peer, room, closing }
     }
 
     #[cfg(test)]
@@ -195,8 +196,8 @@ impl Desk {
     /// Whether the service answers for that tenant. Nothing is decided.
     pub(super) async fn reach(&self, tenant: &Tenant) -> Result<(), Down> {
         match &self.asks {
-            Asks::Service(client) => {
-                client.ping(tenant, REACHED_WITHIN).await.map(drop).map_err(|error| Down::from(&error))
+            Asks::Service(lines) => {
+                lines.any().ping(tenant, REACHED_WITHIN).await.map(drop).map_err(|error| Down::from(&error))
             }
             #[cfg(test)]
             Asks::Test(_) | Asks::Later(_) => Ok(()),
@@ -233,10 +234,15 @@ impl Desk {
         input: &Input<'_>,
     ) -> Result<Decision, ClientError> {
         match &self.asks {
-            Asks::Service(client) => {
-                let traced = trace.map(|trace| client.traced(trace));
-                let client = traced.as_ref().unwrap_or(client);
-                client.decide_until(until, tenant, policy, deadline, input).await
+            Asks::Service(lines) => {
+                let line = lines.take(tenant, policy);
+                let traced = trace.map(|trace| line.client().traced(trace));
+                let client = traced.as_ref().unwrap_or(line.client());
+                let result = client.decide_until(until, tenant, policy, deadline, input).await;
+                if let Ok(decision) = &result {
+                    line.decided(tenant, policy, decision);
+                }
+                result
             }
             #[cfg(test)]
             Asks::Test(script) => script(tenant, policy, deadline, input),

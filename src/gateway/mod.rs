@@ -7,14 +7,15 @@
 //!                       status, CheckResponse, ACK <--[verdict]---+
 //! ```
 //!
-//! Each thread takes connections from every listener and keeps connections of its own to the workers, so that nothing is
-//! passed between threads. A connection to the service begins as one half of a pair of sockets ([visit]): the process opens
+//! Each thread takes connections from every listener and keeps connections of its own to the workers ([lines]), so that
+//! nothing is passed between threads. A connection to the service begins as one half of a pair of sockets ([visit]): the process opens
 //! no path and connects to nothing.
 
 mod desk;
 mod door;
 mod envoy;
 mod http;
+mod lines;
 mod opa;
 mod spop;
 mod threads;
@@ -126,7 +127,7 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     let landlock_abi = confined.landlock_abi();
     sandbox::prove_landlock()?;
     let threads = usize::try_from(assignment.threads).unwrap_or(1).max(1);
-    let threads = Threads::start(&Settled { threads, halls, visits })?;
+    let threads = Threads::start(&Settled { threads, lines: assignment.connections, halls, visits })?;
     occupy(fd::GATEWAY_LAST).map_err(GatewayError::Occupy)?;
     let sealed = confined.seal()?;
     let landlock_proven_threads = threads.proven.saturating_add(1);

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::desk::Desk;
 use super::door::{Door, Floor, Guest, Hall};
+use super::lines::Lines;
 use super::visit::Visits;
 use super::{envoy, http, opa, spop};
 use crate::client::{Client, Connect, Settings};
@@ -57,6 +58,8 @@ impl Release {
 /// What all threads serve by.
 pub(super) struct Settled {
     pub(super) threads: usize,
+    /// Connections of each to each class.
+    pub(super) lines: u32,
     pub(super) halls: Vec<Arc<Hall>>,
     pub(super) visits: Arc<Visits>,
 }
@@ -78,7 +81,9 @@ impl Threads {
                 number,
                 floor: Arc::clone(&floor),
                 // Each has connections of its own, so that no answer is passed between threads.
-                client: Client::through(Arc::clone(&visits), Settings::default()),
+                lines: Lines::new(settled.lines, || {
+                    Client::through(Arc::clone(&visits), Settings::default())
+                }),
                 serving: serving.subscribe(),
                 closing: closing.subscribe(),
                 alive: alive.clone(),
@@ -136,6 +141,8 @@ fn prepare(halls: &[Arc<Hall>]) -> Result<(Runtime, Vec<Door>), ThreadsError> {
         let _within = runtime.enter();
         halls.iter().map(Hall::door).collect::<Result<_, _>>().map_err(ThreadsError::Runtime)?
     };
+    // A proxy's question comes by here twice: beside busy classes each time could be milliseconds.
+    sandbox::ask_for_short_slices();
     sandbox::prove_landlock()?;
     Ok((runtime, doors))
 }
@@ -168,7 +175,7 @@ fn hand_in<T>(
 struct Server {
     number: usize,
     floor: Arc<Floor>,
-    client: Client,
+    lines: Lines,
     serving: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
     /// Held by everything that is not done.
@@ -243,7 +250,7 @@ impl Server {
         let Ok(stream) = Socket::new(Arc::new(socket)) else { return };
         let listener = Arc::clone(&hall.listener);
         let desk = Desk::new(
-            self.client.clone(),
+            self.lines.clone(),
             Arc::clone(&listener),
             Arc::clone(&hall.room),
             peer,

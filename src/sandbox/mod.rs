@@ -37,6 +37,7 @@ mod landlock;
 pub mod launch;
 mod panic;
 pub mod privileges;
+mod promptness;
 mod seccomp;
 mod status;
 pub mod witness;
@@ -53,6 +54,7 @@ pub use given::Given;
 pub use inherited::check_inherited;
 pub use landlock::{Enclosed, Places, enclose, prove_landlock};
 pub use panic::{install_panic_hook, outlive_long_files};
+pub use promptness::ask_for_short_slices;
 #[cfg(feature = "compiler")]
 pub(crate) use status::Status;
 pub use status::{Mismatch, StatusError};

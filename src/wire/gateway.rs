@@ -31,6 +31,8 @@ pub struct GatewayAssignment {
     pub isolation: Isolation,
     /// Threads that serve; each takes from every listener.
     pub threads: u32,
+    /// Connections of each thread to each class.
+    pub connections: u32,
     /// Those of the tenants that its listeners name.
     pub classes: Vec<GatewayClass>,
     /// In the order of their sockets, which begin at [`super::control::fd::GATEWAY_FIRST`].
@@ -41,7 +43,7 @@ pub struct GatewayAssignment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewayClass {
     pub class: TrustClass,
-    /// Questions of one thread that may be under way there.
+    /// Questions that may be under way there on one connection.
     pub pipeline: u32,
     /// Whom is asked for there. Where there are several, none has more than half of the places.
     pub tenants: Vec<Tenant>,

@@ -13,7 +13,6 @@ mod mailbox;
 mod outbound;
 mod parts;
 mod policies;
-mod promptness;
 #[cfg(feature = "compiler")]
 #[cfg(test)]
 mod samples;

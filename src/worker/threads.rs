@@ -11,7 +11,6 @@ use super::counters::Counters;
 use super::executor::{Capacity, Executor, FromExecutor, Parts, Shared};
 use super::mailbox::Mailbox;
 use super::policies::PolicySet;
-use super::promptness::ask_for_short_slices;
 use super::schedule::Shares;
 use super::ticker::Ticker;
 use super::tickets::Tickets;
@@ -88,7 +87,7 @@ pub(super) fn start(
                 // What wasmtime sets up once a thread (its signal stack) is set up before sealing. No guest runs for
                 // that: until the process is sealed it could do what a sealed one cannot.
                 Engine::tls_eager_initialize();
-                ask_for_short_slices();
+                sandbox::ask_for_short_slices();
                 let watchdog = bell;
                 let executor =
                     Executor::new(Parts { shared, steward, watchdog, set, shares, capacity, ticker, seeds })?;

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::client::{Connect, Pipeline, Settings};
+use crate::client::{Client, Connect, Pipeline, Settings};
 use crate::decision::{HttpRequest, Outcome, Peer, Refusal, TrustClass};
 use crate::gateway::verdict::Gate;
 use crate::wire::client::{PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame};
@@ -99,10 +99,10 @@ impl Connect for Silent {
 #[tokio::test]
 async fn silence_is_a_denial_before_the_proxy_gives_up() {
     let silent = Arc::new(Silent::default());
-    let client = Client::through(silent.clone(), Settings::default());
+    let lines = Lines::new(1, || Client::through(silent.clone(), Settings::default()));
     let never = watch::channel(false).1;
     let minute = Listener { deadline_us: 60_000_000, ..listener() };
-    let desk = Desk::new(client, Arc::new(minute), Room::new(HELD_MAX), None, never);
+    let desk = Desk::new(lines, Arc::new(minute), Room::new(HELD_MAX), None, never);
     let patient = tokio::spawn({
         let desk = desk.clone();
         async move { desk.decide(&bound(), Terms::default(), &request("/")).await }

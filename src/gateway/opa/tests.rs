@@ -14,6 +14,7 @@ use crate::client::{Client, ClientError};
 use crate::decision::{
     Decision, DecisionId, HeaderValue, Metadatum, Obligations, Outcome, Quota, Refusal, Stage, Timing,
 };
+use crate::gateway::lines::Lines;
 use crate::wire::gateway::{Listener, SocketKind};
 
 fn listener() -> Listener {
@@ -310,7 +311,13 @@ async fn health_is_whether_the_service_can_be_asked() {
     let (status, _, body) = exchange(desk(listener(), allows).0, &get).await;
     assert_eq!((status, body), (200, json!({})));
     let nobody = Client::new(Path::new("/nonexistent/portcullis.sock"));
-    let desk = Desk::new(nobody, Arc::new(listener()), Room::new(1 << 20), None, watch::channel(false).1);
+    let desk = Desk::new(
+        Lines::new(1, || nobody.clone()),
+        Arc::new(listener()),
+        Room::new(1 << 20),
+        None,
+        watch::channel(false).1,
+    );
     let (status, _, body) = exchange(desk, &get).await;
     assert_eq!((status, &body["code"], body["error"].is_string()), (500, &json!("internal_error"), true));
 }
@@ -324,8 +331,13 @@ async fn health_does_not_wait_for_one_tenant_after_the_other() {
     let mut listener = listener();
     let among = ["acme", "globex", "initech"].map(|name| Tenant::new(name).unwrap()).to_vec();
     listener.tenant = Binding::Header { name: "x-tenant".into(), among };
-    let desk =
-        Desk::new(Client::new(&path), Arc::new(listener), Room::new(1 << 20), None, watch::channel(false).1);
+    let desk = Desk::new(
+        Lines::new(1, || Client::new(&path)),
+        Arc::new(listener),
+        Room::new(1 << 20),
+        None,
+        watch::channel(false).1,
+    );
     let rest = Rest { desk, health_within: Duration::from_millis(20) };
     let (mut client, ours) = duplex(1 << 16);
     client.write_all(&request("GET", "/health", "", "")).await.unwrap();

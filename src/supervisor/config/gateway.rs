@@ -12,11 +12,13 @@ use crate::document::{Found, Section};
 use crate::wire::control::{Isolation, TenantGrant};
 use crate::wire::gateway::{Binding, GatewayAssignment, GatewayClass, LISTENERS_MAX, Listener, Speaks};
 
-/// Threads, where the file says nothing: more of them would take the processors from those that decide.
+/// Cores for each thread, where the file says nothing, and the most threads: those that decide need the processors more, and who has
+/// more to do at a time wakes others less often.
+const CORES: u32 = 2;
 const THREADS: u32 = 4;
-/// Questions of one thread under way in one class, at most.
+/// Questions under way on one connection, at most.
 const PIPELINE_MAX: u32 = 256;
-/// Connections of a thread to a class: one, another that asks for the first time for another tenant of the class, and one of
+/// For each connection of a thread to a class: one, another that asks for the first time for another tenant of the class, and one of
 /// a gateway that drains. Several tenants that are all asked for the first time are more for a moment; who finds no seat then
 /// tries again.
 const USUALLY: u32 = 3;
@@ -60,6 +62,12 @@ impl Gateway {
     pub(super) fn tenants(&self) -> BTreeSet<&Tenant> {
         self.listeners.iter().flat_map(|one| named(&one.listener.tenant)).collect()
     }
+
+    /// Connections of each thread to each of these classes: so many that all together can reach every thread of their workers.
+    fn connections<'c>(&self, classes: impl IntoIterator<Item = &'c Class>) -> u32 {
+        let of = |class: &Class| class.limits.threads.div_ceil(self.threads.max(1));
+        classes.into_iter().map(of).max().unwrap_or(1)
+    }
 }
 
 impl GatewayListener {
@@ -87,18 +95,24 @@ impl Config {
     pub fn gateway_assignment(&self, isolation: Isolation) -> Option<GatewayAssignment> {
         let gateway = self.gateway.as_ref()?;
         let bound = gateway.tenants();
-        let classes = self.classes.iter().filter_map(|class| {
+        let asked = self.classes.iter().filter_map(|class| {
             let of_it = self.tenants.iter().filter(|tenant| tenant.class == class.name);
             let of_it = of_it.map(|tenant| &tenant.name).filter(|name| bound.contains(name));
             let tenants: Vec<Tenant> = of_it.cloned().collect();
+            (!tenants.is_empty()).then_some((class, tenants))
+        });
+        let asked: Vec<(&Class, Vec<Tenant>)> = asked.collect();
+        let connections = gateway.connections(asked.iter().map(|(class, _)| *class));
+        let classes = asked.into_iter().map(|(class, tenants)| {
             let pipeline = class.limits.pipeline.clamp(1, PIPELINE_MAX);
-            (!tenants.is_empty()).then(|| GatewayClass { class: class.name.clone(), pipeline, tenants })
+            GatewayClass { class: class.name.clone(), pipeline, tenants }
         });
         Some(GatewayAssignment {
             uid: gateway.identity.uid,
             gid: gateway.identity.gid,
             isolation,
             threads: gateway.threads,
+            connections,
             classes: classes.collect(),
             listeners: gateway.listeners.iter().map(|one| one.listener.clone()).collect(),
         })
@@ -167,7 +181,7 @@ impl<'d> Reader<'_, 'd> {
         let section_at = section.at();
         let identity = self.identity(&mut section);
         let cores = self.around.cores;
-        let threads = section.defaulted("threads", cores.min(THREADS), number(1..=cores));
+        let threads = section.defaulted("threads", (cores / CORES).clamp(1, THREADS), number(1..=cores));
         let sections = section.sections("listener");
         if sections.is_empty() {
             section.missing("[gateway.listener.<name>]");
@@ -206,13 +220,14 @@ impl<'d> Reader<'_, 'd> {
         let filed = filed.iter().filter(|one| bound.contains(&one.name) && one.state != TenantState::Removed);
         let asked: BTreeSet<_> = active.chain(filed.filter_map(|one| one.class.as_ref())).collect();
         let asked: Vec<&Class> = classes.iter().filter(|class| asked.contains(&class.name)).collect();
-        let of_class = gateway.threads.saturating_mul(USUALLY);
+        let of_thread = gateway.connections(asked.iter().copied()).saturating_mul(USUALLY);
+        let of_class = gateway.threads.saturating_mul(of_thread);
         let of_all = u32::try_from(asked.len()).unwrap_or(u32::MAX).saturating_mul(of_class);
         let complain = |of: &str, has: u32, needed: u32| {
             if has < needed {
                 let why = format!(
-                    "gateway: each of its {} threads has {USUALLY} connections to each class that it asks, one of them \
-                     while another gateway takes over: that is {needed}, and {of} is {has}; raise it, or take fewer threads",
+                    "gateway: with threads = {}, each has up to {of_thread} connections to each class that it asks, a third of \
+                     them while another gateway takes over: that is {needed}, and {of} is {has}; raise it",
                     gateway.threads
                 );
                 self.complain(read.section_at, why);

@@ -887,7 +887,8 @@ fn a_gateway_is_told_what_its_listeners_are_for() {
     assert_eq!((&none.gateway, none.gateway_assignment(Isolation::SharedUid)), (&None, None));
     let config = site.load(&with_listener(""), &ordinary()).expect("sound");
     let told = config.gateway_assignment(Isolation::SharedUid).expect("one");
-    assert_eq!((told.threads, told.listeners.len()), (2, 1));
+    assert_eq!((told.threads, told.connections), (1, 2), "it reaches both threads of the class");
+    assert_eq!(told.listeners.len(), 1);
     let class = &told.classes[0];
     assert_eq!(told.classes.len(), 1, "who is not asked for is nobody's business");
     assert_eq!((class.class.as_str(), class.pipeline), ("a", 256));
@@ -1074,7 +1075,10 @@ fn what_is_wrong_with_a_listener_is_said() {
         .iter()
         .zip(["6, and class.a.connections is 3;", "6, and frontend.max_connections_per_uid is 1;"])
     {
-        assert!(error.contains("gateway: each of its 2 threads") && error.contains(of), "{error}");
+        assert!(
+            error.contains("gateway: with threads = 1, each has up to 6 connections") && error.contains(of),
+            "{error}"
+        );
     }
     let enough = narrow.replace("connections = 3\n", "connections = 12\n");
     site.load(&enough, &ordinary()).expect("half of 12 for one UID, which is what it needs");
@@ -1306,6 +1310,24 @@ fn ten_thousand_tenants_have_a_file_each_and_one_more_is_too_many() {
     let errors = site.errors(&text, &ordinary());
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].contains("more than 10000 are active"), "{errors:?}");
+}
+
+#[test]
+fn a_gateways_threads_reach_all_of_a_class() {
+    let site = Site::new();
+    let class = Site::sound().matches("threads = 2").count();
+    assert_eq!(class, 1, "one class has a line for it");
+    let machine = Surroundings { cores: 16, ..ordinary() };
+    for (gateway, class, expected) in
+        [("", 16, (4, 4)), ("threads = 16\n", 16, (16, 1)), ("threads = 3\n", 16, (3, 6)), ("", 1, (4, 1))]
+    {
+        let text =
+            with_listener("").replace("threads = 2\n", &format!("threads = {class}\nconnections = 512\n"));
+        let text = text.replace("[gateway]\n", &format!("[gateway]\n{gateway}"));
+        let config = site.load(&text, &machine).unwrap_or_else(|why| panic!("{gateway} {class}: {why}"));
+        let told = config.gateway_assignment(Isolation::SharedUid).expect("one");
+        assert_eq!((told.threads, told.connections), expected, "{gateway} {class}");
+    }
 }
 
 /// It may come back, and then the file has to be as sound as it is now.

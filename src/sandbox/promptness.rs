@@ -2,7 +2,8 @@
 //!
 //! Linux's scheduler (EEVDF; kernels from 6.12 on) lets each thread say how long its slices are. Over time that gives it no
 //! more of the processor and no less, but when it wakes up it goes before a thread with longer slices at once, instead of
-//! after what is left of that one's. Executors have the shortest there are, so they go before other programs of the machine.
+//! after what is left of that one's. Executors and the gateway's threads have the shortest there are, so they go before other
+//! programs of the machine.
 //! Between two busy classes, whose slices are equally short, only a tenth of a millisecond of each is not interrupted; who
 //! wakes up in it waits for the kernel's next tick, as before.
 //!
@@ -19,7 +20,7 @@ const SHORT_NS: u64 = 100_000;
 ///
 /// Where they cannot be set (another scheduling policy, a filter around the service, as our unit for systemd has one) they stay as
 /// they are: that is slower beside a busy neighbour, and nothing else.
-pub(super) fn ask_for_short_slices() {
+pub fn ask_for_short_slices() {
     if let Err(error) = read().and_then(|present| set(&present)) {
         info!(%error, "sched_setattr: slices stay as they are; beside a busy class or program decisions may wait longer");
     }
