@@ -196,9 +196,7 @@ impl Desk {
     /// Whether the service answers for that tenant. Nothing is decided.
     pub(super) async fn reach(&self, tenant: &Tenant) -> Result<(), Down> {
         match &self.asks {
-            Asks::Service(lines) => {
-                lines.any().ping(tenant, REACHED_WITHIN).await.map(drop).map_err(|error| Down::from(&error))
-            }
+            Asks::Service(lines) => lines.reach(tenant).await.map_err(|error| Down::from(&error)),
             #[cfg(test)]
             Asks::Test(_) | Asks::Later(_) => Ok(()),
         }

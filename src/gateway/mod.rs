@@ -112,7 +112,8 @@ fn start(control: &Control) -> Result<(Sealed, Runtime, Threads), GatewayError> 
 fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError> {
     sandbox::check_inherited(Role::Gateway)?;
     let assignment: GatewayAssignment = assignment::read(take(fd::ASSIGNMENT)?)?;
-    let visits = Arc::new(Visits::new(take(fd::FIRST)?, assignment.classes));
+    let classes = assignment.classes;
+    let visits = Arc::new(Visits::new(take(fd::FIRST)?, classes.clone()));
     let count = assignment.listeners.len();
     let halls = (fd::GATEWAY_FIRST..).zip(assignment.listeners);
     let halls = halls.map(|(number, listener)| Ok(Hall::new(listener, take(number)?, room_of_one(count))));
@@ -127,7 +128,7 @@ fn prepare_and_seal() -> Result<(Sealed, Ready, Runtime, Threads), GatewayError>
     let landlock_abi = confined.landlock_abi();
     sandbox::prove_landlock()?;
     let threads = usize::try_from(assignment.threads).unwrap_or(1).max(1);
-    let threads = Threads::start(&Settled { threads, lines: assignment.connections, halls, visits })?;
+    let threads = Threads::start(&Settled { threads, classes, halls, visits })?;
     occupy(fd::GATEWAY_LAST).map_err(GatewayError::Occupy)?;
     let sealed = confined.seal()?;
     let landlock_proven_threads = threads.proven.saturating_add(1);

@@ -15,7 +15,7 @@ use super::visit::Visits;
 use super::{envoy, http, opa, spop};
 use crate::client::{Client, Connect, Settings};
 use crate::sandbox::{self, SealError};
-use crate::wire::gateway::Speaks;
+use crate::wire::gateway::{GatewayClass, Speaks};
 use crate::wire::socket::Socket;
 
 /// Stack of a thread, bytes.
@@ -58,8 +58,7 @@ impl Release {
 /// What all threads serve by.
 pub(super) struct Settled {
     pub(super) threads: usize,
-    /// Connections of each to each class.
-    pub(super) lines: u32,
+    pub(super) classes: Vec<GatewayClass>,
     pub(super) halls: Vec<Arc<Hall>>,
     pub(super) visits: Arc<Visits>,
 }
@@ -81,7 +80,7 @@ impl Threads {
                 number,
                 floor: Arc::clone(&floor),
                 // Each has connections of its own, so that no answer is passed between threads.
-                lines: Lines::new(settled.lines, || {
+                lines: Lines::new(&settled.classes, || {
                     Client::through(Arc::clone(&visits), Settings::default())
                 }),
                 serving: serving.subscribe(),

@@ -179,7 +179,8 @@ mod tests {
     fn of_class(pipeline: u32, tenants: &[&str]) -> (Channel<(), Visit>, Client) {
         let (frontend, gateway) = Channel::<(), Visit>::pair(VISIT_MAX).unwrap();
         let tenants = tenants.iter().map(|name| Tenant::new(name).unwrap()).collect();
-        let class = GatewayClass { class: TrustClass::new("one").unwrap(), pipeline, tenants };
+        let class =
+            GatewayClass { class: TrustClass::new("one").unwrap(), pipeline, connections: 1, tenants };
         let visits = Arc::new(Visits::new(gateway.into(), vec![class]));
         (frontend, Client::through(visits, Settings::default()))
     }

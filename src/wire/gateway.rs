@@ -31,8 +31,6 @@ pub struct GatewayAssignment {
     pub isolation: Isolation,
     /// Threads that serve; each takes from every listener.
     pub threads: u32,
-    /// Connections of each thread to each class.
-    pub connections: u32,
     /// Those of the tenants that its listeners name.
     pub classes: Vec<GatewayClass>,
     /// In the order of their sockets, which begin at [`super::control::fd::GATEWAY_FIRST`].
@@ -45,6 +43,8 @@ pub struct GatewayClass {
     pub class: TrustClass,
     /// Questions that may be under way there on one connection.
     pub pipeline: u32,
+    /// Connections of each thread.
+    pub connections: u32,
     /// Whom is asked for there. Where there are several, none has more than half of the places.
     pub tenants: Vec<Tenant>,
 }

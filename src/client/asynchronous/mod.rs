@@ -181,6 +181,12 @@ impl Client {
         }
     }
 
+    /// Whether there is a connection on which it can be asked for that tenant.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn is_connected(&self, tenant: &Tenant) -> bool {
+        self.shared.live(tenant).is_some()
+    }
+
     /// Asks the worker of the tenant's class for a sign of life, and gives the time it took.
     pub async fn ping(&self, tenant: &Tenant, within: Duration) -> Result<Duration, ClientError> {
         let start = Instant::now();

@@ -99,7 +99,7 @@ impl Connect for Silent {
 #[tokio::test]
 async fn silence_is_a_denial_before_the_proxy_gives_up() {
     let silent = Arc::new(Silent::default());
-    let lines = Lines::new(1, || Client::through(silent.clone(), Settings::default()));
+    let lines = Lines::new(&[], || Client::through(silent.clone(), Settings::default()));
     let never = watch::channel(false).1;
     let minute = Listener { deadline_us: 60_000_000, ..listener() };
     let desk = Desk::new(lines, Arc::new(minute), Room::new(HELD_MAX), None, never);

@@ -312,7 +312,7 @@ async fn health_is_whether_the_service_can_be_asked() {
     assert_eq!((status, body), (200, json!({})));
     let nobody = Client::new(Path::new("/nonexistent/portcullis.sock"));
     let desk = Desk::new(
-        Lines::new(1, || nobody.clone()),
+        Lines::new(&[], || nobody.clone()),
         Arc::new(listener()),
         Room::new(1 << 20),
         None,
@@ -332,7 +332,7 @@ async fn health_does_not_wait_for_one_tenant_after_the_other() {
     let among = ["acme", "globex", "initech"].map(|name| Tenant::new(name).unwrap()).to_vec();
     listener.tenant = Binding::Header { name: "x-tenant".into(), among };
     let desk = Desk::new(
-        Lines::new(1, || Client::new(&path)),
+        Lines::new(&[], || Client::new(&path)),
         Arc::new(listener),
         Room::new(1 << 20),
         None,

@@ -16,6 +16,8 @@ use crate::wire::gateway::{Binding, GatewayAssignment, GatewayClass, LISTENERS_M
 /// more to do at a time wakes others less often.
 const CORES: u32 = 2;
 const THREADS: u32 = 4;
+/// Connections of one thread to one class that are in use, at most.
+const CONNECTIONS: u32 = 4;
 /// Questions under way on one connection, at most.
 const PIPELINE_MAX: u32 = 256;
 /// For each connection of a thread to a class: one, another that asks for the first time for another tenant of the class, and one of
@@ -63,10 +65,9 @@ impl Gateway {
         self.listeners.iter().flat_map(|one| named(&one.listener.tenant)).collect()
     }
 
-    /// Connections of each thread to each of these classes: so many that all together can reach every thread of their workers.
-    fn connections<'c>(&self, classes: impl IntoIterator<Item = &'c Class>) -> u32 {
-        let of = |class: &Class| class.limits.threads.div_ceil(self.threads.max(1));
-        classes.into_iter().map(of).max().unwrap_or(1)
+    /// Connections of each thread to that class: so many that all together can reach every thread of its worker.
+    fn connections(&self, class: &Class) -> u32 {
+        class.limits.threads.div_ceil(self.threads.max(1)).min(CONNECTIONS)
     }
 }
 
@@ -95,24 +96,20 @@ impl Config {
     pub fn gateway_assignment(&self, isolation: Isolation) -> Option<GatewayAssignment> {
         let gateway = self.gateway.as_ref()?;
         let bound = gateway.tenants();
-        let asked = self.classes.iter().filter_map(|class| {
+        let classes = self.classes.iter().filter_map(|class| {
             let of_it = self.tenants.iter().filter(|tenant| tenant.class == class.name);
             let of_it = of_it.map(|tenant| &tenant.name).filter(|name| bound.contains(name));
             let tenants: Vec<Tenant> = of_it.cloned().collect();
-            (!tenants.is_empty()).then_some((class, tenants))
-        });
-        let asked: Vec<(&Class, Vec<Tenant>)> = asked.collect();
-        let connections = gateway.connections(asked.iter().map(|(class, _)| *class));
-        let classes = asked.into_iter().map(|(class, tenants)| {
             let pipeline = class.limits.pipeline.clamp(1, PIPELINE_MAX);
-            GatewayClass { class: class.name.clone(), pipeline, tenants }
+            let connections = gateway.connections(class);
+            let name = class.name.clone();
+            (!tenants.is_empty()).then_some(GatewayClass { class: name, pipeline, connections, tenants })
         });
         Some(GatewayAssignment {
             uid: gateway.identity.uid,
             gid: gateway.identity.gid,
             isolation,
             threads: gateway.threads,
-            connections,
             classes: classes.collect(),
             listeners: gateway.listeners.iter().map(|one| one.listener.clone()).collect(),
         })
@@ -220,14 +217,16 @@ impl<'d> Reader<'_, 'd> {
         let filed = filed.iter().filter(|one| bound.contains(&one.name) && one.state != TenantState::Removed);
         let asked: BTreeSet<_> = active.chain(filed.filter_map(|one| one.class.as_ref())).collect();
         let asked: Vec<&Class> = classes.iter().filter(|class| asked.contains(&class.name)).collect();
-        let of_thread = gateway.connections(asked.iter().copied()).saturating_mul(USUALLY);
-        let of_class = gateway.threads.saturating_mul(of_thread);
-        let of_all = u32::try_from(asked.len()).unwrap_or(u32::MAX).saturating_mul(of_class);
+        let needs = |class: &Class| {
+            let in_use = gateway.threads.saturating_mul(gateway.connections(class));
+            in_use.saturating_mul(USUALLY)
+        };
+        let of_all = asked.iter().fold(0_u32, |sum, class| sum.saturating_add(needs(class)));
         let complain = |of: &str, has: u32, needed: u32| {
             if has < needed {
                 let why = format!(
-                    "gateway: with threads = {}, each has up to {of_thread} connections to each class that it asks, a third of \
-                     them while another gateway takes over: that is {needed}, and {of} is {has}; raise it",
+                    "gateway: its threads, {}, have up to {needed} connections there, one for each thread of a worker and \
+                     {USUALLY} times as many while another gateway takes over, and {of} is {has}; raise it",
                     gateway.threads
                 );
                 self.complain(read.section_at, why);
@@ -235,7 +234,7 @@ impl<'d> Reader<'_, 'd> {
         };
         complain("frontend.max_connections_per_uid", frontend.of_one_uid(classes), of_all);
         for class in asked {
-            complain(&format!("class.{}.connections", class.name), class.limits.connections, of_class);
+            complain(&format!("class.{}.connections", class.name), class.limits.connections, needs(class));
         }
     }
 

@@ -176,10 +176,11 @@ impl Fleet {
                 let assignment = config.gateway_assignment(self.isolation).ok_or(SpawnError::NoGateway)?;
                 let identity = Identity { uid: assignment.uid, gid: assignment.gid };
                 let proxies = assignment.listeners.iter().map(|listener| listener.max_connections);
-                // So many of each thread to each class, and others on their way; both ends are here for a moment.
+                // Of each thread one to each class, and as many as it has; others on their way; both ends are here for a moment.
                 let classes = u32::try_from(config.classes.len()).unwrap_or(u32::MAX);
-                let of_class = assignment.threads.saturating_mul(assignment.connections);
-                let service = of_class.saturating_mul(classes).saturating_mul(4);
+                let connections = assignment.classes.iter().map(|class| class.connections);
+                let of_thread = connections.fold(classes, u32::saturating_add);
+                let service = assignment.threads.saturating_mul(of_thread).saturating_mul(4);
                 let open = proxies.fold(service, u32::saturating_add);
                 let threads = assignment.threads.saturating_add(16);
                 Ok(Wanted {
