@@ -161,7 +161,7 @@ pub(crate) static DOORS: [Door; 8] = [
     Door {
         name: "traefik",
         program: "traefik",
-        files: &["traefik.yml", "dynamic.yml"],
+        files: &["dynamic.yml", "traefik.yml"],
         edit: |text| {
             let names: Vec<_> = HEADERS.iter().map(|name| format!("{name:?}")).collect();
             text.replace("[\"X-Auth-Subject\"]", &format!("[{}]", names.join(", ")))

@@ -9,7 +9,7 @@ use std::thread;
 use crate::doors::{Door, Ports};
 use crate::exchange::Address;
 use crate::service::Shop;
-use crate::stage::{open_directory, replaced, start_with};
+use crate::stage::{open_directory, replaced, site, start_with};
 
 /// The location of the example in which is asked.
 const ASKED: &str = "location / {";
@@ -64,4 +64,30 @@ fn nginxs_return_asks_nobody() {
     });
     let ask = |path: &str| Address::Tcp(ports.web).get(path, &[]).unwrap().status;
     assert_eq!((ask("/return"), ask("/shop")), (200, 403), "docs/proxies.md says so");
+}
+
+/// What is said after an upgrade nobody asks about.
+#[test]
+fn traefik_hands_no_upgrade_on() {
+    let door = Door::named("traefik");
+    let upgrades = |edit: fn(&str) -> String| {
+        let (dir, shop) = (open_directory(), Shop::open());
+        let ports = Ports::before(&shop);
+        let _service = site(&door.render("gateway.toml", dir.path(), ports)).start();
+        let _proxy = start_with(door, dir.path(), ports, edit);
+        ["websocket", "h2c"].map(|protocol| {
+            // What was asked until it knew its routes, and the one before.
+            shop.arrived();
+            let request = format!(
+                "GET /do/allow HTTP/1.1\r\nHost: shop.test\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+            );
+            let responses = Address::Tcp(ports.web).send(request.as_bytes(), 1);
+            let arrived = shop.arrived();
+            let [one] = &arrived[..] else { panic!("{responses:?}, arrived: {arrived:?}") };
+            one.one("upgrade").map(str::to_owned)
+        })
+    };
+    assert_eq!(upgrades(str::to_owned), [None, None]);
+    let without = |dynamic: &str| replaced(dynamic, "[\"unnamed\", ", "[");
+    assert_eq!(upgrades(without), [Some("websocket".to_owned()), None], "docs/proxies.md says so");
 }

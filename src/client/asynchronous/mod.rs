@@ -255,11 +255,12 @@ impl Client {
 impl Shared {
     fn live(&self, tenant: &Tenant) -> Option<Arc<Connection>> {
         let mut routes = self.routes();
-        let class = routes.class_of.get(tenant)?.clone();
-        let connection = Arc::clone(routes.connections.get(&class)?);
+        let Routes { class_of, connections, .. } = &mut *routes;
+        let class = class_of.get(tenant)?;
+        let connection = Arc::clone(connections.get(class)?);
         if !connection.is_alive() {
             // With the last who asked there its descriptor goes, whether there is ever another or not.
-            routes.connections.remove(&class);
+            connections.remove(class);
             return None;
         }
         Some(connection)
