@@ -91,12 +91,23 @@ fn until_refused(service: &Service, bytes: &[u8], by: Quota, most: usize) -> usi
     panic!("{most} were allowed")
 }
 
+#[track_caller]
 fn send(connection: &mut Connection, name: &str, policy_name: &str, bytes: &[u8]) -> u64 {
+    try_send(connection, name, policy_name, bytes).unwrap()
+}
+
+/// Fails where the worker of that connection has died, which whoever killed it has to expect.
+fn try_send(
+    connection: &mut Connection,
+    name: &str,
+    policy_name: &str,
+    bytes: &[u8],
+) -> Result<u64, ClientError> {
     let question = Question::opaque("", bytes);
     let deadline = Deadline::in_(Duration::from_secs(5));
-    let id = connection.send(&tenant(name), &policy(policy_name), deadline, question.input()).unwrap();
-    connection.flush().unwrap();
-    id
+    let id = connection.send(&tenant(name), &policy(policy_name), deadline, question.input())?;
+    connection.flush()?;
+    Ok(id)
 }
 
 /// The answer to that question; others that come before it are not looked at.
@@ -131,7 +142,7 @@ fn kill_worker(service: &Service) {
         let answered = service
             .try_connect("globex")
             .and_then(|mut connection| {
-                send(&mut connection, "globex", "gate", b"allow");
+                try_send(&mut connection, "globex", "gate", b"allow")?;
                 connection.receive()
             })
             .is_ok();
