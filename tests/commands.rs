@@ -212,6 +212,7 @@ fn status(supervisor_pid: i32, reloads: u64, last_reload_error: Option<&str>) ->
         },
         frontend: FrontendCounters { accepted: 42, ..FrontendCounters::default() },
         workers: Vec::new(),
+        untold: Vec::new(),
     })
 }
 

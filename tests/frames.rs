@@ -33,7 +33,7 @@ use portcullis::wire::handover::{Cookie, FromWorker, HANDOVER_MAX, ToWorker};
 use portcullis::wire::job::{Job, Report};
 use portcullis::wire::operator::{
     DataServing, FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest,
-    PolicyStatus, Serving, Status, WorkerCounters, WorkerStatus,
+    PolicyStatus, Serving, Status, Untold, UntoldWhy, WorkerCounters, WorkerStatus,
 };
 use portcullis::wire::spawner::{FromSpawner, Order, SpawnerAssignment};
 use portcullis::wire::supply::FromRegistry;
@@ -481,8 +481,12 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
 }
 
 fn operator_reply() -> impl Strategy<Value = OperatorReply> {
-    let status = (text(), any::<i32>(), process_table(), any::<[u64; 5]>(), vec(worker_status(), 0..3))
-        .prop_map(|(version, supervisor_pid, processes, n, workers)| Status {
+    let why = prop_oneof![Just(UntoldWhy::NoAnswer), Just(UntoldWhy::TooManyPolicies)];
+    let untold =
+        (class(), any::<u64>(), why).prop_map(|(class, generation, why)| Untold { class, generation, why });
+    let workers = (vec(worker_status(), 0..3), vec(untold, 0..3));
+    let status = (text(), any::<i32>(), process_table(), any::<[u64; 5]>(), workers).prop_map(
+        |(version, supervisor_pid, processes, n, (workers, untold))| Status {
             version,
             supervisor_pid,
             processes,
@@ -494,7 +498,9 @@ fn operator_reply() -> impl Strategy<Value = OperatorReply> {
                 open: n[4],
             },
             workers,
-        });
+            untold,
+        },
+    );
     prop_oneof![status.prop_map(OperatorReply::Status), Just(OperatorReply::NotPermitted)]
 }
 

@@ -10,7 +10,7 @@ use super::operator::{OperatorError, ask_status, socket};
 use super::output;
 use super::terminal::{paragraph, printable, table};
 use crate::wire::control::{Isolation, Process, ProcessState};
-use crate::wire::operator::{PolicyStatus, Status, WorkerStatus};
+use crate::wire::operator::{PolicyStatus, Status, Untold, UntoldWhy, WorkerStatus};
 
 /// Show the running service: processes, generations, policies, isolation, counters
 #[derive(Debug, Args)]
@@ -89,7 +89,19 @@ fn for_people(status: &Status) -> String {
         text.push('\n');
         text += &worker(one);
     }
+    for one in &status.untold {
+        text.push('\n');
+        text += &untold(one);
+    }
     text
+}
+
+fn untold(Untold { class, generation, why }: &Untold) -> String {
+    let why = match why {
+        UntoldWhy::NoAnswer => "DOES NOT ANSWER; what it serves and has decided is not known",
+        UntoldWhy::TooManyPolicies => "has more policies than can be shown; they are left out above",
+    };
+    paragraph(&format!("class {class}, generation {generation}:"), why)
 }
 
 fn processes(processes: &[Process]) -> String {
@@ -254,6 +266,11 @@ mod tests {
                 counters: WorkerCounters::default(),
                 policies: vec![policy, unserved],
             }],
+            untold: vec![Untold {
+                class: TrustClass::new("silent").unwrap(),
+                generation: 7,
+                why: UntoldWhy::NoAnswer,
+            }],
         };
         let text = for_people(&status);
         for line in text.lines() {
@@ -269,6 +286,7 @@ mod tests {
             "acme/gate refused: no",
             "held back: signature of",
             "last good",
+            "class silent, generation 7: DOES NOT ANSWER",
         ] {
             assert!(words.contains(part), "no {part:?} in\n{text}");
         }

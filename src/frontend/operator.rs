@@ -25,14 +25,14 @@ use crate::wire::frame;
 use crate::wire::handover::STATUS_PARTS_MAX;
 use crate::wire::operator::{
     FrontendCounters, OPERATOR_REPLY_MAX, OPERATOR_REQUEST_MAX, OperatorReply, OperatorRequest, Status,
-    WorkerCounters, WorkerStatus,
+    Untold, UntoldWhy, WorkerStatus,
 };
 
 /// Operators that are attended to at the same time; more are turned away.
 pub(super) const OPERATORS_MAX: usize = 16;
 /// For an operator to ask, and to take the answer.
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the workers to answer; one that does not is shown without counters.
+/// For the workers to answer; one that does not is said to be silent.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What an answer has room for beside processes and counters, bytes.
@@ -71,7 +71,7 @@ pub(super) fn refuse(stream: &UnixStream) {
 fn encoded(mut status: Status) -> BytesMut {
     let mut reply = BytesMut::new();
     if frame::encode_frame(&OperatorReply::Status(status.clone()), &mut reply, OPERATOR_REPLY_MAX).is_err() {
-        make_room(&mut status.workers);
+        make_room(&mut status);
         let _ = frame::encode_frame(&OperatorReply::Status(status), &mut reply, OPERATOR_REPLY_MAX);
     }
     reply
@@ -79,9 +79,9 @@ fn encoded(mut status: Status) -> BytesMut {
 
 /// More policies than an answer has room for: the counters are still worth seeing. Whoever says most goes without first, so
 /// that no worker can hide what the others serve.
-fn make_room(workers: &mut [WorkerStatus]) {
+fn make_room(status: &mut Status) {
     let mut said: BTreeMap<(TrustClass, u64), usize> = BTreeMap::new();
-    for part in workers.iter() {
+    for part in &status.workers {
         let bytes =
             frame::encode(&part.policies, OPERATOR_REPLY_MAX).map_or(OPERATOR_REPLY_MAX, |all| all.len());
         let of = said.entry((part.class.clone(), part.generation)).or_default();
@@ -95,9 +95,9 @@ fn make_room(workers: &mut [WorkerStatus]) {
             return;
         }
         all = all.saturating_sub(bytes);
-        for part in workers.iter_mut().filter(|part| (&part.class, part.generation) == (&class, generation)) {
-            part.policies.clear();
-        }
+        let of_it = |part: &&mut WorkerStatus| (&part.class, part.generation) == (&class, generation);
+        status.workers.iter_mut().filter(of_it).for_each(|part| part.policies.clear());
+        status.untold.push(Untold { class, generation, why: UntoldWhy::TooManyPolicies });
     }
 }
 
@@ -142,6 +142,7 @@ struct Gathering {
     /// Have not said everything yet.
     missing: HashSet<LinkId>,
     workers: Vec<WorkerStatus>,
+    untold: Vec<Untold>,
 }
 
 impl Desk {
@@ -175,6 +176,7 @@ impl Desk {
             processes: self.processes.clone(),
             missing: HashSet::new(),
             workers: Vec::new(),
+            untold: Vec::new(),
         };
         for (id, link) in routes.each_current() {
             // One that still owes an earlier answer is not asked again.
@@ -183,7 +185,7 @@ impl Desk {
                 link.parts = 0;
                 gathering.missing.insert(id);
             } else {
-                gathering.workers.push(silent(link));
+                gathering.untold.push(silent(link));
             }
         }
         self.gathering = Some(gathering);
@@ -233,18 +235,20 @@ impl Desk {
             gathering.missing.is_empty() || gathering.until <= now
         };
         let Some(gathered) = self.gathering.take_if(complete) else { return };
-        let Gathering { asks, processes, missing, mut workers, .. } = gathered;
+        let Gathering { asks, processes, missing, mut workers, mut untold, .. } = gathered;
         for link in missing.iter().filter_map(|id| routes.get(*id)) {
             workers.retain(|worker| (&worker.class, worker.generation) != (&link.class, link.generation));
-            workers.push(silent(link));
+            untold.push(silent(link));
         }
         workers.sort_by(|one, other| (&one.class, one.generation).cmp(&(&other.class, other.generation)));
+        untold.sort_by(|one, other| (&one.class, one.generation).cmp(&(&other.class, other.generation)));
         let status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             supervisor_pid: self.supervisor_pid,
             processes,
             frontend: counters,
             workers,
+            untold,
         };
         for ask in asks {
             // An operator who has left does not need it.
@@ -254,16 +258,9 @@ impl Desk {
     }
 }
 
-/// A worker that does not say anything.
-fn silent(link: &Link) -> WorkerStatus {
-    WorkerStatus {
-        class: link.class.clone(),
-        generation: link.generation,
-        pagemap_scan: false,
-        stack_zeroing: false,
-        counters: WorkerCounters::default(),
-        policies: Vec::new(),
-    }
+/// A worker that does not say anything, or not all of it.
+fn silent(link: &Link) -> Untold {
+    Untold { class: link.class.clone(), generation: link.generation, why: UntoldWhy::NoAnswer }
 }
 
 #[cfg(test)]
@@ -271,7 +268,7 @@ mod tests {
     use super::*;
     use crate::decision::{PolicyName, Tenant};
     use crate::wire::frame::PREFIX;
-    use crate::wire::operator::PolicyStatus;
+    use crate::wire::operator::{PolicyStatus, WorkerCounters};
 
     /// A part of a worker's answer, with one policy and a reason of so many bytes.
     fn part(class: &str, reason: usize) -> WorkerStatus {
@@ -294,16 +291,17 @@ mod tests {
         }
     }
 
-    fn told(workers: Vec<WorkerStatus>) -> Vec<WorkerStatus> {
+    fn told(workers: Vec<WorkerStatus>) -> (Vec<WorkerStatus>, Vec<Untold>) {
         let status = Status {
             version: "1".into(),
             supervisor_pid: 1,
             processes: ProcessTable::default(),
             frontend: FrontendCounters::default(),
             workers,
+            untold: Vec::new(),
         };
         match frame::decode(&encoded(status)[PREFIX..]).unwrap() {
-            OperatorReply::Status(status) => status.workers,
+            OperatorReply::Status(status) => (status.workers, status.untold),
             other => panic!("{other:?}"),
         }
     }
@@ -313,13 +311,15 @@ mod tests {
         let loud = || (0..STATUS_PARTS_MAX).map(|_| part("loud", 63 << 10));
         let quiet = part("quiet", 100);
         let others: Vec<_> = (0..10).map(|_| part("more", 60 << 10)).chain([quiet.clone()]).collect();
-        let all = told(loud().chain(others.clone()).collect());
+        let (all, untold) = told(loud().chain(others.clone()).collect());
         assert_eq!(all[STATUS_PARTS_MAX..], others);
         for part in &all[..STATUS_PARTS_MAX] {
             assert_eq!((part.policies.len(), part.counters.allowed), (0, 7), "its counters are still there");
         }
+        let class = TrustClass::new("loud").unwrap();
+        assert_eq!(untold, [Untold { class, generation: 1, why: UntoldWhy::TooManyPolicies }]);
         // The control: as long as there is room, everything is told.
         let few: Vec<_> = loud().take(100).chain([quiet]).collect();
-        assert_eq!(told(few.clone()), few);
+        assert_eq!(told(few.clone()), (few, Vec::new()));
     }
 }

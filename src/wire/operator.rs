@@ -36,6 +36,25 @@ pub struct Status {
     pub processes: ProcessTable,
     pub frontend: FrontendCounters,
     pub workers: Vec<WorkerStatus>,
+    /// Those of which `workers` does not have everything.
+    pub untold: Vec<Untold>,
+}
+
+/// A worker of which it is not known what serves there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untold {
+    pub class: TrustClass,
+    pub generation: u64,
+    pub why: UntoldWhy,
+}
+
+/// What is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UntoldWhy {
+    /// It did not answer in time. Nothing of it is told.
+    NoAnswer,
+    /// It has more policies than there is room for. Only they are missing.
+    TooManyPolicies,
 }
 
 /// Counted since the frontend started.

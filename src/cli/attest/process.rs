@@ -384,6 +384,7 @@ mod tests {
             },
             frontend: FrontendCounters::default(),
             workers: Vec::new(),
+            untold: vec![],
         }
     }
 

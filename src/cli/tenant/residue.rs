@@ -14,8 +14,10 @@ use super::change::Change;
 use crate::cli::operator::ask_status;
 use crate::cli::terminal::{paragraph, printable};
 use crate::cli::top::scrape;
-use crate::decision::Tenant;
+use crate::decision::{Tenant, TrustClass};
 use crate::ledger::{self, BUNDLES, Origin, Table, What};
+use crate::wire::control::ProcessState;
+use crate::wire::operator::{Status, Untold, UntoldWhy, WorkerStatus};
 
 /// Between two looks at workers that drain.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -87,16 +89,11 @@ fn place(place: &'static str, seen: String, left: Vec<String>) -> Place {
 /// Workers of the generation before may still finish what they had begun.
 fn serving(change: &Change, tenant: &Tenant) -> Place {
     let until = Instant::now() + change.patience.max(change.config.service.drain);
+    let mut without = BTreeSet::new();
     loop {
         let left = match ask_status(&change.socket) {
             Ok(status) => {
-                let of_it = status
-                    .workers
-                    .iter()
-                    .filter(|worker| worker.policies.iter().any(|policy| policy.tenant == *tenant));
-                let left: Vec<String> = of_it
-                    .map(|one| format!("worker of class {}, generation {}", one.class, one.generation))
-                    .collect();
+                let left = who_may_have_it(&status, tenant, &mut without);
                 if left.is_empty() {
                     let workers = status.workers.len();
                     return place("serving", format!("{workers} workers, none of which has it"), left);
@@ -110,6 +107,41 @@ fn serving(change: &Change, tenant: &Tenant) -> Place {
         }
         sleep(PAUSE);
     }
+}
+
+/// Workers that serve the tenant, and those of which it is not known that they do not: who does not say, and who is no longer
+/// asked, since it only finishes what it had begun. What a worker serves does not change, so who was `without` it once, stays so.
+fn who_may_have_it(
+    status: &Status,
+    tenant: &Tenant,
+    without: &mut BTreeSet<(TrustClass, u64)>,
+) -> Vec<String> {
+    let named = |class: &TrustClass, generation| format!("worker of class {class}, generation {generation}");
+    let mut left = Vec::new();
+    for WorkerStatus { class, generation, policies, .. } in &status.workers {
+        if policies.iter().any(|policy| policy.tenant == *tenant) {
+            left.push(named(class, *generation));
+        }
+    }
+    for Untold { class, generation, why } in &status.untold {
+        let why = match why {
+            UntoldWhy::NoAnswer => "which does not answer",
+            UntoldWhy::TooManyPolicies => "which has more policies than it can tell",
+        };
+        left.push(format!("perhaps {}, {why}", named(class, *generation)));
+    }
+    if left.is_empty() {
+        without.extend(status.workers.iter().map(|one| (one.class.clone(), one.generation)));
+    }
+    for process in &status.processes.processes {
+        if let Some(class) = &process.class
+            && process.state == ProcessState::Draining
+            && !without.contains(&(class.clone(), process.generation))
+        {
+            left.push(format!("perhaps {}, which is not done yet", named(class, process.generation)));
+        }
+    }
+    left
 }
 
 /// What the exporter tells. A series that ends is how a scraper learns that there is no more.
@@ -227,5 +259,86 @@ fn store(path: &Path, purge: bool) -> (Option<String>, Option<String>) {
     match fs::remove_dir_all(path) {
         Ok(()) => (Some(format!("{}: {count} bundles removed", path.display())), None),
         Err(error) => (None, Some(format!("remove {path:?}: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::PolicyName;
+    use crate::wire::control::{Process, ProcessTable};
+    use crate::wire::operator::{FrontendCounters, PolicyStatus, WorkerCounters};
+
+    fn class() -> TrustClass {
+        TrustClass::new("web").unwrap()
+    }
+
+    /// Of these generations, each with the tenants it serves.
+    fn status(workers: &[(u64, &[&str])], draining: &[u64]) -> Status {
+        let policy = |tenant: &&str| PolicyStatus {
+            tenant: Tenant::new(tenant).unwrap(),
+            policy: PolicyName::new("gate").unwrap(),
+            serving: None,
+            held_back: None,
+            refused: None,
+            metrics: std::collections::BTreeMap::new(),
+            metrics_dropped: 0,
+        };
+        let worker = |(generation, tenants): &(u64, &[&str])| WorkerStatus {
+            class: class(),
+            generation: *generation,
+            pagemap_scan: true,
+            stack_zeroing: true,
+            counters: WorkerCounters::default(),
+            policies: tenants.iter().map(policy).collect(),
+        };
+        let process = |generation: &u64| Process {
+            role: "worker".to_owned(),
+            class: Some(class()),
+            generation: *generation,
+            pid: 1,
+            uid: 1,
+            state: ProcessState::Draining,
+            threads: 1,
+            restarts: 0,
+            ready: None,
+        };
+        let processes = draining.iter().map(process).collect();
+        Status {
+            version: "1".to_owned(),
+            supervisor_pid: 1,
+            processes: ProcessTable { processes, ..ProcessTable::default() },
+            frontend: FrontendCounters::default(),
+            workers: workers.iter().map(worker).collect(),
+            untold: Vec::new(),
+        }
+    }
+
+    fn left(status: &Status, without: &mut BTreeSet<(TrustClass, u64)>) -> String {
+        who_may_have_it(status, &Tenant::new("acme").unwrap(), without).join("; ")
+    }
+
+    #[test]
+    fn nobody_has_it_only_once_everybody_has_said_so() {
+        let mut without = BTreeSet::new();
+        assert_eq!(left(&status(&[(2, &["globex"])], &[]), &mut without), "", "the control");
+        assert!(left(&status(&[(2, &["globex", "acme"])], &[]), &mut without).contains("generation 2"));
+        for why in [UntoldWhy::NoAnswer, UntoldWhy::TooManyPolicies] {
+            let mut silent = status(&[], &[]);
+            silent.untold.push(Untold { class: class(), generation: 3, why });
+            assert!(
+                left(&silent, &mut without).contains("perhaps worker of class web, generation 3"),
+                "{why:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_drains_may_have_it_unless_it_has_said_otherwise_before() {
+        let mut without = BTreeSet::new();
+        let draining = status(&[(2, &["globex"])], &[1]);
+        assert!(left(&draining, &mut without).contains("generation 1, which is not done yet"));
+        assert_eq!(left(&status(&[(2, &["globex"])], &[]), &mut without), "", "it has gone");
+        assert_eq!(left(&status(&[(3, &["globex"])], &[2]), &mut without), "", "2 said that it was without");
     }
 }
