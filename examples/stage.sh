@@ -3,7 +3,8 @@
 # the proxy. Started with --keep it stays until Ctrl-C; else it asks a few questions and ends all of it.
 #
 # PORTCULLIS_BIN names a built `portcullis`; PORT, SHOP_PORT and GATE_PORT are other ports than the configuration's 8080, 8081
-# and, where the gateway listens on one, 8181.
+# and, where the gateway listens on one, 8181. With SLOW set, decisions and those who wait for them have seconds: for a machine
+# that may stop for a moment, where an answer in time is not what is looked at.
 set -eu
 
 examples=$(dirname -- "$here")
@@ -11,6 +12,10 @@ root=$(dirname -- "$examples")
 port=${PORT-8080}
 shop_port=${SHOP_PORT-8081}
 gate_port=${GATE_PORT-8181}
+slow=
+if [ -n "${SLOW-}" ]; then
+    slow='s/"250ms"/"5s"/; s/0\.25s/10s/; s/\(timeout [a-z]* \|_timeout \)1s/\110s/; s/timeout = 1000/timeout = 10000/; s/PATIENCE = 1$/PATIENCE = 10/'
+fi
 keep=${1-}
 dir=
 children=
@@ -52,7 +57,8 @@ begin() {
     for each in gateway.toml "$@"; do
         # By marks: a port may have the digits of another.
         sed "s/8080/<port>/g; s/8081/<shop>/g; s/8181/<gate>/g
-            s/<port>/$port/g; s/<shop>/$shop_port/g; s/<gate>/$gate_port/g; s|/run/portcullis/gateway|$dir|g" \
+            s/<port>/$port/g; s/<shop>/$shop_port/g; s/<gate>/$gate_port/g; s|/run/portcullis/gateway|$dir|g
+            $slow" \
             "$here/$each" >"$dir/$each"
     done
     echo "starting the demo with $here/gateway.toml"
@@ -60,6 +66,10 @@ begin() {
     demo=$!
     python3 "$examples/upstream.py" "$shop_port" &
     children="$!"
+    until curl -s -o /dev/null "http://127.0.0.1:$shop_port/"; do
+        kill -0 "$children" 2>/dev/null || fail "the service behind the proxy ended"
+        sleep 0.1
+    done
     until grep -q '"event":"keeping"' "$dir/demo"; do
         kill -0 "$demo" 2>/dev/null || { cat "$dir/demo" "$dir/demo.errors" >&2 && fail 'the demo ended'; }
         sleep 0.1

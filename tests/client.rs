@@ -265,7 +265,7 @@ mod asynchronous {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("none.sock");
         let client = Client::new(&socket);
-        let deadline = Deadline::in_(Duration::from_millis(1));
+        let deadline = Deadline::in_(Duration::from_secs(1));
         let error = client.decide(&tenant("acme"), &policy(), deadline, &asking("")).await.unwrap_err();
         assert!(matches!(&error, ClientError::Connect { socket: named, .. } if *named == socket), "{error}");
         assert!(error.to_string().starts_with("connect to \"/"), "{error}");
@@ -303,7 +303,7 @@ mod asynchronous {
         let settings = Settings { grace: Duration::from_millis(1), ..Settings::default() };
         let client = Client::with_settings(service.socket(), settings);
         assert_eq!(reason(ask(&client, "acme", "first").await), "first");
-        let deadline = Deadline::in_(Duration::from_millis(50));
+        let deadline = Deadline::in_(Duration::from_millis(500));
         let late = client.decide(&tenant("acme"), &policy(), deadline, &asking("late")).await;
         assert!(matches!(late, Err(ClientError::Deadline)), "{late:?}");
         assert_eq!(reason(ask(&client, "acme", "next").await), "next");
@@ -371,7 +371,7 @@ mod asynchronous {
         let client = Client::with_settings(service.socket(), settings);
         assert_eq!(reason(ask(&client, "acme", "first").await), "first");
         for _ in 0..2 {
-            let deadline = Deadline::in_(Duration::from_millis(50));
+            let deadline = Deadline::in_(Duration::from_millis(500));
             let late = client.decide(&tenant("acme"), &policy(), deadline, &asking("")).await;
             assert!(matches!(late, Err(ClientError::Deadline)), "{late:?}");
         }
@@ -596,7 +596,7 @@ mod on_threads {
         let settings = Settings { grace: Duration::from_millis(1), ..Settings::default() };
         let mut client = blocking::Client::with_settings(service.socket(), settings);
         assert_eq!(reason(ask(&mut client, "acme", "first")), "first");
-        let deadline = Deadline::in_(Duration::from_millis(50));
+        let deadline = Deadline::in_(Duration::from_millis(500));
         let late = client.decide(&tenant("acme"), &policy(), deadline, &asking("late"));
         assert!(matches!(late, Err(ClientError::Deadline)), "{late:?}");
         assert_eq!(reason(ask(&mut client, "acme", "next")), "next");

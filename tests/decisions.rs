@@ -153,7 +153,7 @@ fn a_guest_that_does_not_end_is_refused_at_its_deadline() {
     for (policy, component) in
         [("spin", "hostile/spin"), ("fill", "hostile/spin-fill"), ("copy", "hostile/spin-copy")]
     {
-        let decision = service.ask_within("acme", policy, b"", Deadline::Budget { us: 5_000 });
+        let decision = service.ask_within("acme", policy, b"", Deadline::Budget { us: 200_000 });
         assert_eq!(decision.outcome, Outcome::Refused(Refusal::Deadline(Stage::Run)), "{policy}");
         assert_eq!(decision.digest, Some(Digest::of(support::code(&support::built(component)))), "{policy}");
     }
@@ -241,7 +241,7 @@ fn limits_are_those_of_the_manifest_within_what_class_and_tenant_give() {
     assert_eq!(outcome("blue", b"work:10000000"), Outcome::Allow);
     // A guest that does not end, in an engine that few have, ends at its deadline as well.
     assert_eq!(outcome("deep", b"allow"), Outcome::Allow);
-    let spins = service.ask_within("deep", "gate", b"spin", Deadline::Budget { us: 5_000 });
+    let spins = service.ask_within("deep", "gate", b"spin", Deadline::Budget { us: 200_000 });
     assert_eq!(spins.outcome, Outcome::Refused(Refusal::Deadline(Stage::Run)));
 
     // What does not count is not loaded where it has to, and says so; the version before stays.

@@ -207,9 +207,7 @@ fn a_killed_worker_is_replaced_and_its_clients_see_a_closed_connection() {
 
 #[test]
 fn a_stopped_worker_is_replaced() {
-    let mut site = one_class("");
-    site.service = "answer_within = \"500ms\"\n".into();
-    let service = site.start();
+    let service = one_class("").start();
     let before = serving(&service, "worker");
     kill(Pid::from_raw(before.pid), Signal::SIGSTOP).unwrap();
     wait_until_gone(before.pid);

@@ -97,7 +97,7 @@ fn who_connects_says_whose_policy_it_is() {
     let listener = |name: &str, more: &str| {
         let socket = dir.path().join(format!("{name}.sock"));
         format!(
-            "[gateway.listener.{name}]\nsocket = {socket:?}\nsocket_mode = \"0666\"\nprotocol = \"http\"\nrequest = \"own\"\npolicy = \"gate\"\ndeadline = \"2s\"\n{more}\n"
+            "[gateway.listener.{name}]\nsocket = {socket:?}\nsocket_mode = \"0666\"\nprotocol = \"http\"\nrequest = \"own\"\npolicy = \"gate\"\ndeadline = \"20s\"\n{more}\n"
         )
     };
     let listeners = [

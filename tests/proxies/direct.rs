@@ -22,7 +22,7 @@ impl Gateway {
             let socket = dir.path().join(format!("{name}.sock"));
             format!(
                 "[gateway.listener.{name}]\nsocket = {socket:?}\nsocket_mode = \"0666\"\ntenant = \"acme\"\n\
-                 policy = \"gate\"\ndeadline = \"2s\"\n{more}\n"
+                 policy = \"gate\"\ndeadline = \"4s\"\n{more}\n"
             )
         };
         let listeners = [

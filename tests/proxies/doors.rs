@@ -60,7 +60,7 @@ pub(crate) static DOORS: [Door; 8] = [
         name: "envoy",
         program: "envoy",
         files: &["envoy.yaml"],
-        edit: |text| with_room(&text.replace("timeout: 0.25s }", "timeout: 5s }")),
+        edit: |text| with_room(&text.replace("timeout: 0.25s }", "timeout: 6s }")),
         arguments: &[
             "-c",
             "envoy.yaml",
@@ -89,7 +89,7 @@ pub(crate) static DOORS: [Door; 8] = [
                 format!("{{ patterns: [{}] }}", each.join(", "))
             };
             let (set, append): (Vec<&str>, Vec<&str>) = HEADERS.iter().partition(|name| **name != "x-append");
-            with_room(&text.replace("timeout: 0.25s }", "timeout: 5s }")).replace(
+            with_room(&text.replace("timeout: 0.25s }", "timeout: 6s }")).replace(
                 "allowed_upstream_headers: { patterns: [{ exact: x-auth-subject }] }",
                 &format!(
                     "allowed_upstream_headers: {}, allowed_upstream_headers_to_append: {}",
@@ -128,7 +128,7 @@ pub(crate) static DOORS: [Door; 8] = [
                 lines
             });
             let here = "proxy_set_header X-Auth-Subject $auth_subject;";
-            text.replace("proxy_read_timeout 1s", "proxy_read_timeout 5s")
+            text.replace("proxy_read_timeout 1s", "proxy_read_timeout 6s")
                 .replace(here, &format!("{here}\n{more}"))
         },
         arguments: &["-e", "stderr", "-p", ".", "-c", "nginx.conf"],
@@ -147,7 +147,7 @@ pub(crate) static DOORS: [Door; 8] = [
             let gone = HEADERS.iter().filter(|name| name.starts_with("x-seen-"));
             let gone = gone.fold(String::new(), |lines, name| lines + &format!("request_header -{name}\n"));
             let here = "request_header -X-Auth-Subject";
-            text.replace("response_header_timeout 1s", "response_header_timeout 5s")
+            text.replace("response_header_timeout 1s", "response_header_timeout 6s")
                 .replace("copy_headers X-Auth-Subject", &format!("copy_headers {}", HEADERS.join(" ")))
                 .replace(here, &format!("{gone}{here}"))
         },
@@ -196,7 +196,7 @@ pub(crate) static DOORS: [Door; 8] = [
                  hdr set-cookie \"%[var(txn.portcullis.append_set_cookie_2)]\" if { var(txn.portcullis.status) -m int 451 }\n";
             let (gate, seen) = ("    # Only a decision opens.", "    default_backend shop");
             text.replace("defaults\n", &format!("{MAXHDR}\ndefaults\n"))
-                .replace("timeout processing 1s", "timeout processing 5s")
+                .replace("timeout processing 1s", "timeout processing 6s")
                 .replace(gate, &format!("{page}{gate}"))
                 .replace(seen, &format!("{more}{seen}"))
         },
@@ -212,7 +212,7 @@ pub(crate) static DOORS: [Door; 8] = [
         program: "haproxy",
         files: &["haproxy.cfg", "portcullis.lua"],
         edit: |text| {
-            text.replace("timeout = 1000", "timeout = 3000").replace("global\n", &format!("{MAXHDR}\n"))
+            text.replace("timeout = 1000", "timeout = 6000").replace("global\n", &format!("{MAXHDR}\n"))
         },
         arguments: &["-db", "-f", "haproxy.cfg"],
         page: Page::Whole(451),
@@ -227,7 +227,7 @@ pub(crate) static DOORS: [Door; 8] = [
         files: &["httpd.conf", "portcullis.lua"],
         // It takes 100 headers without that line.
         edit: |text| {
-            text.replace("local PATIENCE = 1", "local PATIENCE = 5")
+            text.replace("local PATIENCE = 1", "local PATIENCE = 6")
                 .replace("ServerName", "LimitRequestFields 300\nServerName")
         },
         arguments: &["-D", "FOREGROUND", "-d", ".", "-f", "httpd.conf"],
@@ -284,7 +284,10 @@ impl Door {
             .replace("<gate>", &gate.to_string())
             .replace(SOCKETS, dir.to_str().unwrap())
             .replace("policy = \"jwt-gate\"", "policy = \"gate\"")
-            .replace("deadline = \"250ms\"", "deadline = \"2s\"");
+            // Decisions have longer than this machine stops, and proxies longer than decisions.
+            .replace("deadline = \"250ms\"", "deadline = \"4s\"")
+            .replace("connect_timeout: 0.25s", "connect_timeout: 6s")
+            .replace("timeout connect 1s", "timeout connect 6s");
         if file == "gateway.toml" { text } else { (self.edit)(&text) }
     }
 

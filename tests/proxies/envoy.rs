@@ -18,9 +18,9 @@ fn its_time_limit_is_the_decisions() {
         let ports = Ports::before(&shop);
         let door = Door::named(name);
         let listeners = door.render("gateway.toml", dir.path(), ports);
-        let service = site(&replaced(&listeners, "deadline = \"2s\"", "deadline = \"60s\"")).start();
+        let service = site(&replaced(&listeners, "deadline = \"4s\"", "deadline = \"60s\"")).start();
         let proxy =
-            start_with(door, dir.path(), ports, |envoy| replaced(envoy, "timeout: 5s }", "timeout: 0.5s }"));
+            start_with(door, dir.path(), ports, |envoy| replaced(envoy, "timeout: 6s }", "timeout: 0.5s }"));
         let late = || service.status().workers.iter().map(|one| one.counters.refused_deadline).sum::<u64>();
         // The decision ends a little before Envoy does, and on a busy machine Envoy may be first all the same.
         let ended = (0..20).any(|_| {

@@ -10,6 +10,7 @@ fn run(name: &str, program: &str) {
     let mut command = Command::new(&path);
     command
         .env("PORTCULLIS_BIN", env!("CARGO_BIN_EXE_portcullis"))
+        .env("SLOW", "1")
         .env("PORT", free_port().to_string())
         .env("SHOP_PORT", free_port().to_string())
         .env("GATE_PORT", free_port().to_string());

@@ -357,7 +357,7 @@ mod tests {
         let client = Client::with_settings(&path, settings);
         let acme = Tenant::new("acme").unwrap();
         // Nobody welcomes it, and it does not wait.
-        let hasty = client.ping(&acme, Duration::from_millis(5)).await;
+        let hasty = client.ping(&acme, Duration::from_millis(200)).await;
         assert!(matches!(hasty, Err(ClientError::Deadline)), "{hasty:?}");
         drop(listener.accept().await.unwrap());
         let patient = tokio::select! {
