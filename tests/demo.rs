@@ -8,12 +8,16 @@
     reason = "tests may panic"
 )]
 
+#[path = "support/copies.rs"]
+mod copies;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use copies::copy_program;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
@@ -39,8 +43,7 @@ fn installed(programs: &[&str]) -> TempDir {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     for program in programs {
         let to = dir.path().join(Path::new(program).file_name().unwrap());
-        fs::copy(program, &to).unwrap();
-        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        copy_program(Path::new(program), &to);
     }
     dir
 }

@@ -8,6 +8,8 @@
     reason = "a failed test panics"
 )]
 
+#[path = "support/ports.rs"]
+mod ports;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +27,7 @@ use nix::unistd::Pid;
 use portcullis::artifact::SigningKey;
 use portcullis::decision::Outcome;
 use portcullis::wire::control::{Process, ProcessState};
+use ports::free_port;
 use support::{PATIENCE, Service, Site, draft, is_root, tenant, write_signed};
 
 /// What an answer said: status, headers and body.
@@ -93,6 +96,13 @@ fn processes(service: &Service, role: &str) -> Vec<Process> {
     all.filter(|process| process.role == role && process.state == ProcessState::Serving).collect()
 }
 
+/// The one that serves, as soon as it is told of: the service is ready without its exporter, and a process that answers is told of
+/// a moment later.
+fn serving(service: &Service, role: &str) -> Process {
+    // Nobody has this number.
+    again(service, role, 0)
+}
+
 /// The one that serves, other than `before`.
 fn again(service: &Service, role: &str, before: i32) -> Process {
     let until = Instant::now() + PATIENCE;
@@ -102,11 +112,6 @@ fn again(service: &Service, role: &str, before: i32) -> Process {
         }
         assert!(Instant::now() < until, "no new {role}\n{}", service.log());
     }
-}
-
-/// Nobody listens there at this moment.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn site() -> Site {
@@ -122,10 +127,7 @@ fn both_doors_tell_the_same_in_the_format_that_is_asked_for() {
     let port = free_port();
     let service =
         site().telemetry(&format!("listen = \"127.0.0.1:{port}\"\nsocket_mode = \"0600\"\n")).start();
-    let until = Instant::now() + PATIENCE;
-    while processes(&service, "exporter").is_empty() {
-        assert!(Instant::now() < until, "{}", service.log());
-    }
+    serving(&service, "exporter");
     let mode = fs::metadata(service.site.path("run/telemetry.sock")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
@@ -172,7 +174,7 @@ fn both_doors_tell_the_same_in_the_format_that_is_asked_for() {
 fn nonsense_and_silence_end_a_connection_and_nothing_else() {
     let service = site().telemetry("").start();
     scrape_until(&service, |_| true);
-    let exporter = processes(&service, "exporter")[0].pid;
+    let exporter = serving(&service, "exporter").pid;
     for nonsense in [
         "\r\n\r\n\r\n".to_owned(),
         "GET\r\n\r\n".to_owned(),
@@ -194,7 +196,7 @@ fn nonsense_and_silence_end_a_connection_and_nothing_else() {
     let mut said = Vec::new();
     silent.read_to_end(&mut said).unwrap();
     scrape(&service);
-    assert_eq!(processes(&service, "exporter")[0].pid, exporter, "the same one all the time");
+    assert_eq!(serving(&service, "exporter").pid, exporter, "the same one all the time");
 }
 
 /// Each is a connection that has begun to ask and does not go on, or that asks for everything and reads nothing.
@@ -227,9 +229,9 @@ fn an_exporter_that_dies_is_replaced_and_no_decision_notices() {
     let mut open = service.client();
     open.ping(&tenant("acme"), PATIENCE).unwrap();
     let worker = processes(&service, "worker")[0].pid;
-    let before = processes(&service, "exporter")[0].pid;
+    let before = serving(&service, "exporter").pid;
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
-        let exporter = processes(&service, "exporter")[0].pid;
+        let exporter = serving(&service, "exporter").pid;
         kill(Pid::from_raw(exporter), signal).unwrap();
         // The very connection from before, and one of its own.
         open.ping(&tenant("acme"), PATIENCE).unwrap();
@@ -241,7 +243,7 @@ fn an_exporter_that_dies_is_replaced_and_no_decision_notices() {
         told.get("portcullis_process_restarts_total{role=\"exporter\",class=\"\"}") == Some(&2.0)
     });
     assert!(told.contains_key("wasm_tenant_invocations_total{tenant=\"acme\",module=\"gate\"}"));
-    assert_ne!(processes(&service, "exporter")[0].pid, before);
+    assert_ne!(serving(&service, "exporter").pid, before);
     assert_eq!(processes(&service, "worker")[0].pid, worker);
     assert_eq!(service.reload(), None);
     allowed(&service);
@@ -274,7 +276,7 @@ fn a_port_that_is_taken_leaves_the_unix_socket() {
 fn counters_outlive_the_workers_and_the_registry_that_wrote_them() {
     let service = site().telemetry("").start();
     let loads = "wasm_aot_load_seconds_count{class=\"one\"}";
-    scrape_until(&service, |told| told[loads] == 1.0);
+    scrape_until(&service, |told| told.get(loads) == Some(&1.0));
     let worker = processes(&service, "worker")[0].pid;
     kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
     again(&service, "worker", worker);
@@ -288,7 +290,7 @@ fn counters_outlive_the_workers_and_the_registry_that_wrote_them() {
     let told = scrape(&service);
     assert!(told["wasm_tenant_jit_compile_seconds_total{tenant=\"acme\"}"] >= built);
     // The exporter itself keeps nothing either.
-    let exporter = processes(&service, "exporter")[0].pid;
+    let exporter = serving(&service, "exporter").pid;
     kill(Pid::from_raw(exporter), Signal::SIGKILL).unwrap();
     again(&service, "exporter", exporter);
     scrape_until(&service, |told| told[loads] >= 2.0);

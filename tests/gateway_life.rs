@@ -8,6 +8,8 @@
     reason = "a failed test panics"
 )]
 
+#[path = "support/ports.rs"]
+mod ports;
 mod support;
 
 use std::fs;
@@ -22,6 +24,7 @@ use std::time::Instant;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portcullis::wire::control::{Process, ProcessState};
+use ports::free_port;
 use support::{PATIENCE, Service, Site, is_root};
 
 /// HTTP whose status is the decision; the policy lets GET through and nothing else.
@@ -96,10 +99,6 @@ fn opens_again(service: &Service) {
 fn has_drained(log: &str, generation: u64) -> bool {
     let of_it = format!("gateway generation {generation} ");
     log.lines().any(|line| line.contains(&of_it) && line.ends_with(": drained"))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn site() -> Site {

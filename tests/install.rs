@@ -5,6 +5,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+#[path = "support/copies.rs"]
+mod copies;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -285,7 +288,7 @@ fn as_an_ordinary_user_it_works_in_a_directory_of_ones_own_and_nowhere_else() {
     if own.is_root() {
         // The repository may lie where nobody else may go.
         site.command = site.path("portcullis");
-        fs::copy(PORTCULLIS, &site.command).unwrap();
+        copies::copy_program(Path::new(PORTCULLIS), &site.command);
     }
     good(&site.install(&[]));
     let installed = site.snapshot();

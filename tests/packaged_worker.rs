@@ -11,6 +11,8 @@
     reason = "a failed test panics"
 )]
 
+#[path = "support/copies.rs"]
+mod copies;
 mod support;
 
 use std::fs;
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use copies::copy_program;
 use portcullis::decision::Outcome;
 use support::Site;
 
@@ -115,9 +118,9 @@ fn the_packaged_worker_decides_with_what_was_compiled_elsewhere() {
     let usual = Path::new(env!("CARGO_BIN_EXE_portcullis-supervisor")).parent().unwrap();
     for name in ["supervisor", "spawner", "frontend", "registry", "builder", "exporter", "gateway"] {
         let name = format!("portcullis-{name}");
-        fs::copy(usual.join(&name), programs.join(&name)).unwrap();
+        copy_program(&usual.join(&name), &programs.join(&name));
     }
-    fs::copy(packaged(), programs.join("portcullis-worker")).unwrap();
+    copy_program(packaged(), &programs.join("portcullis-worker"));
     site.supervisor = programs.join("portcullis-supervisor");
     let service = site.tenant("acme", "web", &[("gate", "hostile/selective"), ("hash", "hash")], "").start();
     assert_eq!(service.ask("acme", "gate", b"allow").outcome, Outcome::Allow);

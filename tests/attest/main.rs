@@ -10,8 +10,12 @@
     reason = "a failed test panics"
 )]
 
+#[path = "../support/copies.rs"]
+mod copies;
 mod lies;
 mod outside;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/mod.rs"]
 mod support;
 mod whole;

@@ -16,6 +16,7 @@ use portcullis::client::blocking::Connection;
 use portcullis::client::{Deadline, Question};
 use portcullis::wire::control::Process;
 
+use super::copies::copy_program;
 use super::support::{PATIENCE, Service, policy, tenant};
 use super::{Test, attest, is_root, site};
 
@@ -239,8 +240,7 @@ fn programs() {
         env!("CARGO_BIN_EXE_portcullis-worker"),
     ] {
         let copy = programs.join(Path::new(program).file_name().unwrap());
-        fs::copy(program, &copy).unwrap();
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        copy_program(Path::new(program), &copy);
     }
     site.supervisor = programs.join("portcullis-supervisor");
     let service = site.start();
@@ -257,8 +257,7 @@ fn programs() {
     attest(&service).assert_as_declared();
 
     let new = programs.join("new");
-    fs::copy(&worker, &new).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    copy_program(&worker, &new);
     fs::rename(&new, &worker).unwrap();
     let report = attest(&service);
     let differences = report.differences();

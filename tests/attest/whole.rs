@@ -1,15 +1,17 @@
 //! A service as it should be, seen by root and by others.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::time::Instant;
 
 use portcullis::decision::Outcome;
 use portcullis::sandbox::{Declared, Environment, Role, Session};
+use portcullis::wire::control::ProcessState;
 use serde_json::Value;
 
-use super::support::{Service, is_root};
+use super::copies::copy_program;
+use super::ports::free_port;
+use super::support::{PATIENCE, Service, is_root};
 use super::{Report, Test, attest, attest_command, program, site};
 
 pub(super) const TESTS: &[Test] = &[
@@ -23,12 +25,8 @@ pub(super) const TESTS: &[Test] = &[
 /// Somebody who has nothing to do with the service.
 const STRANGER: u32 = 12_345;
 
-/// Nobody listens there at this moment.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
+/// Once there is everybody who stays and nobody else: the service is ready without its exporter, and while the builder that has
+/// looked at the policy is on its way out.
 fn two_classes() -> Service {
     let mut site = site()
         .class("one", "")
@@ -36,7 +34,17 @@ fn two_classes() -> Service {
         .tenant("acme", "one", &[("gate", "hostile/selective")], "")
         .telemetry(&format!("listen = \"127.0.0.1:{}\"\n", free_port()));
     site.service.push_str(&format!("operators = [{STRANGER}]\n"));
-    site.start()
+    let service = site.start();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let processes = service.status().processes.processes;
+        let serves =
+            |role: &str| processes.iter().any(|one| one.role == role && one.state == ProcessState::Serving);
+        if serves("exporter") && processes.iter().all(|one| one.role != "builder") {
+            return service;
+        }
+        assert!(Instant::now() < until, "{processes:#?}\n{}", service.log());
+    }
 }
 
 fn a_running_service_is_as_declared() {
@@ -135,9 +143,7 @@ fn what_is_hidden_is_never_called_right() {
     let service = two_classes();
     // Where others may run it from.
     let copy = service.site.path("portcullis");
-    // By another process: a child that another test forks meanwhile would hold the copy open for writing.
-    assert!(std::process::Command::new("cp").arg(program()).arg(&copy).status().unwrap().success());
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    copy_program(&program(), &copy);
     let as_stranger = |more: &[&str]| {
         let mut command = attest_command(&copy, &service);
         command.arg("--json").args(more).uid(STRANGER).gid(STRANGER);

@@ -22,6 +22,7 @@ use portcullis::wire::control::{CONTROL_MAX, FromChild, Ready, ToChild, WorkerAs
 use portcullis::wire::frame;
 use portcullis::wire::handover::{FromWorker, HANDOVER_MAX, ToWorker};
 
+use super::copies::copy_program;
 use super::{Report, Test, attest, is_root, site};
 
 pub(super) const TESTS: &[Test] =
@@ -71,8 +72,7 @@ fn a_worker_that_was_started_wrongly_is_noticed() {
         (Path::new(env!("CARGO_BIN_EXE_portcullis-frontend")), "portcullis-frontend"),
         (&own, "portcullis-worker"),
     ] {
-        fs::copy(from, programs.join(to)).unwrap();
-        fs::set_permissions(programs.join(to), fs::Permissions::from_mode(0o755)).unwrap();
+        copy_program(from, &programs.join(to));
     }
     site.supervisor = programs.join("portcullis-supervisor");
     let service = site.start();

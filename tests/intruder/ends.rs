@@ -9,7 +9,7 @@ use crate::support::FIRST_CLASS_UID;
 pub(crate) fn nobody_outlives_the_supervisor_whoever_started_it() {
     for starter in [As::Root, As::Ambient] {
         for stopped in [false, true] {
-            let service = scene::site_of(starter).start();
+            let service = scene::start(scene::site_of(starter));
             let children: Vec<_> =
                 processes(&service).into_iter().filter(|process| process.pid != service.pid()).collect();
             assert!(children.len() >= 3, "{children:?}");

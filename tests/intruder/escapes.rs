@@ -15,7 +15,7 @@ use crate::support::Service;
 /// Tries all of `probes` in the processes of one role.
 pub(crate) fn try_all(role: &str, probes: &[Probe]) -> Result<(), String> {
     let mut wrong = Vec::new();
-    let mut service = scene::site().start();
+    let mut service = scene::start(scene::site());
     for (number, probe) in probes.iter().enumerate() {
         let Target { process: target, alone } = Target::of(role, &service);
         if let Err(why) = unsealed(probe, target.uid, &service) {
@@ -50,7 +50,7 @@ pub(crate) fn try_all(role: &str, probes: &[Probe]) -> Result<(), String> {
         drop(alone);
         // What got anywhere may have changed the process.
         if !matches!(answer, Ok(..0)) {
-            service = scene::site().start();
+            service = scene::start(scene::site());
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }

@@ -40,7 +40,7 @@ fn status(path: &str) -> BTreeMap<String, String> {
 
 pub(crate) fn every_thread_of_every_process_is_sealed() {
     for starter in [As::Root, As::Ambient] {
-        let service = scene::site_of(starter).start();
+        let service = scene::start(scene::site_of(starter));
         let mut roles: Vec<String> = Vec::new();
         for process in processes(&service) {
             for thread in threads(process.pid) {
@@ -91,7 +91,7 @@ fn sealed(process: &Process, thread: Pid, starter: As) {
 
 /// An abort is a crash of native code, and what panics end in.
 pub(crate) fn a_crash_leaves_no_core_and_nobody_may_look_at_a_process() {
-    let service = scene::site().start();
+    let service = scene::start(scene::site());
     for process in processes(&service).iter().filter(|process| process.pid != service.pid()) {
         let limits = fs::read_to_string(format!("/proc/{}/limits", process.pid)).expect("limits");
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("core");
@@ -162,7 +162,7 @@ pub(crate) fn no_descriptor_comes_along() {
     let text = |path: &Path| path.to_str().expect("text").to_owned();
     let own = std::env::current_exe().expect("exe");
     site.through = vec![text(&own), crate::LEAK.to_owned(), text(&canary)];
-    let service = site.start();
+    let service = scene::start(site);
     assert!(service.log().contains(crate::LEAKS), "control: the supervisor was given them");
     for process in processes(&service).iter().filter(|process| process.pid != service.pid()) {
         let all = descriptors(process.pid);
@@ -218,7 +218,7 @@ fn kind(what: &str) -> &'static str {
 
 /// What a policy was loaded from is still there, and stays what it was.
 pub(crate) fn a_worker_cannot_change_its_policies() {
-    let service = scene::site().start();
+    let service = scene::start(scene::site());
     let worker = scene::process(&service, "worker");
     let policy = descriptors(worker.pid).into_iter().find(|(_, what)| kind(what) == "policy");
     let (number, _) = policy.expect("a worker keeps its policies' files");
@@ -258,7 +258,7 @@ pub(crate) fn a_worker_cannot_change_its_policies() {
 }
 
 pub(crate) fn a_child_has_no_environment_terminal_or_directory() {
-    let service = scene::site().start();
+    let service = scene::start(scene::site());
     for process in processes(&service).iter().filter(|process| process.pid != service.pid()) {
         let of = format!("/proc/{}", process.pid);
         assert_eq!(fs::read(format!("{of}/environ")).expect("environ"), b"", "{process:?}");

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use portcullis::client::Question;
 use portcullis::decision::Outcome;
 use portcullis::wire::client::Deadline;
+use portcullis::wire::control::ProcessState;
 use tempfile::TempDir;
 
 use crate::probes::Surroundings;
@@ -65,7 +66,17 @@ pub(crate) fn site_of(starter: As) -> Site {
     site
 }
 
-/// The supervisor and its children, whatever they are.
+/// Starts a service, and waits for its exporter as well: the service is ready without it.
+pub(crate) fn start(site: Site) -> Service {
+    let service = site.start();
+    let serves = |one: &portcullis::wire::control::Process| {
+        one.role == "exporter" && one.state == ProcessState::Serving
+    };
+    wait_until(|| service.processes().iter().any(serves), "the exporter serves");
+    service
+}
+
+/// The supervisor and its children but builders: one that has looked at a policy may be on its way out when the service is ready.
 pub(crate) fn processes(service: &Service) -> Vec<Process> {
     let supervisor = service.pid();
     let mut found = vec![look_at(supervisor).expect("the supervisor runs")];
@@ -77,6 +88,7 @@ pub(crate) fn processes(service: &Service) -> Vec<Process> {
             found.extend(look_at(Pid::from_raw(pid)));
         }
     }
+    found.retain(|process| process.role != "builder");
     found.sort_by_key(|process| process.pid);
     found
 }
@@ -92,14 +104,26 @@ fn look_at(pid: Pid) -> Option<Process> {
     Some(Process { role, title, pid, uid: uid.ok()? })
 }
 
-/// The process of a role; of the workers that of class `one`.
+/// The process of a role, of the workers that of class `one`, as soon as there is one and no other: one that was replaced is
+/// there until it has finished what was begun.
 pub(crate) fn process(service: &Service, role: &str) -> Process {
-    let wanted = |process: &Process| match role {
+    only(service, |process| match role {
         "worker" => process.title == "portcullis-worker: one",
         role => process.role == role,
-    };
-    let all = processes(service);
-    all.iter().find(|process| wanted(process)).cloned().unwrap_or_else(|| panic!("no {role} in {all:?}"))
+    })
+}
+
+pub(crate) fn only(service: &Service, wanted: impl Fn(&Process) -> bool) -> Process {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mut all = processes(service);
+        all.retain(&wanted);
+        if let [process] = &all[..] {
+            return process.clone();
+        }
+        assert!(Instant::now() < until, "not one, but {all:?}\n{}", service.log());
+        std::thread::yield_now();
+    }
 }
 
 /// The process of a role, as soon as there is one again.
@@ -117,11 +141,10 @@ pub(crate) fn surroundings(service: &Service, uid: u32, stranger: &StandIn) -> S
     for own in [own_directory.path(), &own_file] {
         chown(own, Some(uid), Some(uid)).expect("chown");
     }
-    let sibling = processes(service).into_iter().find(|process| process.title == "portcullis-worker: two");
     Surroundings {
         supervisor: service.pid(),
         frontend: process(service, "frontend").pid,
-        sibling: sibling.expect("a worker of another class").pid,
+        sibling: only(service, |process| process.title == "portcullis-worker: two").pid,
         stranger: stranger.pid(),
         socket: service.socket(),
         own_directory,

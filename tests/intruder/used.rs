@@ -9,6 +9,7 @@ use portcullis::sandbox::Role;
 
 use crate::jobs;
 use crate::rules::{self, Rule};
+use crate::scene;
 use crate::tracer::{self, Call};
 use crate::workload;
 
@@ -116,7 +117,7 @@ fn traced(run: workload::Run) -> HashSet<Call> {
     site.through = vec![text(&own), tracer::START.to_owned(), text(&socket)];
     // The trace has to be read while the service runs, or the tracer would wait.
     let reader = std::thread::spawn(move || tracer::calls(listener.accept().expect("accept").0));
-    let service = site.start();
+    let service = scene::start(site);
     run(service);
     reader.join().expect("the trace")
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -12,6 +11,7 @@ use portcullis::bundle::{Platform, media};
 
 use crate::cutting::cut;
 use crate::desk::{CODE_BYTES, Desk, contents, names};
+use crate::ports::free_port;
 
 /// A registry that runs, with its files.
 struct Registry {
@@ -28,8 +28,7 @@ impl Registry {
     /// With more settings, which may name files that are put in its directory.
     fn with(settings: impl FnOnce(&Path) -> String) -> Self {
         let files = tempfile::tempdir().unwrap();
-        // Free a moment ago; if somebody has taken it since, the registry says so and the test fails.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let settings = settings(files.path());
         let (http, rest) = settings.split_once('|').unwrap_or((settings.as_str(), ""));
         let config = format!(

@@ -21,4 +21,6 @@ mod docker;
 mod fake;
 mod lies;
 mod locked;
+#[path = "../support/ports.rs"]
+mod ports;
 mod watched;

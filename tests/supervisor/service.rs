@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use portcullis::wire::control::{Process, ProcessState, ProcessTable};
 
 /// Long enough for a machine that does other things; only ever waited for when something is wrong.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Directory with the supervisor, the spawner and this binary under the names of all others, made once.
 pub(crate) fn programs() -> &'static Path {

@@ -21,8 +21,9 @@ use crate::support;
 /// How to get what the tests run in.
 const HOW: &str = "apt-get install systemd-container debootstrap && debootstrap --variant=minbase \
                    --include=systemd,systemd-sysv,dbus,util-linux,procps bookworm /var/tmp/portcullis-rootfs";
-/// A machine that hangs is ended after so many seconds. The slowest test takes ten on a quiet machine.
-const PATIENCE: &str = "150";
+/// A machine that hangs is ended after so many seconds. The slowest test takes ten on a quiet machine, and may start the
+/// service eleven times.
+const PATIENCE: &str = "300";
 /// Where systemd counts processes, and where limits are: of version 1, both side by side, or of version 2 alone.
 const HIERARCHIES: [&str; 5] = ["systemd", "unified", "pids", "memory", ""];
 /// Where a test's own files are, in the container.

@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 
 use crate::Test;
 use crate::machine::{
-    SERVICE, SOUND, answers, ask, client, configure, installed, journal, output, processes, run, systemctl,
-    text, try_ask,
+    SERVICE, SOUND, answers, ask, client, configure, installed, journal, lasting, output, processes, run,
+    systemctl, text, try_ask,
 };
 use crate::refusal::{refuses_to_start, starts};
 
@@ -94,15 +94,16 @@ fn limit(file: &str) -> String {
     fs::read_to_string(format!("{GROUP}/class-shared/{file}")).expect("limit").trim().to_owned()
 }
 
-/// Who there is, by the title that ps shows, and where.
+/// Who stays, by the title that ps shows, and where.
 fn groups() -> BTreeMap<String, (i32, String)> {
     let of = |pid: i32| {
-        let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("title");
-        let title = title.split('\0').next().unwrap_or_default().to_owned();
-        let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("group");
-        (title, (pid, group.trim().rsplit('/').next().unwrap_or_default().to_owned()))
+        // Gone, if it cannot be read: a worker that was replaced.
+        let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let title = title.split('\0').next().filter(|title| !title.is_empty())?.to_owned();
+        let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        Some((title, (pid, group.trim().rsplit('/').next().unwrap_or_default().to_owned())))
     };
-    processes().into_keys().map(of).collect()
+    lasting().into_keys().filter_map(of).collect()
 }
 
 #[track_caller]

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -32,6 +32,11 @@ pub(crate) const DECIDE: &str = "/run/portcullis/decide.sock";
 pub(crate) const OPERATOR: &str = "/run/portcullis/operator.sock";
 /// Where the programs are that systemd starts.
 const INSTALLED: &str = "/usr/lib/portcullis";
+/// A test's own part of a unit, and the one that all have.
+const DROP_IN: &str = "test.conf";
+const PATIENT: &str = "patient.conf";
+/// The role of those that live for one job.
+const BUILDER: &str = "builder";
 pub(crate) const CONFIGURATION: &str = "/etc/portcullis/portcullis.toml";
 pub(crate) const CACHE: &str = "/var/cache/portcullis/shared";
 pub(crate) const TRUST: &str = "/etc/portcullis/trust.toml";
@@ -68,6 +73,14 @@ default_deadline = "5s"
 pub(crate) fn installed() {
     install();
     populated();
+    // A machine that stops for two seconds is not what is tested, but where it is said so.
+    part(SERVICE, PATIENT, "[Service]\nWatchdogSec=1min\n");
+}
+
+/// With the packaged unit's own watchdog.
+pub(crate) fn impatient() {
+    fs::remove_file(place_of(SERVICE, PATIENT)).expect("remove");
+    systemctl(&["daemon-reload"]);
 }
 
 /// A key, a policy and a configuration that names them, for a service that is installed.
@@ -116,15 +129,23 @@ pub(crate) fn configure(text: &str) {
 
 /// Settings in addition to a unit's, in force with the next start of it.
 pub(crate) fn drop_in(unit: &str, text: &str) {
-    let directory = format!("/run/systemd/system/{unit}.d");
-    fs::create_dir_all(&directory).expect("mkdir");
-    write(&format!("{directory}/test.conf"), text.as_bytes());
-    systemctl(&["daemon-reload"]);
+    part(unit, DROP_IN, text);
 }
 
 pub(crate) fn without_drop_in(unit: &str) {
-    fs::remove_dir_all(format!("/run/systemd/system/{unit}.d")).expect("remove");
+    fs::remove_file(place_of(unit, DROP_IN)).expect("remove");
     systemctl(&["daemon-reload"]);
+}
+
+fn part(unit: &str, name: &str, text: &str) {
+    let place = place_of(unit, name);
+    fs::create_dir_all(place.parent().expect("directory")).expect("mkdir");
+    write(place.to_str().expect("path"), text.as_bytes());
+    systemctl(&["daemon-reload"]);
+}
+
+fn place_of(unit: &str, name: &str) -> PathBuf {
+    Path::new("/run/systemd/system").join(format!("{unit}.d")).join(name)
 }
 
 /// Runs a program to its end, whatever that is.
@@ -162,7 +183,8 @@ pub(crate) fn journal() -> String {
     text(&output("journalctl", &["--quiet", "--no-pager", "--output=cat", "--unit=portcullis*"]))
 }
 
-/// The service's processes by number, each with its role: the part of the program's name behind `portcullis-`.
+/// The service's processes by number, each with its role: the part of the program's name behind `portcullis-`. Not those that
+/// have ended and are only not waited for yet.
 pub(crate) fn processes() -> BTreeMap<i32, String> {
     let role = |pid: &i32| {
         // Gone, if it cannot be read.
@@ -176,19 +198,57 @@ pub(crate) fn processes() -> BTreeMap<i32, String> {
     numbers.filter_map(|pid| Some((pid, role(&pid)?))).collect()
 }
 
-/// The roles there are, each once.
+/// The processes that stay: a builder comes with a bundle that is looked at, and goes when it likes.
+pub(crate) fn lasting() -> BTreeMap<i32, String> {
+    let mut processes = processes();
+    processes.retain(|_, role| role != BUILDER);
+    processes
+}
+
+/// The same of a service with one class, as soon as nobody else is there: a builder may be on its way out when the service is
+/// ready, and whom a reload has replaced finishes what was begun.
+pub(crate) fn settled() -> BTreeMap<i32, String> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let processes = processes();
+        let mut roles: Vec<&str> = processes.values().map(String::as_str).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        if roles.len() == processes.len() && !roles.contains(&BUILDER) {
+            return processes;
+        }
+        assert!(Instant::now() < patience, "{processes:?}\n{}", journal());
+        std::thread::yield_now();
+    }
+}
+
+/// The roles there are, each once, without builders.
 pub(crate) fn roles() -> Vec<String> {
-    let mut roles: Vec<String> = processes().into_values().collect();
+    let mut roles: Vec<String> = lasting().into_values().collect();
     roles.sort();
     roles.dedup();
     roles
 }
 
-/// A process of this role.
+/// The process of this role, as soon as there is one and no other: one that was replaced may not have ended yet.
 pub(crate) fn process(role: &str) -> Process {
-    let found = processes().into_iter().find(|(_, name)| name == role);
-    let (pid, _) = found.unwrap_or_else(|| panic!("no {role} runs\n{}", journal()));
-    Process::of(pid)
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let found: Vec<i32> =
+            processes().into_iter().filter(|(_, name)| name == role).map(|(pid, _)| pid).collect();
+        if let [pid] = found[..]
+            && let Some(process) = Process::find(pid)
+        {
+            return process;
+        }
+        assert!(Instant::now() < patience, "there is not one {role}, but {found:?}\n{}", journal());
+        std::thread::yield_now();
+    }
+}
+
+/// Everybody who is there.
+pub(crate) fn everybody() -> Vec<Process> {
+    processes().into_keys().filter_map(Process::find).collect()
 }
 
 /// A process that cannot be mistaken for a later one of the same number.
@@ -198,17 +258,22 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn of(pid: i32) -> Self {
+    /// None if it is gone.
+    pub(crate) fn find(pid: i32) -> Option<Self> {
         // JUSTIFICATION: neither std nor nix has this call.
         // SAFETY: it takes two numbers and gives back a new descriptor.
         #[expect(unsafe_code, reason = "pidfd_open by number")]
         let made = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if made < 0 {
+            let why = std::io::Error::last_os_error();
+            assert_eq!(why.raw_os_error(), Some(libc::ESRCH), "{why}");
+            return None;
+        }
         let number = i32::try_from(made).expect("a descriptor");
-        assert!(number >= 0, "process {pid} is gone");
         // SAFETY: just made, and nobody else knows it.
         #[expect(unsafe_code, reason = "a new descriptor arrives as a number")]
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
-        Self { pid, descriptor }
+        Some(Self { pid, descriptor })
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use crate::Test;
 use crate::machine::{
     CACHE, DECIDE, OPERATOR, Process, SERVICE, SOCKETS, SOUND, TRUST, answers, configure, drop_in, installed,
-    journal, listed, output, process, processes, property, roles, run, started, systemctl, text,
+    journal, listed, output, process, processes, property, roles, run, settled, started, systemctl, text,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -49,7 +49,7 @@ fn an_installed_service_starts_with_a_uid_for_each_role() {
     answers();
 
     let own: u32 = run("id", &["--user", "portcullis"]).trim().parse().expect("a number");
-    let processes = processes();
+    let processes = settled();
     assert_eq!(roles(), ["frontend", "registry", "spawner", "supervisor", "worker"]);
     assert_eq!(property(SERVICE, "MainPID"), number(&processes, "supervisor").to_string());
     for (pid, role) in &processes {
@@ -224,10 +224,9 @@ fn programs_are_replaced_under_a_running_service() {
     // Those that start later are the old ones, too: what was witnessed and what is opened belong together.
     answers();
     let workers = || -> Vec<Process> {
-        let owned = |pid: &i32| fs::metadata(format!("/proc/{pid}")).is_ok_and(|of| of.uid() == 61001);
-        let numbers = fs::read_dir("/proc").expect("list /proc").flatten();
-        let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        numbers.filter(owned).map(Process::of).collect()
+        // The kernel says of a program that is not in its place any more that it is deleted. A builder has the same UID.
+        let workers = processes().into_iter().filter(|(_, role)| role.starts_with("worker"));
+        workers.filter_map(|(pid, _)| Process::find(pid)).collect()
     };
     let old = workers();
     old[0].signal(Signal::SIGKILL);
