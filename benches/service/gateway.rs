@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +17,7 @@ use portcullis::wire::frame;
 use tempfile::TempDir;
 
 use crate::Plan;
-use crate::load::{Exchange, Load, closed_loop, cpu_ns, percentile};
+use crate::load::{Exchange, Halves, Load, closed_loop, cpu_ns, event_loop, percentile};
 use crate::opa::Opa;
 use crate::report::{Reach, Row, Spread, median};
 use crate::subject::{TENANT, processes, question};
@@ -48,7 +49,7 @@ pub(super) fn compared(plan: &Plan) -> Vec<Row> {
     let gateway = Gateway::start();
     let mut rows = against_native(plan, &gateway);
     if let Some(binary) = std::env::var_os("OPA_BIN") {
-        rows.push(against_rest(plan, &gateway, Path::new(&binary)));
+        rows.extend(against_rest(plan, &gateway, Path::new(&binary)));
     }
     if let Some(binary) = std::env::var_os("OPA_ENVOY_BIN") {
         rows.extend(against_opa_envoy(plan, &gateway, Path::new(&binary)));
@@ -117,7 +118,23 @@ struct Http {
 
 impl Exchange for Http {
     fn exchange(&mut self) {
+        self.send();
+        self.receive();
+    }
+}
+
+impl AsFd for Http {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Halves for Http {
+    fn send(&mut self) {
         self.stream.write_all(self.request.as_bytes()).unwrap();
+    }
+
+    fn receive(&mut self) {
         let mut have = 0;
         loop {
             let read = self.stream.read(&mut self.buffer[have..]).unwrap();
@@ -129,6 +146,40 @@ impl Exchange for Http {
                 assert!(opens, "{}", String::from_utf8_lossy(&self.buffer[..have]));
                 return;
             }
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+enum Asker {
+    /// One thread with all connections, as a worker of nginx, Envoy or HAProxy has them.
+    EventLoop,
+    /// A thread for each connection, so that each answer wakes somebody.
+    Threads,
+}
+
+impl Asker {
+    const ALL: [Self; 2] = [Self::EventLoop, Self::Threads];
+
+    fn load(self, peers: &mut [impl Exchange + Halves], servers: &[i32], duration: Duration) -> Load {
+        match self {
+            Self::EventLoop => event_loop(peers, servers, duration),
+            Self::Threads => closed_loop(peers, servers, duration),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::EventLoop => "",
+            Self::Threads => "-threads",
+        }
+    }
+
+    fn described(self, connections: usize) -> String {
+        match self {
+            Self::EventLoop => format!("{connections} connections of one thread"),
+            Self::Threads => format!("{connections} connections, each of a thread of its own"),
         }
     }
 }
@@ -151,55 +202,63 @@ fn against_native(plan: &Plan, gateway: &Gateway) -> Vec<Row> {
         attributes: Vec::new(),
     });
     let native = question(TENANT, 1, RATES, &frame::encode(&input, CLIENT_FRAME_MAX).unwrap());
-    [4, 16]
-        .into_iter()
-        .flat_map(|connections| {
-            let mut natives: Vec<Wire> =
-                (0..connections).map(|_| Wire::asking(service, TENANT, native.clone())).collect();
-            let mut https: Vec<Http> = (0..connections).map(|_| gateway.http("http", PATH)).collect();
-            // The first question of each is not measured: connections to the worker are made with it.
-            https.iter_mut().for_each(Http::exchange);
+    let mut rows = Vec::new();
+    for connections in [4, 16] {
+        let mut natives: Vec<Wire> =
+            (0..connections).map(|_| Wire::asking(service, TENANT, native.clone())).collect();
+        let mut https: Vec<Http> = (0..connections).map(|_| gateway.http("http", PATH)).collect();
+        // The first question of each is not measured: connections to the worker are made with it.
+        https.iter_mut().for_each(Http::exchange);
+        for asker in Asker::ALL {
             let rounds: Vec<(Load, Load)> = (0..plan.rounds)
                 .map(|_| {
-                    let native = closed_loop(&mut natives, &pids, plan.round);
-                    (native, closed_loop(&mut https, &pids, plan.round))
+                    let native = asker.load(&mut natives, &pids, plan.round);
+                    (asker.load(&mut https, &pids, plan.round), native)
                 })
                 .collect();
-            let both = |of: fn(&Load) -> f64| {
-                let each = |which: fn(&(Load, Load)) -> &Load| median(rounds.iter().map(|round| of(which(round))));
-                (each(|round| &round.1), each(|round| &round.0))
-            };
-            let (cpu, p50, p99) =
-                (both(|load| load.cpu_us), both(|load| load.percentile(50.0)), both(|load| load.percentile(99.0)));
-            let per_second = both(|load| load.per_second);
-            let detail = format!(
-                "CPU {:.1} against {:.1} us; {:.0} against {:.0} per second; p50 {:.0} against {:.0}, p99 {:.0} against {:.0} us",
-                cpu.0, cpu.1, per_second.0, per_second.1, p50.0, p50.1, p99.0, p99.1
+            let (name, who) = (asker.name(), asker.described(connections));
+            let added = Spread::of(rounds.iter().map(|(http, native)| http.cpu_us - native.cpu_us));
+            let slower = Spread::of(
+                rounds.iter().map(|(http, native)| http.percentile(50.0) / native.percentile(50.0)),
             );
-            let added = Spread::of(rounds.iter().map(|(native, http)| http.cpu_us - native.cpu_us));
-            let slower = Spread::of(rounds.iter().map(|(native, http)| http.percentile(50.0) / native.percentile(50.0)));
-            [
+            rows.push(
                 Row::new(
-                    &format!("gateway/{connections}-cpu"),
-                    format!("server CPU that a decision takes more over HTTP through the gateway than natively, {connections} connections"),
+                    &format!("gateway/{connections}{name}-cpu"),
+                    format!("server CPU that a decision takes more over HTTP through the gateway than natively, {who}"),
                     "us",
                     added,
                 )
                 .reach(Reach::AtMost(12.0))
-                .detail(detail),
-                Row::new(
-                    &format!("gateway/{connections}-p50"),
-                    format!("p50 over HTTP through the gateway, {connections} connections, against natively"),
-                    "x",
-                    slower,
-                ),
-            ]
-        })
-        .collect()
+                .detail(both(&rounds)),
+            );
+            rows.push(Row::new(
+                &format!("gateway/{connections}{name}-p50"),
+                format!("p50 over HTTP through the gateway, {who}, against natively"),
+                "x",
+                slower,
+            ));
+        }
+    }
+    rows
+}
+
+/// The medians of two sides that were measured in turn.
+fn both(rounds: &[(Load, Load)]) -> String {
+    let figure = |of: &dyn Fn(&Load) -> f64| {
+        let ours = median(rounds.iter().map(|round| of(&round.0)));
+        format!("{ours:.1} against {:.1}", median(rounds.iter().map(|round| of(&round.1))))
+    };
+    format!(
+        "CPU {} us; {} per second; p50 {}, p99 {} us",
+        figure(&|load| load.cpu_us),
+        figure(&|load| load.per_second),
+        figure(&|load| load.percentile(50.0)),
+        figure(&|load| load.percentile(99.0))
+    )
 }
 
 /// OPA's own API, asked for the same Rego by as many connections.
-fn against_rest(plan: &Plan, gateway: &Gateway, binary: &Path) -> Row {
+fn against_rest(plan: &Plan, gateway: &Gateway, binary: &Path) -> Vec<Row> {
     const CONNECTIONS: usize = 4;
     let pids = processes(&gateway.service);
     let opa = Opa::start(binary, &[("policy.rego", REGO), ("data.json", DATA)]);
@@ -213,28 +272,25 @@ fn against_rest(plan: &Plan, gateway: &Gateway, binary: &Path) -> Row {
         (0..CONNECTIONS).map(|_| opa.connect("gate/answer/allowed", &input).unwrap()).collect();
     let mut ours: Vec<Http> = (0..CONNECTIONS).map(|_| gateway.http("rego", "/health")).collect();
     ours.iter_mut().for_each(Http::exchange);
-    let rounds: Vec<(Load, Load)> = (0..plan.rounds)
-        .map(|_| {
-            let theirs = closed_loop(&mut theirs, &[opa.pid()], plan.round);
-            (theirs, closed_loop(&mut ours, &pids, plan.round))
+    Asker::ALL
+        .map(|asker| {
+            let rounds: Vec<(Load, Load)> = (0..plan.rounds)
+                .map(|_| {
+                    let theirs = asker.load(&mut theirs, &[opa.pid()], plan.round);
+                    (asker.load(&mut ours, &pids, plan.round), theirs)
+                })
+                .collect();
+            let ratios = Spread::of(
+                rounds.iter().map(|(ours, theirs)| ours.percentile(50.0) / theirs.percentile(50.0)),
+            );
+            let who = asker.described(CONNECTIONS);
+            let what =
+                format!("p50 of forward-auth over HTTP, {who}, against OPA's REST API with the same Rego");
+            Row::new(&format!("gateway/rest{}-p50", asker.name()), what, "x", ratios)
+                .reach(Reach::AtMost(0.6))
+                .detail(both(&rounds))
         })
-        .collect();
-    let figure = |of: fn(&Load) -> f64| {
-        (median(rounds.iter().map(|round| of(&round.1))), median(rounds.iter().map(|round| of(&round.0))))
-    };
-    let (p50, p99, cpu) = (
-        figure(|load| load.percentile(50.0)),
-        figure(|load| load.percentile(99.0)),
-        figure(|load| load.cpu_us),
-    );
-    let detail = format!(
-        "p50 {:.0} against {:.0} us, p99 {:.0} against {:.0}; CPU {:.1} against {:.1} us",
-        p50.0, p50.1, p99.0, p99.1, cpu.0, cpu.1
-    );
-    let ratios =
-        Spread::of(rounds.iter().map(|(theirs, ours)| ours.percentile(50.0) / theirs.percentile(50.0)));
-    let what = "p50 of forward-auth over HTTP, 4 connections, against OPA's REST API with the same Rego";
-    Row::new("gateway/rest-p50", what, "x", ratios).reach(Reach::AtMost(0.6)).detail(detail)
+        .into()
 }
 
 /// What one h2load came to.

@@ -1,13 +1,23 @@
 //! Load from many connections at once, and what it cost the processes under it.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 /// One question and its answer, over one connection. Panics if the answer is not the one expected.
 pub(super) trait Exchange: Send {
     fn exchange(&mut self);
+}
+
+/// An exchange in two, so that one thread can have several under way.
+pub(super) trait Halves: AsFd {
+    fn send(&mut self);
+    /// The whole answer; called when some of it is there.
+    fn receive(&mut self);
 }
 
 /// What one run of closed loops came to.
@@ -39,14 +49,52 @@ pub(super) fn paced_loop(
     duration: Duration,
     pause: Duration,
 ) -> Load {
+    measured(servers, duration, |until| {
+        thread::scope(|scope| {
+            let threads: Vec<_> = peers
+                .iter_mut()
+                .map(|peer| scope.spawn(move || exchange_until(peer, until, pause)))
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        })
+    })
+}
+
+/// A closed loop on each connection too, but all by one thread that waits for whichever answer comes first, as a proxy's
+/// worker does with its connections.
+pub(super) fn event_loop(peers: &mut [impl Halves], servers: &[i32], duration: Duration) -> Load {
+    measured(servers, duration, |until| {
+        let mut latencies = Vec::with_capacity(1 << 17);
+        let mut sent: Vec<Option<Instant>> = peers.iter().map(|_| None).collect();
+        for (peer, sent) in peers.iter_mut().zip(&mut sent) {
+            *sent = Some(Instant::now());
+            peer.send();
+        }
+        while sent.iter().any(Option::is_some) {
+            let mut ready: Vec<PollFd<'_>> =
+                peers.iter().map(|peer| PollFd::new(peer.as_fd(), PollFlags::POLLIN)).collect();
+            poll(&mut ready, PollTimeout::NONE).unwrap();
+            let ready: Vec<bool> = ready.iter().map(|one| one.any().unwrap()).collect();
+            for ((peer, sent), ready) in peers.iter_mut().zip(&mut sent).zip(ready) {
+                let Some(before) = sent.filter(|_| ready) else { continue };
+                peer.receive();
+                let after = Instant::now();
+                latencies.push((after - before).as_secs_f64() * 1e6);
+                *sent = (after < until).then_some(after);
+                if sent.is_some() {
+                    peer.send();
+                }
+            }
+        }
+        latencies
+    })
+}
+
+/// What `load` came to, which gives latencies in microseconds.
+fn measured(servers: &[i32], duration: Duration, load: impl FnOnce(Instant) -> Vec<f64>) -> Load {
     let cpu_before = cpu_ns(servers);
     let start = Instant::now();
-    let until = start + duration;
-    let mut latencies_us: Vec<f64> = thread::scope(|scope| {
-        let threads: Vec<_> =
-            peers.iter_mut().map(|peer| scope.spawn(move || exchange_until(peer, until, pause))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-    });
+    let mut latencies_us = load(start + duration);
     let elapsed = start.elapsed();
     let cpu = cpu_ns(servers) - cpu_before;
     latencies_us.sort_by(f64::total_cmp);

@@ -1,6 +1,7 @@
 //! The same closed loops against `opa run --server`, where `OPA_BIN` names a binary.
 
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::Plan;
-use crate::load::{Exchange, Load, closed_loop};
+use crate::load::{Exchange, Halves, Load, closed_loop};
 use crate::report::{Row, Spread, median};
 use crate::subject::{INPUT, TENANT, hashing, processes};
 use crate::support::PATIENCE;
@@ -122,7 +123,17 @@ pub(super) struct Http {
 
 impl Exchange for Http {
     fn exchange(&mut self) {
+        self.send();
+        self.receive();
+    }
+}
+
+impl Halves for Http {
+    fn send(&mut self) {
         self.stream.write_all(self.request.as_bytes()).unwrap();
+    }
+
+    fn receive(&mut self) {
         let mut have = 0;
         loop {
             let read = self.stream.read(&mut self.buffer[have..]).unwrap();
@@ -140,5 +151,11 @@ impl Exchange for Http {
                 return;
             }
         }
+    }
+}
+
+impl AsFd for Http {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }

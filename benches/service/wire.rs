@@ -4,6 +4,7 @@
 //! the two servers and not a client library. (`portcullis::client` has a row of its own.)
 
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use portcullis::wire::client::{ClientFrame, ServerFrame::Decision};
 use portcullis::wire::client::{HELLO_MAX, PROTOCOL_VERSION, SERVER_FRAME_MAX, ServerFrame};
 use portcullis::wire::frame::{self, PREFIX};
 
-use crate::load::Exchange;
+use crate::load::{Exchange, Halves};
 use crate::subject::{TENANT, request};
 use crate::support::Service;
 
@@ -137,9 +138,25 @@ impl Wire {
 
 impl Exchange for Wire {
     fn exchange(&mut self) {
+        self.send();
+        self.receive();
+    }
+}
+
+impl Halves for Wire {
+    fn send(&mut self) {
         self.stream.write_all(&self.request).unwrap();
+    }
+
+    fn receive(&mut self) {
         let length = self.read_one();
         check_allowed(&self.buffer[..length]);
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 
