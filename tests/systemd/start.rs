@@ -22,6 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("start::the_trust_policy_comes_as_a_credential", the_trust_policy_comes_as_a_credential),
     ("start::the_running_service_is_attested", the_running_service_is_attested),
     ("start::what_the_unit_takes_away_is_gone", what_the_unit_takes_away_is_gone),
+    (
+        "start::slices_are_short_where_the_unit_allows_the_call",
+        slices_are_short_where_the_unit_allows_the_call,
+    ),
     ("start::programs_are_replaced_under_a_running_service", programs_are_replaced_under_a_running_service),
     ("start::stopping_leaves_no_process_and_no_residue", stopping_leaves_no_process_and_no_residue),
 ];
@@ -160,6 +164,36 @@ fn the_trust_policy_comes_as_a_credential() {
     fs::write(TRUST, policy).expect("write");
     configure(&SOUND.replace(TRUST, "$CREDENTIALS_DIRECTORY/other.toml"));
     refused(&format!("open trust policy \"/run/credentials/{SERVICE}/other.toml\""));
+}
+
+/// With the lines that the documentation gives for it, and with nothing else.
+fn slices_are_short_where_the_unit_allows_the_call() {
+    const DOCUMENTED: &str = "[Service]\nSystemCallFilter=sched_setattr\n";
+    const SHORT_NS: u64 = 100_000;
+    assert!(include_str!("../../docs/systemd.md").contains(DOCUMENTED));
+    started();
+    answers();
+    let usual = shortest_slice("worker");
+    assert!(usual > SHORT_NS, "the control: {usual} ns without it");
+    systemctl(&["stop", SERVICE]);
+    drop_in(SERVICE, DOCUMENTED);
+    systemctl(&["start", SERVICE]);
+    answers();
+    assert_eq!(shortest_slice("worker"), SHORT_NS, "{}", journal());
+    println!("measured: slices of {usual} ns, and of {SHORT_NS} ns with the call");
+}
+
+/// Of the threads of the process of that role, nanoseconds.
+fn shortest_slice(role: &str) -> u64 {
+    let tasks = format!("/proc/{}/task", process(role).pid);
+    let tasks = fs::read_dir(&tasks).unwrap_or_else(|why| panic!("{tasks}: {why}"));
+    let slice = |task: fs::DirEntry| {
+        let said =
+            fs::read_to_string(task.path().join("sched")).expect("what the scheduler says of a thread");
+        let line = said.lines().find(|line| line.starts_with("se.slice")).expect("Linux 6.12 says its slice");
+        line.rsplit(' ').next().and_then(|number| number.parse().ok()).expect("a number")
+    };
+    tasks.map(|task| slice(task.expect("a thread"))).min().expect("threads")
 }
 
 const CREDENTIAL: &str = "$CREDENTIALS_DIRECTORY/trust.toml";
