@@ -12,21 +12,30 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::time::Instant;
 
 use portcullis::client::{Question, blocking};
 use portcullis::decision::{Decision, Outcome};
 use portcullis::wire::client::Deadline;
+use portcullis::wire::control::{Process, ProcessState};
 use serde_json::Value;
 use support::{PATIENCE, Service, Site};
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
+/// Once there is an exporter: the service is ready without it, and it tells of nothing that was before it.
 fn start(listener: &TcpListener) -> Service {
-    Site::new()
+    let service = Site::new()
         .class("one", "")
         .tenant("acme", "one", &[("gate", "hostile/selective")], "")
         .telemetry(&format!("otlp = \"http://{}\"\n", listener.local_addr().unwrap()))
-        .start()
+        .start();
+    let until = Instant::now() + PATIENCE;
+    let serves = |one: &Process| one.role == "exporter" && one.state == ProcessState::Serving;
+    while !service.processes().iter().any(serves) {
+        assert!(Instant::now() < until, "no exporter\n{}", service.log());
+    }
+    service
 }
 
 fn ask(client: &mut blocking::Client, traceparent: Option<&str>, what: &[u8]) -> Decision {

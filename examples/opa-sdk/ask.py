@@ -4,7 +4,7 @@ import sys
 
 from opa_client.opa import OpaClient
 
-client = OpaClient(host="127.0.0.1", port=int(sys.argv[1]))
+client = OpaClient(host="127.0.0.1", port=int(sys.argv[1]), timeout=10)
 
 
 def asked(principal, method, path):
@@ -13,7 +13,7 @@ def asked(principal, method, path):
 
 
 try:
-    assert client.check_health()
+    client.wait_for_ready(timeout=3)
     questions = [
         ("spiffe://shop.example/ops", "DELETE", "/admin/users", True),
         ("spiffe://shop.example/web", "GET", "/catalog/4711", True),

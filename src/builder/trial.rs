@@ -6,7 +6,7 @@
 
 use std::mem;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 
 use bytes::Bytes;
 
@@ -14,9 +14,7 @@ use crate::artifact::{Ceiling, SealedBytes};
 use crate::bundle::PolicyConfig;
 use crate::compile::{Built, VouchError, vouch};
 use crate::decision::{Input, Outcome};
-use crate::engine::{
-    self, Call, Engines, Granted, LoadError, Slice, monotonic_ns, realtime_ns, thread_cpu_ns,
-};
+use crate::engine::{self, Call, Engines, Granted, LoadError, Slice, realtime_ns};
 use crate::wire::frame::{self, EncodeError};
 
 /// Longest that a trial may take, nanoseconds of processor time, whatever the policy's own limit is.
@@ -56,20 +54,9 @@ pub(super) fn decides(
     // To the end of the process, as everything that a guest leaves: giving it back takes system calls.
     mem::forget(Arc::clone(&policy));
     let longest = u64::from(manifest.limits.deadline_us).saturating_mul(1000).min(LONGEST_NS);
-    let before = thread_cpu_ns();
-    let mut left = longest;
     let mut evaluation = Box::pin(engine::evaluate(policy, call, Arc::clone(&slice), None));
     let PolicyConfig { tenant, policy, .. } = manifest;
-    let answer = loop {
-        slice.set_end(monotonic_ns().saturating_add(left));
-        let answer = evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        // Its slice has ended, but others may have had the processor meanwhile: a sound policy is not refused for that.
-        left = longest.saturating_sub(thread_cpu_ns().saturating_sub(before));
-        if answer.is_ready() || left == 0 {
-            break answer;
-        }
-    };
-    match answer {
+    match engine::run_for(evaluation.as_mut(), &slice, longest) {
         Poll::Pending => {
             let begun = slice.made() > 0;
             mem::forget(slice);

@@ -32,7 +32,7 @@ pub(crate) use settings::{CORE_INSTANCES_PER_COMPONENT, FEATURES, TABLE_ELEMENTS
 pub use settings::{Metering, PoolLimits, WASMTIME_VERSION, settings_digest, settings_digest_of};
 #[cfg(feature = "compiler")]
 pub use settings::{compiling_engine, counting_engine, preparing_engine};
-pub use slice::{Slice, monotonic_ns, realtime_ns, thread_cpu_ns};
+pub use slice::{Slice, monotonic_ns, realtime_ns, run_for, thread_cpu_ns};
 pub use target::Target;
 pub use watch::{Function, HostCall, Listed, LogLevel, Notes, Watch};
 pub use world::{WORLD, World};

@@ -1,6 +1,8 @@
 //! Time: the clocks, and the slice of processor time that a guest may use before it has to let others run.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -35,6 +37,21 @@ impl Slice {
 
     pub(super) fn is_over(&self) -> bool {
         monotonic_ns() >= self.end_ns.load(Ordering::Relaxed)
+    }
+}
+
+/// Resumes what a guest does, the only one of this thread, until it is done or has had so many nanoseconds of the processor:
+/// unlike a deadline, what others take meanwhile does not count. Another thread has to tick.
+pub fn run_for<F: Future>(mut evaluation: Pin<&mut F>, slice: &Slice, processor_ns: u64) -> Poll<F::Output> {
+    let before = thread_cpu_ns();
+    let mut left = processor_ns;
+    loop {
+        slice.set_end(monotonic_ns().saturating_add(left));
+        let polled = evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        left = processor_ns.saturating_sub(thread_cpu_ns().saturating_sub(before));
+        if polled.is_ready() || left == 0 {
+            return polled;
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::wire::frame;
 
 /// How often a guest that runs is made to look at the clock.
 const TICK: Duration = Duration::from_millis(1);
-/// Longest that a policy may take to begin, microseconds, whatever its own limit is: what a builder gives it.
+/// Longest that a policy may take to begin, microseconds of processor time, whatever its own limit is: what a builder gives it.
 const BEGIN_US: u32 = 1_000_000;
 
 /// Engines as a worker has them, with room for one instance of so much memory.
@@ -78,27 +78,19 @@ impl Subject {
         let input = frame::encode(&question, QUESTION_MAX).map_err(|error| error.to_string())?;
         let call = Call { input: input.into(), clock_ns: realtime_ns(), seed: [0; 32], id: None };
         let limit_us = self.limits().deadline_us.min(BEGIN_US);
-        let deadline = monotonic_ns().saturating_add(u64::from(limit_us).saturating_mul(1000));
         let slice = Arc::new(Slice::default());
-        slice.set_end(deadline);
         let _ticking = self.stage.ticker.tick();
         let mut evaluation =
             Box::pin(engine::evaluate(Arc::clone(&self.policy), call, Arc::clone(&slice), None));
-        loop {
-            match evaluation.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Evaluated { instantiated: false, decision, .. }) => {
-                    return Err(match decision.outcome {
-                        Outcome::Refused(Refusal::Trap(kind)) => format!("it traps ({kind:?})"),
-                        outcome => format!("{outcome:?}"),
-                    });
-                }
-                Poll::Ready(_) => return Ok(()),
-                Poll::Pending if slice.made() > 0 => return Ok(()),
-                Poll::Pending if monotonic_ns() > deadline => {
-                    return Err(format!("what it does at its start does not end in {} ms", limit_us / 1000));
-                }
-                Poll::Pending => {}
+        match engine::run_for(evaluation.as_mut(), &slice, u64::from(limit_us).saturating_mul(1000)) {
+            Poll::Ready(Evaluated { instantiated: false, decision, .. }) => Err(match decision.outcome {
+                Outcome::Refused(Refusal::Trap(kind)) => format!("it traps ({kind:?})"),
+                outcome => format!("{outcome:?}"),
+            }),
+            Poll::Pending if slice.made() == 0 => {
+                Err(format!("what it does at its start does not end in {} ms", limit_us / 1000))
             }
+            Poll::Ready(_) | Poll::Pending => Ok(()),
         }
     }
 

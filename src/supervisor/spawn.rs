@@ -30,8 +30,8 @@ use crate::wire::spawner::{FromSpawner, Member, Order, Part, SPAWNER_MAX, Spawne
 
 /// From the fork to Ready. It loads nothing.
 const READY_WITHIN: Duration = Duration::from_secs(10);
-/// From an order to its answer: one clone. The supervisor does nothing else meanwhile, and the service manager's watchdog
-/// has half of its time left after it.
+/// From an order to its answer, at least: one clone. The supervisor does nothing else meanwhile, and the service manager's
+/// watchdog has half of its time left after it. Where others may take longer (`answer_within`), so may the spawner.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Wake-ups of ours that must have passed before silence is the spawner's fault and not the machine's.
 const ROUNDS: u32 = 4;
@@ -93,6 +93,7 @@ pub(super) struct Spawner {
     pub(super) landlock_abi: u32,
     channel: Channel<Order, FromSpawner>,
     serial: Cell<u64>,
+    answers_within: Duration,
     /// Seccomp filters that its children are born under.
     pub(super) filters: u32,
 }
@@ -151,7 +152,9 @@ impl Spawner {
             say!("spawner: did not start: {why}");
         })?;
         drop(theirs);
-        let mut spawner = Self { pid, landlock_abi: 0, channel, serial: Cell::new(0), filters };
+        let answers_within = ANSWER_WITHIN.max(config.service.answer_within);
+        let mut spawner =
+            Self { pid, landlock_abi: 0, channel, serial: Cell::new(0), answers_within, filters };
         match spawner.hear(READY_WITHIN)? {
             FromSpawner::Ready { landlock_abi } => spawner.landlock_abi = landlock_abi,
             FromSpawner::Failed { why } => return Err(SpawnError::Refused(why)),
@@ -181,7 +184,7 @@ impl Spawner {
         descriptors.extend(launch.accounts);
         descriptors.extend(launch.group);
         self.channel.send_with(&order, &descriptors)?;
-        match self.hear(ANSWER_WITHIN)? {
+        match self.hear(self.answers_within)? {
             FromSpawner::Started { serial: of, pid } if of == serial => {
                 let child = Pid::from_raw(pid);
                 if child == self.pid || known.contains(&child) || !is_child(pid) {

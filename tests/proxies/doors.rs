@@ -287,7 +287,8 @@ impl Door {
             // Decisions have longer than this machine stops, and proxies longer than decisions.
             .replace("deadline = \"250ms\"", "deadline = \"4s\"")
             .replace("connect_timeout: 0.25s", "connect_timeout: 6s")
-            .replace("timeout connect 1s", "timeout connect 6s");
+            .replace("timeout connect 1s", "timeout connect 6s")
+            .replace("timeout hello 1s", "timeout hello 6s");
         if file == "gateway.toml" { text } else { (self.edit)(&text) }
     }
 

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long a server may think about a request that it can answer.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(90);
 /// And about one that it may also just leave lying.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(2);
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub(crate) enum Address {

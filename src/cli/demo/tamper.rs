@@ -1,5 +1,6 @@
 //! A stored policy is changed by one byte, and the service told to load it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::event::{Event, Tampered, Unexpected, micros};
@@ -10,7 +11,7 @@ use super::show::Show;
 use super::signals::Signals;
 use super::{DemoError, GRACE};
 use crate::artifact::Digest;
-use crate::cli::operator::ask_status;
+use crate::cli::operator::{OperatorError, ask_status};
 use crate::cli::reload::reload;
 use crate::client::{Settings, blocking};
 use crate::wire::operator::{PolicyStatus, Status, WorkerStatus};
@@ -29,11 +30,12 @@ pub(super) fn tell(
 ) -> Result<(), DemoError> {
     signals.check()?;
     let socket = scene.operator_socket();
-    let before = ask_status(&socket)?;
+    let before = told(&socket, ask_status(&socket)?)?;
     let (byte, stored) = scene.tamper(TENANT, POLICY)?;
     let start = Instant::now();
     let after = reload(&socket, PATIENCE)?;
     let took = start.elapsed();
+    let after = told(&socket, after)?;
     show.event(&Event::Tampered(compare(&before, &after, (byte, stored), took)))?;
 
     show.event(
@@ -45,6 +47,15 @@ pub(super) fn tell(
     show.event(&newcomer.ask(&script::to_ip_allowlist("the tampered policy, over a new connection"))?)?;
     asker.count(newcomer.asked());
     Ok(())
+}
+
+/// That status, or the next in which the class has its say.
+fn told(socket: &Path, mut status: Status) -> Result<Status, OperatorError> {
+    let until = Instant::now() + PATIENCE;
+    while status.untold.iter().any(|one| one.class.as_str() == CLASS) && Instant::now() < until {
+        status = ask_status(socket)?;
+    }
+    Ok(status)
 }
 
 fn compare(before: &Status, after: &Status, (byte, stored): (usize, Digest), took: Duration) -> Tampered {

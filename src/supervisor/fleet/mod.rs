@@ -41,8 +41,9 @@ use crate::wire::channel::{ReceiveError, Received, SendError};
 use crate::wire::control::{AskedReload, Isolation, Ready, ToChild};
 use crate::wire::spawner::Part;
 
-/// From the end of the control channel to the end of the process.
-const END_WITHIN: Duration = Duration::from_millis(50);
+/// From the end of the control channel to the end of the process: whoever is on its way out says itself why, if it is given a
+/// moment for it, and whoever is not is killed.
+const END_WITHIN: Duration = Duration::from_millis(500);
 /// How the end of a process that wanted to end is called.
 const LEFT: &str = "exited with 0";
 /// And that of one that was killed.
