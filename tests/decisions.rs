@@ -19,6 +19,11 @@ use portcullis::engine::Metering;
 use portcullis::wire::client::Deadline;
 use support::Site;
 
+/// A decision may take a minute: a machine that stops for a second is not what is tested.
+fn patient() -> Limits {
+    Limits { deadline_us: 60_000_000, ..Limits::default() }
+}
+
 #[test]
 fn allow_and_deny_come_with_reason_and_digest() {
     let site = Site::new().class("one", "").tenant("acme", "one", &[("gate", "hostile/selective")], "");
@@ -222,9 +227,9 @@ fn limits_are_those_of_the_manifest_within_what_class_and_tenant_give() {
         let (tenant, gate) = (support::tenant(tenant), support::policy("gate"));
         built.draft(source.clone(), tenant, gate, version, limits)
     };
-    let fuel = Limits { fuel: Some(u64::MAX >> 1), stack: 1 << 20, ..Limits::default() };
+    let fuel = Limits { fuel: Some(u64::MAX >> 1), stack: 1 << 20, ..patient() };
     support::write_signed(build("counts", 1, fuel), &site.bundle("counts", "gate"), &site.key);
-    let deep = Limits { stack: 512 << 10, ..Limits::default() };
+    let deep = Limits { stack: 512 << 10, ..patient() };
     support::write_signed(build("deep", 1, deep), &site.bundle("deep", "gate"), &site.key);
     let service = site.start();
     let outcome = |tenant: &str, bytes: &[u8]| service.ask(tenant, "gate", bytes).outcome;
@@ -371,7 +376,7 @@ fn what_was_random_can_be_asked_again_with_the_seed_in_the_log() {
     let component = compile::componentize(guest.as_bytes()).unwrap();
     let built = compile::build(&component, Terms::default(), &[Platform::host()]).unwrap();
     let (acme, gate) = (support::tenant("acme"), support::policy("gate"));
-    let draft = built.draft(component.clone(), acme, gate, 1, Limits::default());
+    let draft = built.draft(component.clone(), acme, gate, 1, patient());
     support::write_signed(draft, &site.bundle("acme", "gate"), &site.key);
     std::fs::write(site.path("gate.wasm"), component).unwrap();
     std::fs::write(site.path("question"), "").unwrap();
@@ -396,7 +401,7 @@ fn what_was_random_can_be_asked_again_with_the_seed_in_the_log() {
     assert_ne!(seed(one), seed(other));
     for line in [one, other] {
         let run = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
-            .args(["policy", "run", "--json", "--seed", &seed(line), "--opaque"])
+            .args(["policy", "run", "--json", "--deadline", "60s", "--seed", &seed(line), "--opaque"])
             .arg(service.site.path("question"))
             .arg(service.site.path("gate.wasm"))
             .output()
@@ -427,7 +432,7 @@ fn code_that_a_bundle_brings_is_not_run_outside_of_the_service() {
     let (good, source) = built("hostile/selective");
     let (evil, _) = built("hostile/canary");
     let (acme, gate) = (support::tenant("acme"), support::policy("gate"));
-    let mut draft = good.draft(source, acme, gate, 1, Limits::default());
+    let mut draft = good.draft(source, acme, gate, 1, patient());
     draft.compiled[0].cwasm = evil.code_for(Platform::host()).unwrap().to_vec();
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("gate");

@@ -330,11 +330,11 @@ fn host_functions_have_a_budget_in_each_decision() {
     }
 }
 
-/// There is one instance and somebody has it: a question that may wait for a second is refused after that, with a deadline
+/// There is one instance and somebody has it: a question that may wait for three seconds is refused after that, with a deadline
 /// of its own far away. One that may wait is there to show that the deadline would have been another answer.
 #[test]
 fn who_waits_too_long_is_refused_before_an_instance_is_made() {
-    let service = service("max_wait = \"1s\"", "threads = 1\ninstances = 1");
+    let service = service("max_wait = \"3s\"", "threads = 1\ninstances = 1");
     allowed(&service, "acme", b"allow");
     let mut loud = service.connect("globex");
     let spin = send(&mut loud, "globex", "gate", b"spin");

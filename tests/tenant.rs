@@ -54,7 +54,7 @@ fn uid() -> u32 {
 }
 
 fn add(name: &str) -> String {
-    format!("add {name} --class one --policy gate --uid {} --max-deadline 5s --default-deadline 2s", uid())
+    format!("add {name} --class one --policy gate --uid {} --max-deadline 60s --default-deadline 20s", uid())
 }
 
 fn command(site: &Site, arguments: &str) -> Command {

@@ -40,7 +40,7 @@ const TENANT: &str = "tenant";
 /// From now on events of this process go to standard error, with `role` in front. Only the first call counts.
 pub fn start(role: &str) {
     // An error means that there is a journal already; it goes on.
-    let _ = tracing::subscriber::set_global_default(journal(role, Sink::new(role, offer)));
+    let _ = tracing::subscriber::set_global_default(journal(role, Instant::now, Sink::new(role, offer)));
 }
 
 thread_local! {
@@ -58,11 +58,11 @@ fn one_more_left_out() {
     LEFT_OUT.set(LEFT_OUT.get().wrapping_add(1));
 }
 
-fn journal<W>(role: &str, writer: W) -> impl Subscriber + Send + Sync + use<W>
+fn journal<W>(role: &str, clock: fn() -> Instant, writer: W) -> impl Subscriber + Send + Sync + use<W>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let line = Line { role: role.into(), rate: Mutex::new(Rate::new(Instant::now())) };
+    let line = Line { role: role.into(), clock, rate: Mutex::new(Rate::new(clock())) };
     tracing_subscriber::fmt()
         .with_max_level(LEVEL)
         .with_writer(writer)
@@ -75,6 +75,7 @@ where
 /// How an event becomes a line.
 struct Line {
     role: Box<str>,
+    clock: fn() -> Instant,
     rate: Mutex<Rate>,
 }
 
@@ -92,7 +93,7 @@ where
         let allowed = match self.rate.lock() {
             Ok(mut rate) => {
                 let whose = whose(event, &rate);
-                rate.allow(Instant::now(), whose)
+                rate.allow((self.clock)(), whose)
             }
             // Somebody panicked while counting; the count does not matter then.
             Err(_) => Allowed::Yes { dropped: 0 },
@@ -259,7 +260,7 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, LazyLock};
 
     use super::rate::LINES_MAX;
     use super::*;
@@ -277,10 +278,16 @@ mod tests {
         }
     }
 
+    /// It stands still: all that is written here is written within one window, however busy the machine is.
+    fn clock() -> Instant {
+        static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *NOW
+    }
+
     fn written(events: impl FnOnce()) -> String {
         let page = Page::default();
         let writer = page.clone();
-        tracing::subscriber::with_default(journal("frontend", move || writer.clone()), events);
+        tracing::subscriber::with_default(journal("frontend", clock, move || writer.clone()), events);
         String::from_utf8(page.0.lock().unwrap().clone()).unwrap()
     }
 
@@ -358,7 +365,7 @@ mod tests {
 
     #[test]
     fn lines_that_nobody_takes_are_lost_and_counted() {
-        let journal = journal("worker", Sink::new("worker", reader));
+        let journal = journal("worker", clock, Sink::new("worker", reader));
         use Taken::{All, Nothing, Part};
         let mut answers = [All, Nothing, Nothing, Nothing, Nothing, All, Part, All, All];
         answers.reverse();

@@ -391,17 +391,22 @@ fn check_inherited(name: &str, path: &Path, descriptor: &OwnedFd) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
     use super::*;
 
-    fn place() -> (tempfile::TempDir, PathBuf) {
+    /// For one test at a time: whoever binds gives the whole process another umask meanwhile, and two at once may leave it so.
+    fn place() -> (MutexGuard<'static, ()>, tempfile::TempDir, PathBuf) {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("decide.sock");
-        (directory, path)
+        (alone, directory, path)
     }
 
     #[test]
     fn a_socket_is_bound_with_its_mode_and_removed() {
-        let (directory, path) = place();
+        let (_alone, directory, path) = place();
         let socket = bind(&path, 0o640).expect("bind");
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o640);
         UnixStream::connect(&path).expect("somebody listens");
@@ -414,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
-        let (_directory, path) = place();
+        let (_alone, _directory, path) = place();
         drop(UnixListener::bind(&path).expect("bind"));
         let socket = bind(&path, 0o600).expect("nobody listens on it");
         assert!(matches!(bind(&path, 0o600), Err(ListenError::InUse(_))));
@@ -424,7 +429,7 @@ mod tests {
 
     #[test]
     fn what_is_no_socket_stays() {
-        let (_directory, path) = place();
+        let (_alone, _directory, path) = place();
         fs::write(&path, "precious").expect("write");
         assert!(matches!(bind(&path, 0o600), Err(ListenError::NotASocket(_))));
         assert_eq!(fs::read_to_string(&path).expect("read"), "precious");
@@ -432,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_successors_socket_is_not_removed() {
-        let (directory, path) = place();
+        let (_alone, directory, path) = place();
         let sockets = Sockets {
             clients: bind(&path, 0o600).expect("bind"),
             operators: bind(&directory.path().join("o"), 0o600).expect("bind"),
@@ -465,7 +470,7 @@ mod tests {
 
     #[test]
     fn scrapers_sockets_are_told_apart_by_their_families_in_any_order() {
-        let (_directory, path) = place();
+        let (_alone, _directory, path) = place();
         let telemetry = |listen| Telemetry {
             listen,
             socket: path.clone(),
@@ -495,7 +500,7 @@ mod tests {
 
     #[test]
     fn an_inherited_socket_must_be_the_one_in_the_configuration() {
-        let (directory, path) = place();
+        let (_alone, directory, path) = place();
         let listener: OwnedFd = UnixListener::bind(&path).expect("bind").into();
         check_inherited(CLIENTS, &path, &listener).expect("the same");
         let error = check_inherited(CLIENTS, &directory.path().join("other"), &listener).expect_err("other");

@@ -32,11 +32,16 @@ fn module(function: &str, signature: &str, probe: &str) -> String {
     )
 }
 
+/// A decision may take a minute: a machine that stops for a second is not what is tested.
+pub(crate) fn patient() -> Granted {
+    Granted { deadline_us: Some(60_000_000), ..Granted::default() }
+}
+
 fn built(module: &str) -> Subject {
     let refused = build(module.as_bytes(), Terms::default(), &[]).expect_err("built without a stand-in");
     assert!(refused.to_string().contains("wasi_snapshot_preview1"), "{refused}");
     let component = componentize(module.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
-    opened(&component, &Granted::default())
+    opened(&component, &patient())
 }
 
 fn status(built: &Subject, seed: u8) -> u16 {

@@ -3,12 +3,12 @@
 use portcullis::compile::{Terms, build, componentize};
 use portcullis::decision::{Decision, Outcome, Refusal, TrapKind};
 use portcullis::engine::World;
-use portcullis::rehearsal::{Granted, Subject};
+use portcullis::rehearsal::Subject;
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
 use crate::policy::{self, opened};
-use crate::preview1::logged;
+use crate::preview1::{logged, patient};
 
 const NOW: u64 = 57_000_000_123;
 
@@ -90,7 +90,7 @@ fn built(component: &[u8]) -> Subject {
     let refused = build(component, Terms::default(), &[]).expect_err("built without a stand-in").to_string();
     assert!(refused.contains("imports \"wasi:"), "{refused}");
     let answered = componentize(component).unwrap();
-    opened(&answered, &Granted::default())
+    opened(&answered, &patient())
 }
 
 fn ask(built: &Subject, seed: u8) -> Decision {

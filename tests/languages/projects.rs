@@ -150,8 +150,9 @@ impl Project {
         }
     }
 
+    /// A decision may take a minute: a machine that stops for a second is not what is tested.
     pub(crate) fn build_with(&self, arguments: &[&str]) {
-        self.alone(self.script("build.sh").args(arguments));
+        self.alone(self.script("build.sh").args(arguments).args(["--deadline", "60s"]));
     }
 
     /// With nobody else in the directory that what is written in Rust is built in.

@@ -6,7 +6,7 @@ use portcullis::decision::{Decision, Outcome, Refusal};
 use portcullis::rehearsal::{Granted, Subject};
 
 use crate::policy::{self, opened};
-use crate::preview1::logged;
+use crate::preview1::{logged, patient};
 use crate::projects::Project;
 
 const NOW: u64 = 1_767_225_600_123_456_789;
@@ -27,7 +27,7 @@ fn a_standard_library_reaches_nothing() {
     let project = Project::new("go");
     std::fs::write(project.dir.join("policy.go"), include_str!("probe.go")).unwrap();
     let module = project.module();
-    let granted = Granted { memory: Some(16 << 20), ..Granted::default() };
+    let granted = Granted { memory: Some(16 << 20), ..patient() };
     let guest = opened(&componentize(&module).unwrap(), &granted);
     assert_eq!(guest.manifest.imports, ["clock", "log", "random"]);
 
@@ -89,7 +89,7 @@ fn reactor(initialize: &str) -> Vec<u8> {
 #[test]
 fn what_a_reactor_does_first_is_what_every_instance_begins_with() {
     let status = |component: &[u8]| {
-        let guest = opened(component, &Granted::default());
+        let guest = opened(component, &patient());
         [1, 2].map(|seed| ask(&guest, "", seed).obligations.status)
     };
     assert_eq!(status(&componentize(&reactor("")).unwrap()), [Some(110); 2]);

@@ -13,6 +13,8 @@ use crate::folder;
 
 /// Longest that a program may be silent: only met when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where an answer is expected: a machine that stops for a second is not what is tested.
+const PATIENT: [&str; 2] = ["--deadline", "60s"];
 
 /// A policy with functions that have names: allows, unless the first byte of what is asked says otherwise.
 const NAMED: &str = r#"(module
@@ -74,6 +76,11 @@ impl Desk {
     fn run(&self, arguments: &[&str]) -> Output {
         command(arguments).current_dir(self.0.path()).output().unwrap()
     }
+
+    /// The same where an answer is expected.
+    fn answered(&self, arguments: &[&str]) -> Output {
+        self.run(&[arguments, &PATIENT].concat())
+    }
 }
 
 fn command(arguments: &[&str]) -> Command {
@@ -128,7 +135,7 @@ fn the_policies_that_are_here_pass_and_each_form_of_the_report_says_so() {
     let desk = tempfile::tempdir().unwrap();
     let junit = desk.path().join("report.xml");
     let arguments = ["test", "hash", "ip-allowlist", "jwt-gate", "rate-class", "--json", "--junit"];
-    let output = command(&arguments).arg(&junit).current_dir(folder()).output().unwrap();
+    let output = command(&arguments).arg(&junit).args(PATIENT).current_dir(folder()).output().unwrap();
     let report = parsed(&output);
     assert_eq!((code(&output), &report["failed"]), (0, &json!(0)), "{}", complaint(&output));
     let passed = usize::try_from(report["passed"].as_u64().unwrap()).unwrap();
@@ -150,14 +157,14 @@ fn the_policies_that_are_here_pass_and_each_form_of_the_report_says_so() {
 #[test]
 fn a_case_that_differs_is_exit_code_1_and_the_difference_is_named() {
     let desk = Desk::new(&rate_class(), &gold("allow", Some(403)));
-    let output = desk.run(&["test", "--junit", "report.xml"]);
+    let output = desk.answered(&["test", "--junit", "report.xml"]);
     let text = out(&output);
     assert_eq!(code(&output), 1, "{text}");
     assert!(text.contains("FAILED gold (./cases.json:"), "{text}");
     assert!(text.contains("status: expected 403, found nothing"), "{text}");
     assert!(!text.contains("FAILED barred") && text.contains("passed 1 of 2 cases"), "{text}");
 
-    let report = parsed(&desk.run(&["test", "--json"]));
+    let report = parsed(&desk.answered(&["test", "--json"]));
     let case = &report["policies"][0]["cases"][0];
     assert_eq!(case["differences"], json!([{"what": "status", "expected": 403, "found": null}]));
     assert_eq!((&case["passed"], &report["failed"]), (&json!(false), &json!(1)));
@@ -168,17 +175,17 @@ fn a_case_that_differs_is_exit_code_1_and_the_difference_is_named() {
     assert_eq!(cases[0]["failure"], "status: expected 403, found nothing");
     assert!(cases[1]["failure"].is_null(), "{cases:?}");
 
-    let output = desk.run(&["test", "--filter", "barred"]);
+    let output = desk.answered(&["test", "--filter", "barred"]);
     assert_eq!((code(&output), out(&output).contains("1 left out")), (0, true), "{}", out(&output));
     desk.cases(&gold("allow", None));
-    assert_eq!(code(&desk.run(&["test"])), 0, "control: as it should be, it passes");
+    assert_eq!(code(&desk.answered(&["test"])), 0, "control: as it should be, it passes");
     // A folder of folders, all of them: one that nobody has built is not passed over.
     let above = tempfile::tempdir().unwrap();
     fs::create_dir(above.path().join("one")).unwrap();
     for file in ["policy.wasm", "cases.json"] {
         fs::copy(desk.path(file), above.path().join("one").join(file)).unwrap();
     }
-    let test = || command(&["test"]).arg(above.path()).output().unwrap();
+    let test = || command(&["test"]).arg(above.path()).args(PATIENT).output().unwrap();
     assert!(out(&test()).contains("all as expected: 2 cases"), "{:?}", test());
     fs::remove_file(above.path().join("one/policy.wasm")).unwrap();
     assert_eq!(code(&test()), 2);
@@ -231,6 +238,7 @@ struct Watching(Child, mpsc::Receiver<Value>);
 impl Watching {
     fn start(desk: &Desk) -> Self {
         let mut child = command(&["test", "--watch", "--json"])
+            .args(PATIENT)
             .current_dir(desk.0.path())
             .stdout(Stdio::piped())
             .spawn()
@@ -279,18 +287,19 @@ fn selective() -> PathBuf {
 fn one_question_is_answered_with_all_that_happened() {
     let desk = Desk::new(&selective(), &json!([]));
     fs::write(desk.path("question"), "log:a\u{1b}line").unwrap();
-    let output = desk.run(&["run", "policy.wasm", "--opaque", "question"]);
+    let output = desk.answered(&["run", "policy.wasm", "--opaque", "question"]);
     let text = out(&output);
     assert_eq!(code(&output), 0, "{}", complaint(&output));
     assert!(text.starts_with("allow\n") && text.contains("log info: a\\u{1b}line"), "{text}");
     assert!(text.contains("host calls: 1 of log") && text.contains("instructions, counted"), "{text}");
-    let answer = parsed(&desk.run(&["run", "policy.wasm", "--opaque", "question", "--json"]));
+    let answer = parsed(&desk.answered(&["run", "policy.wasm", "--opaque", "question", "--json"]));
     assert_eq!(answer["host_calls"], json!([{"log": {"level": "info", "message": "a\u{1b}line"}}]));
     assert!(answer["instructions"].as_u64().unwrap() > 100, "{answer}");
     assert_eq!(answer["policy"]["limits"]["memory"], 4 << 20);
     for (question, expected) in [("deny", 1), ("trap", 2)] {
         fs::write(desk.path("question"), question).unwrap();
-        assert_eq!(code(&desk.run(&["run", "policy.wasm", "--opaque", "question"])), expected, "{question}");
+        let output = desk.answered(&["run", "policy.wasm", "--opaque", "question"]);
+        assert_eq!(code(&output), expected, "{question}");
     }
     fs::write(desk.path("question"), "spin").unwrap();
     let output = desk.run(&["run", "policy.wasm", "--opaque", "question", "--deadline", "5ms"]);
@@ -312,10 +321,10 @@ fn what_was_recorded_is_played_again_and_differences_are_named() {
     let record = |seed: &str| {
         let arguments =
             ["run", "policy.wasm", "--opaque", "question", "--seed", seed, "--record", "record.json"];
-        assert_eq!(code(&desk.run(&arguments)), 0);
+        assert_eq!(code(&desk.answered(&arguments)), 0);
     };
     record("7");
-    let replay = || desk.run(&["run", "policy.wasm", "--replay", "record.json"]);
+    let replay = || desk.answered(&["run", "policy.wasm", "--replay", "record.json"]);
     let output = replay();
     assert_eq!((code(&output), out(&output).contains("the same as recorded")), (0, true), "{}", out(&output));
 
@@ -336,7 +345,7 @@ fn what_was_recorded_is_played_again_and_differences_are_named() {
     // What was recorded is a case as well.
     let recorded: Value = serde_json::from_str(&kept).unwrap();
     desk.cases(&json!([recorded["case"]]));
-    assert_eq!(code(&desk.run(&["test"])), 0);
+    assert_eq!(code(&desk.answered(&["test"])), 0);
     // Another policy is said to be one.
     fs::write(desk.path("record.json"), kept).unwrap();
     fs::copy(folder().join("hostile/trap.wasm"), desk.path("policy.wasm")).unwrap();
@@ -350,7 +359,7 @@ fn what_was_recorded_is_played_again_and_differences_are_named() {
 fn a_measurement_has_figures_of_both_engines_and_a_picture() {
     let desk = Desk::named();
     let measure = || {
-        let output = desk.run(&["bench", ".", "--runs", "300", "--flame", "flame.svg", "--json"]);
+        let output = desk.answered(&["bench", ".", "--runs", "300", "--flame", "flame.svg", "--json"]);
         assert_eq!(code(&output), 0, "{}", complaint(&output));
         (parsed(&output), fs::read_to_string(desk.path("flame.svg")).unwrap())
     };
@@ -375,7 +384,7 @@ fn a_measurement_has_figures_of_both_engines_and_a_picture() {
     let (again, same) = measure();
     assert_eq!((&again["instructions"], same), (&figures["instructions"], picture));
 
-    let text = out(&desk.run(&["bench", ".", "--runs", "10"]));
+    let text = out(&desk.answered(&["bench", ".", "--runs", "10"]));
     assert!(text.contains("In the engine that a worker has, 10 decisions:"), "{text}");
     assert!(text.contains("In an engine that counts:") && text.contains("of 64 KiB"), "{text}");
 }
@@ -404,14 +413,15 @@ fn a_bundle_is_tried_with_its_own_code_and_never_gets_more_than_it_asks_for() {
         "-o",
         "gate",
     ];
-    assert_eq!(code(&desk.run(&build)), 0);
-    let report = parsed(&desk.run(&["test", "gate", "--memory", "64MiB", "--json"]));
+    // The bundle as well, which gets no more time than it asks for either.
+    assert_eq!(code(&desk.answered(&build)), 0);
+    let report = parsed(&desk.answered(&["test", "gate", "--memory", "64MiB", "--json"]));
     let policy = &report["policies"][0]["policy"];
     assert_eq!(report["failed"], 0, "{report}");
     assert_eq!((&policy["version"], &policy["code"]), (&json!(7), &json!("as in the bundle")));
     assert_eq!(policy["limits"]["memory"], 2 << 20);
     // Control: the module by itself gets what is asked for here.
-    let report = parsed(&desk.run(&["test", "policy.wasm", "--memory", "64MiB", "--json"]));
+    let report = parsed(&desk.answered(&["test", "policy.wasm", "--memory", "64MiB", "--json"]));
     assert_eq!(
         (&report["failed"], &report["policies"][0]["cases"][1]["name"]),
         (&json!(1), &json!("beyond"))

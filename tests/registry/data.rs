@@ -75,8 +75,9 @@ fn install(
     data: &[&str],
 ) {
     let (source, built) = guest(answer);
-    let mut draft =
-        built.draft(source.clone(), tenant(tenant_name), policy(name), version, Limits::default());
+    // It may take a minute: a machine that stops for a second is not what is tested.
+    let limits = Limits { deadline_us: 60_000_000, ..Limits::default() };
+    let mut draft = built.draft(source.clone(), tenant(tenant_name), policy(name), version, limits);
     draft.data = data.iter().map(|name| (*name).to_owned()).collect();
     write_signed(draft, &site.bundle(tenant_name, name), &site.key);
 }

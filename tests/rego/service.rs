@@ -30,11 +30,12 @@ pub(crate) fn bad(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// Of a build for acme's policy gate, on this machine.
+/// Of a build for acme's policy gate, on this machine. A decision may take a minute: a machine that stops for a second is not what
+/// is tested.
 pub(crate) fn build<'a>(source: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let platform = if Platform::host() == Platform::LinuxArm64 { "linux/arm64" } else { "linux/amd64" };
     let who = ["build", source, "--tenant", "acme", "--policy", "gate", "--version", "1", "--out", out];
-    [&who[..], &["--platform", platform], more].concat()
+    [&who[..], &["--platform", platform, "--deadline", "60s"], more].concat()
 }
 
 pub(crate) fn text(path: &Path) -> &str {
