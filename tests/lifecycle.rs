@@ -159,6 +159,24 @@ fn two_hundred_reloads_lose_and_double_nothing() {
     assert!(service.status().frontend.carried_over >= 200, "{:?}", service.status().frontend);
 }
 
+/// There are sixteen columns for a class's generations to write their numbers into.
+#[test]
+fn a_generation_that_drains_for_long_keeps_no_other_from_starting() {
+    let mut site = one_class("");
+    site.service.push_str("drain = \"60s\"\n");
+    let service = site.start();
+    let first = serving(&service, "worker");
+    let (connection, _) = service.spinning("acme", Deadline::in_(PATIENCE));
+    for _ in 0..20 {
+        assert_eq!(service.reload(), None);
+    }
+    let drains = service.processes().into_iter().any(|one| one.pid == first.pid);
+    assert!(drains, "the control: it is still there");
+    ask_until_answered(&service);
+    drop(connection);
+    wait_until_gone(first.pid);
+}
+
 #[test]
 fn a_generation_is_renewed_by_its_number_of_decisions() {
     let service = one_class("renew_after_decisions = 100").start();

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::{DRAINING_MAX, Fleet};
+use crate::accounts;
 use crate::sandbox::privileges::ConfiguredLimits;
 use crate::supervisor::child::Child;
 use crate::supervisor::config::Identity;
@@ -46,7 +47,7 @@ impl Fleet {
                 Part::Worker(_) | Part::Builder(_) | Part::Gateway => {}
             }
             let Some(edition) = self.lineage(&part).wanted(&current, living, now) else { continue };
-            let generation = self.lineage(&part).start();
+            let generation = self.next_generation(&part);
             match self.start(&part, generation, &edition, now) {
                 Ok(child) => {
                     self.children.push(child);
@@ -72,6 +73,23 @@ impl Fleet {
                 }
             }
         }
+    }
+
+    /// A number whose column in the class's accounts is no living worker's: one may drain for longer than it takes so many
+    /// others to come and go.
+    fn next_generation(&mut self, part: &Part) -> u64 {
+        const COLUMNS: u64 = accounts::COLUMNS as u64;
+        let of_it = self.children.iter().filter(|child| child.part == *part);
+        let taken: Vec<u64> = of_it.map(|child| child.generation % COLUMNS).collect();
+        let mut generation = self.lineage(part).start();
+        // There are fewer living ones than columns, but nothing here has to rely on it.
+        for _ in 0..COLUMNS {
+            if !taken.contains(&(generation % COLUMNS)) {
+                break;
+            }
+            generation = self.lineage(part).start();
+        }
+        generation
     }
 
     pub(super) fn start(
