@@ -318,25 +318,23 @@ mod tests {
 
     /// The next to connect is welcomed to that class, and left once it has asked.
     async fn welcome_and_leave(listener: &UnixListener, class: &str) {
-        let mut stream = loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut hello = BytesMut::new();
-            while stream.read_buf(&mut hello).await.unwrap() > 0 {
-                if frame::next_frame(&mut hello, SERVER_FRAME_MAX).unwrap().is_some() {
-                    break;
-                }
-            }
-            // Somebody may have come and left before.
-            if stream.try_read(&mut [0]).is_err() {
-                break stream;
-            }
-        };
         let class = TrustClass::new(class).unwrap();
         let welcome = ServerFrame::Welcome { version: PROTOCOL_VERSION, class, generation: 1 };
         let mut bytes = BytesMut::new();
         frame::encode_frame(&welcome, &mut bytes, SERVER_FRAME_MAX).unwrap();
-        stream.write_all(&bytes).await.unwrap();
-        assert_eq!(stream.read(&mut [0]).await.unwrap(), 1);
+        // Somebody may have come and left before.
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut hello = BytesMut::new();
+            while frame::next_frame(&mut hello, SERVER_FRAME_MAX).unwrap().is_none()
+                && stream.read_buf(&mut hello).await.unwrap_or(0) > 0
+            {}
+            if stream.write_all(&bytes).await.is_ok()
+                && stream.read(&mut [0]).await.is_ok_and(|read| read == 1)
+            {
+                return;
+            }
+        }
     }
 
     #[tokio::test]
