@@ -249,6 +249,8 @@ fn nobody_outlives_the_supervisor_not_even_stopped() {
     let children: Vec<i32> = service.processes().iter().map(|one| one.pid).collect();
     assert!(children.len() >= 2, "{children:?}");
     let children: Vec<i32> = children.into_iter().filter(|pid| *pid != service.pid().as_raw()).collect();
+    // First, so that it does not see to those that are stopped.
+    service.suspend();
     for pid in &children {
         kill(Pid::from_raw(*pid), Signal::SIGSTOP).unwrap();
     }

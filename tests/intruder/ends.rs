@@ -17,7 +17,7 @@ pub(crate) fn nobody_outlives_the_supervisor_whoever_started_it() {
             let stand_in = StandIn::start(FIRST_CLASS_UID);
             if stopped {
                 // First, or it would end those that do not answer.
-                kill(service.pid(), Signal::SIGSTOP).expect("stop");
+                service.suspend();
                 let all = children.iter().map(|process| process.pid).chain([stand_in.pid()]);
                 all.for_each(|pid| kill(pid, Signal::SIGSTOP).expect("stop"));
             }

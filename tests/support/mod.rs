@@ -515,6 +515,16 @@ impl Service {
         kill(self.pid(), signal).unwrap();
     }
 
+    /// Stops the supervisor itself, and waits until it is: then it sees to nobody any more.
+    pub fn suspend(&self) {
+        self.signal(Signal::SIGSTOP);
+        let stat = format!("/proc/{}/stat", self.pid());
+        let patience = std::time::Instant::now() + PATIENCE;
+        while !fs::read_to_string(&stat).unwrap().rsplit_once(") ").unwrap().1.starts_with('T') {
+            assert!(std::time::Instant::now() < patience, "{stat}");
+        }
+    }
+
     /// Reloads, and waits until that has ended one way or the other. Returns the error if it was refused.
     pub fn reload(&self) -> Option<String> {
         // One that began before, perhaps of the service's own accord, may have read what was there before.
