@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use crate::programs::{find, free_port};
+use crate::ports::free_port;
+use crate::programs::find;
 use crate::service::Shop;
 use crate::stage::SOCKETS;
 

@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use crate::programs::{find, free_port};
+use crate::ports::free_port;
+use crate::programs::find;
 
 fn run(name: &str, program: &str) {
     let program = find(program);

@@ -25,6 +25,8 @@ mod envoy;
 mod examples;
 mod exchange;
 mod matrix;
+#[path = "../support/ports.rs"]
+mod ports;
 mod programs;
 mod service;
 mod smuggling;

