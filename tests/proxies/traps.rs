@@ -99,6 +99,12 @@ fn upgrades_are_handed_on_as_documented() {
     without("haproxy", |text| replaced(text, "http-request del-header upgrade\n", "\n"));
     without("haproxy-lua", |text| replaced(text, "http-request del-header upgrade\n", "\n"));
     without("caddy", |text| replaced(text, "request_header -Connection\n", "\n"));
+    // As documented for who needs websockets.
+    let websockets = |text: &str| {
+        let line = "http-request del-header upgrade";
+        replaced(text, line, &format!("{line} unless {{ req.hdr(upgrade) -i websocket }}"))
+    };
+    assert_eq!(handed_on(Door::named("haproxy"), websockets), [true, false]);
     let unnamed = |text: &str| replaced(text, "[\"unnamed\", ", "[");
     assert_eq!(handed_on(Door::named("traefik"), unnamed), [true, false]);
 }
